@@ -1,0 +1,121 @@
+"""Every error this package raises on purpose, each with the exit code it ends the command with.
+
+An error is an interface: ``str(error)`` is the one line a user sees after ``mkcfs: ``, in the form
+``SUBJECT: WHERE: WHAT``. Parsers fill in *what* and *where* (a line, a field, an offset); whoever opened
+the input adds the *subject* (a path) with :func:`naming`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class CfsError(Exception):
+    """Base of all deliberate errors: something failed (exit code 1).
+
+    ``what`` says what is wrong, ``where`` the place inside the input, ``subject`` the file or object it is
+    about, ``hint`` how to mend it.
+    """
+
+    exit_code: ClassVar[int] = 1
+    meaning: ClassVar[str] = "failed: input or output, bad format, missing input, network"
+
+    def __init__(
+        self, what: str, *, where: str | None = None, subject: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.subject = subject
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.subject, self.where, self.what) if part)
+
+
+class UsageError(CfsError):
+    """The command or call contradicts itself (exit code 2)."""
+
+    exit_code = 2
+    meaning = "usage: unknown or contradictory options or arguments"
+
+
+class CheckFailed(CfsError):
+    """Something was checked and found wrong (exit code 3)."""
+
+    exit_code = 3
+    meaning = "checked and found wrong: digest, signature, structure, missing or damaged object, difference"
+
+
+class Interrupted(CfsError):
+    """The user or a signal stopped the work (exit code 130)."""
+
+    exit_code = 130
+    meaning = "interrupted"
+
+
+class InputError(CfsError):
+    """A file, directory or stream could not be read, written or found."""
+
+
+class SourceChanged(InputError):
+    """A file of the source changed or vanished while it was read."""
+
+
+class StoreError(CfsError):
+    """An object store could not be used as one."""
+
+
+class FormatError(CfsError):
+    """Input bytes break the rules of their format."""
+
+
+class DumpError(FormatError):
+    """A composefs-dump(5) text breaks the rules (``where`` names line and field)."""
+
+
+class ImageError(FormatError):
+    """An EROFS or composefs image breaks the rules (``where`` names the offset or inode)."""
+
+
+class TreeError(FormatError):
+    """A file system tree cannot be expressed in the format asked for (``where`` names the path)."""
+
+
+class LimitExceeded(FormatError):
+    """Input is larger than the named maximum allows."""
+
+
+class Unsupported(CfsError):
+    """The kernel, the file system or a missing optional package cannot do what was asked."""
+
+
+def os_error(error: OSError, what: str, *, subject: str | None = None, hint: str | None = None) -> InputError:
+    """Translate an ``OSError`` met while doing *what* (``"cannot open"``) into an :class:`InputError`."""
+    why = error.strerror or str(error)
+    return InputError(f"{what}: {why}", subject=subject, hint=hint)
+
+
+@contextmanager
+def naming(subject: str | bytes | os.PathLike[str]) -> Iterator[None]:
+    """Give every :class:`CfsError` that leaves the block without a subject this one."""
+    try:
+        yield
+    except CfsError as error:
+        if error.subject is None:
+            error.subject = os.fsdecode(subject)
+        raise
+
+
+def exit_codes() -> dict[int, str]:
+    """Exit code to meaning, gathered from the error classes; the manual's table is made from it."""
+    codes = {0: "done"}
+    pending: list[type[CfsError]] = [CfsError]
+    while pending:
+        error = pending.pop()
+        codes.setdefault(error.exit_code, error.meaning)
+        pending.extend(error.__subclasses__())
+    return dict(sorted(codes.items()))

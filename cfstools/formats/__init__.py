@@ -1,0 +1,1 @@
+"""Bytes to trees and back: the dump text and composefs images."""
