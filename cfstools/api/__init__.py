@@ -1,0 +1,1 @@
+"""One module a verb: plain, documented arguments in, a report object out."""

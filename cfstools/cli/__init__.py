@@ -1,0 +1,1 @@
+"""The command ``mkcfs``: the only room that reads the environment, prints, prompts and exits."""

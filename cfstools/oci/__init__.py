@@ -1,0 +1,1 @@
+"""OCI and docker images as bytes: manifests, archives, a strict tar reader, layers."""

@@ -1,0 +1,1 @@
+"""Keys, signatures and the policy over them; the only importer of cryptography."""

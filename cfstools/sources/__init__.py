@@ -1,0 +1,1 @@
+"""Anything that can be built, opened as a tree."""

@@ -1,0 +1,1 @@
+"""fs-verity arithmetic: Merkle trees, descriptors and digests."""

@@ -204,7 +204,7 @@ class XattrEntry(NamedTuple):
     """The start of an xattr entry; name and value follow, zero padded to a multiple of 4."""
 
     name_length: int  # 0, u8
-    index: int  # 1, u8
+    prefix: int  # 1, u8: an XattrIndex
     value_length: int  # 2, u16
 
 
