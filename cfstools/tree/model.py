@@ -65,7 +65,7 @@ class Inode:
     gid: int = 0
     mtime_sec: int = 0
     mtime_nsec: int = 0
-    xattrs: Xattrs = NO_XATTRS
+    xattrs: Xattrs = field(default_factory=lambda: NO_XATTRS)
     nlink: int = 1
 
 
