@@ -1,1 +1,53 @@
-"""Hot loops: a pure Python truth and, where it was built, a C copy of it."""
+"""Hot loops: a pure Python truth and, where it was built, a C copy of it.
+
+Callers use the functions as attributes of this module (``native.hash_blocks(…)``), so that :func:`use` can
+exchange them. ``IMPLEMENTATION`` says which one is in use. The C copy is taken when it can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cfstools.errors import Unsupported, UsageError
+from cfstools.native import _pure
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from typing_extensions import Buffer
+
+IMPLEMENTATION: str = "pure"
+
+# hash_blocks(algorithm name, data, block size, salt prefix) -> the blocks' digests, one after another
+hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
+
+
+def use(name: str) -> None:
+    """Take the implementation *name*: ``"pure"``, ``"native"``, or ``"auto"`` for the fastest there is.
+
+    Raises ``Unsupported`` when the C copy is asked for but was not built. Not to be called while other
+    threads hash.
+    """
+    match name:
+        case "pure":
+            _bind("pure", _pure)
+        case "native" | "auto":
+            try:
+                _bind("native", importlib.import_module("cfstools.native._native"))
+            except ImportError as error:
+                if name == "native":
+                    raise Unsupported(f"the native functions are not available: {error}") from error
+                _bind("pure", _pure)
+        case _:
+            raise UsageError(f"unknown implementation {name!r}: pure, native or auto")
+
+
+def _bind(name: str, module: ModuleType) -> None:
+    global IMPLEMENTATION, hash_blocks  # noqa: PLW0603  (the one switch of the process, documented above)
+    IMPLEMENTATION = name
+    hash_blocks = module.hash_blocks
+
+
+use("auto")

@@ -1,1 +1,24 @@
 """fs-verity arithmetic: Merkle trees, descriptors and digests."""
+
+from cfstools.verity.algorithm import DEFAULT, MAX_BLOCK_SIZE, MAX_SALT_SIZE, Algorithm, Params
+from cfstools.verity.descriptor import DESCRIPTOR_SIZE, descriptor, file_digest, formatted_digest
+from cfstools.verity.files import digest_fd, digest_file, object_path, parse_digest
+from cfstools.verity.merkle import MerkleHasher, digest_bytes
+
+__all__ = [
+    "DEFAULT",
+    "DESCRIPTOR_SIZE",
+    "MAX_BLOCK_SIZE",
+    "MAX_SALT_SIZE",
+    "Algorithm",
+    "MerkleHasher",
+    "Params",
+    "descriptor",
+    "digest_bytes",
+    "digest_fd",
+    "digest_file",
+    "file_digest",
+    "formatted_digest",
+    "object_path",
+    "parse_digest",
+]

@@ -1,0 +1,112 @@
+"""Merkle trees over data that arrives in pieces or lies in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cfstools import native
+from cfstools.verity.algorithm import DEFAULT, Hash, Params
+from cfstools.verity.descriptor import file_digest
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Digests are gathered up to about this many bytes before they are hashed into the next level.
+_GATHER = 65536
+_ZEROS = bytes(65536)
+
+
+class MerkleHasher:
+    """The fs-verity digest of data fed piece by piece.
+
+    Memory is bounded by the number of levels times the larger of the block size and 64 KiB, whatever the length
+    of the data. Data that arrives in whole blocks is hashed where it lies.
+    """
+
+    def __init__(self, params: Params = DEFAULT) -> None:
+        self._params = params
+        self._size = 0
+        # Hash of the data block not yet full, or None between blocks.
+        self._partial: Hash | None = None
+        # _levels[k]: digests of level k (0: of data blocks) not yet hashed into level k + 1.
+        self._levels: list[bytearray] = [bytearray()]
+        self._flush_size = max(params.block_size, _GATHER)
+
+    @property
+    def size(self) -> int:
+        """Bytes fed so far."""
+        return self._size
+
+    def update(self, data: Buffer) -> None:
+        """Append *data*."""
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        params, block_size = self._params, self._params.block_size
+        fill = self._size % block_size
+        self._size += len(view)
+        if self._partial is not None:
+            head, view = view[: block_size - fill], view[block_size - fill :]
+            self._partial.update(head)
+            if fill + len(head) < block_size:
+                return
+            self._levels[0] += self._partial.digest()
+            self._partial = None
+        whole = len(view) // block_size * block_size
+        if whole:
+            self._levels[0] += native.hash_blocks(params.algorithm.value, view[:whole], block_size, params.salt_prefix)
+            self._flush()
+        if whole < len(view):
+            self._partial = params.algorithm.new(params.salt_prefix)
+            self._partial.update(view[whole:])
+
+    def digest(self) -> bytes:
+        """The digest of all data so far; more may follow."""
+        return file_digest(self._root_hash(), self._size, self._params)
+
+    def _flush(self) -> None:
+        """Hash the gathered digests, whole blocks only, into the levels above."""
+        params, block_size, levels = self._params, self._params.block_size, self._levels
+        level = 0
+        while len(levels[level]) >= self._flush_size:
+            pending = levels[level]
+            whole = len(pending) // block_size * block_size
+            hashes = native.hash_blocks(params.algorithm.value, bytes(pending[:whole]), block_size, params.salt_prefix)
+            del pending[:whole]
+            level += 1
+            if level == len(levels):
+                levels.append(bytearray())
+            levels[level] += hashes
+
+    def _root_hash(self) -> bytes:
+        params = self._params
+        if not self._size:
+            return bytes(params.algorithm.digest_size)
+        carried = b""
+        if self._partial is not None:
+            last = self._partial.copy()
+            missing = -self._size % params.block_size
+            while missing > 0:
+                last.update(_ZEROS[:missing])
+                missing -= len(_ZEROS)
+            carried = last.digest()
+        for pending in self._levels[:-1]:
+            carried = native.hash_blocks(
+                params.algorithm.value, bytes(pending) + carried, params.block_size, params.salt_prefix
+            )
+        return _reduce(bytes(self._levels[-1]) + carried, params)
+
+
+def digest_bytes(data: Buffer, params: Params = DEFAULT) -> bytes:
+    """The fs-verity digest of *data* (composefs format, section 5.1; empty data as the kernel does)."""
+    with memoryview(data) as view:
+        size = view.nbytes
+        if not size:
+            return file_digest(bytes(params.algorithm.digest_size), 0, params)
+        hashes = native.hash_blocks(params.algorithm.value, view, params.block_size, params.salt_prefix)
+    return file_digest(_reduce(hashes, params), size, params)
+
+
+def _reduce(hashes: bytes, params: Params) -> bytes:
+    """Hash a level into the next one until one digest, the root hash, is left."""
+    while len(hashes) > params.algorithm.digest_size:
+        hashes = native.hash_blocks(params.algorithm.value, hashes, params.block_size, params.salt_prefix)
+    return hashes
