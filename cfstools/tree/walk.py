@@ -1,0 +1,87 @@
+"""Going through a tree: every entry in order, every inode once, one entry by its path.
+
+All orders are depth-first with names in byte order, a directory before what it contains. Nothing here recurses,
+so trees may be as deep as memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cfstools.tree.model import Directory, Entry, HardLink, Leaf
+
+
+def iter_entries(root: Directory) -> Iterator[tuple[bytes, bytes, Entry]]:
+    """Yield ``(path, name, entry)`` for every name of the tree; the root comes first as ``(b"/", b"", root)``.
+
+    Paths start with ``/``. A directory's entries are looked at when the iterator is resumed after it, so a
+    caller may change ``entries`` of the directory just yielded, but not of one yielded before.
+    """
+    stack: list[tuple[bytes, bytes, Entry]] = [(b"/", b"", root)]
+    pop = stack.pop
+    while stack:
+        item = pop()
+        yield item
+        path, _, entry = item
+        if type(entry) is Directory:
+            prefix = path if path == b"/" else path + b"/"
+            stack += [(prefix + name, name, child) for name, child in sorted(entry.entries.items(), reverse=True)]
+
+
+def iter_directories(root: Directory) -> Iterator[Directory]:
+    """Yield every directory, the root first. Cheaper than :func:`iter_entries` where no path is needed."""
+    stack = [root]
+    pop = stack.pop
+    while stack:
+        directory = pop()
+        yield directory
+        children = [name for name, entry in directory.entries.items() if type(entry) is Directory]
+        children.sort(reverse=True)
+        for name in children:
+            child = directory.entries[name]
+            if type(child) is Directory:
+                stack.append(child)
+
+
+def iter_inodes(root: Directory) -> Iterator[Directory | Leaf]:
+    """Yield every inode once, where its primary name is; the root first."""
+    stack: list[Directory | Leaf] = [root]
+    pop = stack.pop
+    while stack:
+        inode = pop()
+        yield inode
+        if type(inode) is Directory:
+            entries = inode.entries
+            stack += [entry for _, entry in sorted(entries.items(), reverse=True) if not isinstance(entry, HardLink)]
+
+
+def inode_of(entry: Entry) -> Directory | Leaf:
+    """The inode an entry stands for, whether it is the primary name or a further one."""
+    return entry.inode if isinstance(entry, HardLink) else entry
+
+
+def lookup(root: Directory, path: bytes) -> Entry | None:
+    """Find the entry at *path*, or ``None``.
+
+    Slashes at either end and repeated ones do not matter, an empty path is the root. Symbolic links are not
+    followed and ``.`` and ``..`` are not special: a path through any of them is not found.
+    """
+    entry: Entry | None = root
+    for name in path.split(b"/"):
+        if name:
+            if type(entry) is not Directory:
+                return None
+            entry = entry.entries.get(name)
+    return entry
+
+
+def linked_paths(root: Directory) -> dict[Leaf, bytes]:
+    """Map each inode that has further names to the path of its primary name."""
+    linked = {entry.inode for _, _, entry in iter_entries(root) if isinstance(entry, HardLink)}
+    if not linked:
+        return {}
+    return {
+        entry: path
+        for path, _, entry in iter_entries(root)
+        if not isinstance(entry, HardLink | Directory) and entry in linked
+    }
