@@ -1,0 +1,79 @@
+# One word each, nothing to prepare: the first target that needs it makes the environment in .venv.
+#
+#   make demo        build, inspect and verify the image of a real root file system
+#   make test        the whole suite with coverage and its floors
+#   make check       format, lint, types, import layers, spelling
+#   make compat      only the comparison with the reference tools and the kernel
+#   make test-lower  a quick run over the lowest supported versions of the dependencies
+#   make bench       ours against the reference tools (ARGS=--quick for a short run)
+#   make wheel       the source archive and the wheel, in dist/
+#   make clean       remove what these targets made, but not the Debian roots in /var/cache/cfstools-tests
+
+PYTHON ?= python3
+VENV := .venv
+LOWER := .venv-lower
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOWER_READY := $(LOWER)/.ready
+PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c)
+PIP := -m pip --disable-pip-version-check --quiet
+WORKERS ?= auto
+ARGS ?=
+
+.PHONY: help demo test check compat test-lower bench wheel clean environment
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+environment: $(READY)
+
+# Dependency groups need pip 25.1; `venv` brings the one that came with Python.
+$(READY): $(PACKAGING)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cfstools needs Python 3.11 or later; set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@echo "making the environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
+	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP) install --editable . --group dev
+	@touch $@
+
+$(LOWER_READY): $(PACKAGING)
+	@echo "making the environment in $(LOWER)"
+	@test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	@$(LOWER)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@PYTHONWARNINGS=ignore $(LOWER)/bin/python $(PIP) install --editable . --group lower
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m examples.demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report= --coverage-floors $(ARGS)
+
+compat: $(READY)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/compat $(ARGS)
+
+test-lower: $(LOWER_READY)
+	@$(LOWER)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow and not reference and not kernel' $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+wheel: $(READY)
+	@$(BIN)/python $(PIP) install build
+	@rm -rf dist
+	@CFSTOOLS_NATIVE=require $(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf $(VENV) $(LOWER) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	find cfstools tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -f cfstools/native/*.so
