@@ -1,0 +1,71 @@
+"""Fixtures and rules for the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests import requirements
+from tests.coverage_floors import CoverageFloors
+from tests.reference import Reference
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if requirements.REQUIRE_ALL else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--coverage-floors", action="store_true", help="fail if a room is covered less than its floor (needs --cov)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--coverage-floors") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(CoverageFloors())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root"):
+        requirements.need_root()
+    if item.get_closest_marker("kernel"):
+        requirements.need_mounts("erofs", "overlay")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything is required to run, a skip that was not allowed is a failure."""
+    report = yield
+    allowed = hasattr(report, "wasxfail") or item.get_closest_marker("may_skip") is not None
+    if requirements.REQUIRE_ALL and report.skipped and not allowed:
+        report.outcome = "failed"
+        report.longrepr = f"skipped where everything must run: {call.excinfo and call.excinfo.value}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    """The reference tools, in a Debian root that is made once per machine."""
+    requirements.need_mounts()
+    return Reference(requirements.debian_root("reference"))
+
+
+@pytest.fixture(scope="session")
+def debian_tree() -> Path:
+    """The root of a minimal Debian 12, made once per machine: never change it."""
+    requirements.need_root()
+    return requirements.debian_root("bookworm")
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the user's environment says about dates and colours out of the tests."""
+    for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "CFS_PARSE_STRICT"):
+        monkeypatch.delenv(name, raising=False)
