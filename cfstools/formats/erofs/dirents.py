@@ -32,20 +32,21 @@ def group_names(names: Sequence[bytes]) -> list[tuple[int, int]]:
     return groups
 
 
+def groups_extent(names: Sequence[bytes], groups: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Whole blocks and tail bytes of a directory whose sorted *names* :func:`group_names` split into *groups*."""
+    last = _packed_size(names[groups[-1][0] :])
+    full = len(groups) - 1
+    return (full, last) if last <= TAIL_MAX else (full + 1, 0)
+
+
 def directory_extent(names: Collection[bytes]) -> tuple[int, int]:
     """Whole blocks and tail bytes that a directory with these names takes, before its inode is placed.
 
     *names* are all names of the directory, ``b"."`` and ``b".."`` among them, in any order. Placement never
     changes the result for directories: a tail of at most half a block always finds room.
     """
-    size = _packed_size(names)
-    blocks = 0
-    if size > BLOCK_SIZE:
-        ordered = sorted(names)
-        groups = group_names(ordered)
-        blocks = len(groups) - 1
-        size = _packed_size(ordered[groups[-1][0] :])
-    return (blocks, size) if size <= TAIL_MAX else (blocks + 1, 0)
+    ordered = sorted(names)
+    return groups_extent(ordered, group_names(ordered))
 
 
 def directory_size(names: Collection[bytes]) -> int:

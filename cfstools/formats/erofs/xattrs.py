@@ -1,0 +1,125 @@
+"""Extended attributes as the writer stores them: prefixes, the name filter, the shared table (section 4)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from cfstools.errors import TreeError
+from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.layout import BLOCK_SIZE, XattrIndex
+from cfstools.formats.erofs.nodes import Pair
+from cfstools.formats.erofs.xxh32 import xxh32
+
+# The reference tests the prefixes in this order and never writes index 5 (lustre).
+_WRITTEN_PREFIXES = [
+    (fmt.XATTR_PREFIXES[index], index)
+    for index in (
+        XattrIndex.USER,
+        XattrIndex.ACL_ACCESS,
+        XattrIndex.ACL_DEFAULT,
+        XattrIndex.TRUSTED,
+        XattrIndex.SECURITY,
+    )
+]
+_AREA_SIZE_MAX = fmt.XATTR_HEADER_SIZE + fmt.XATTR_UNIT * (0xFFFF - 1)
+
+
+def split_key(key: bytes) -> tuple[XattrIndex, bytes]:
+    """The prefix index and the stored name of a whole key (section 4.1); a pure prefix test."""
+    for prefix, index in _WRITTEN_PREFIXES:
+        if key.startswith(prefix):
+            return index, key[len(prefix) :]
+    return XattrIndex.NONE, key
+
+
+def filter_bit(index: int, name: bytes) -> int:
+    """The bit that an xattr of this name clears in the name filter (section 4.4)."""
+    return 1 << (xxh32(name, (fmt.XATTR_FILTER_SEED + index) & 0xFFFFFFFF) & 31)
+
+
+def entry_bytes(index: int, name: bytes, value: bytes) -> bytes:
+    """One xattr entry, padded to a multiple of 4 (section 4.2)."""
+    entry = fmt.XATTR_ENTRY.pack(len(name), index, len(value)) + name + value
+    return entry + bytes(-len(entry) % fmt.XATTR_UNIT)
+
+
+def sharing_order(pair: Pair) -> tuple[bytes, int, bytes]:
+    """Sort key of the shared table, to be used in reverse (section 4.3)."""
+    key, value = pair
+    return key, len(value), value
+
+
+class XattrTable:
+    """All xattrs of one image: which pairs are shared, how large each inode's area is, and its bytes.
+
+    :meth:`fix` must be called with the end of the inodes before :meth:`area` and :attr:`shared_bytes` are used,
+    because shared ids depend on where the table starts.
+    """
+
+    def __init__(self, areas: Iterable[Sequence[Pair]]) -> None:
+        counts: dict[Pair, int] = {}
+        seen = counts.get
+        for area in areas:
+            for pair in area:
+                counts[pair] = seen(pair, 0) + 1
+        self._keys: dict[bytes, tuple[XattrIndex, bytes, int]] = {}
+        offset = 0
+        entries = []
+        self._shared: dict[Pair, int] = {}
+        repeated = [pair for pair, count in counts.items() if count > 1]
+        for pair in sorted(repeated, key=sharing_order, reverse=True):
+            index, name, _ = self._key(pair[0])
+            entry = entry_bytes(index, name, pair[1])
+            self._shared[pair] = offset
+            entries.append(entry)
+            offset += len(entry)
+        self.shared_bytes = b"".join(entries)
+        self._ids: dict[Pair, int] = {}
+
+    def _key(self, key: bytes) -> tuple[XattrIndex, bytes, int]:
+        known = self._keys.get(key)
+        if known is None:
+            index, name = split_key(key)
+            known = self._keys[key] = (index, name, filter_bit(index, name))
+        return known
+
+    def area_size(self, xattrs: Sequence[Pair]) -> int:
+        """Size in bytes of an inode's xattr area: header, references, inline entries (section 4.4)."""
+        references = 0
+        inline = 0
+        for pair in xattrs:
+            if pair in self._shared and references < fmt.XATTR_SHARED_MAX:
+                references += 1
+            else:
+                inline += (fmt.XATTR_ENTRY.size + len(self._key(pair[0])[1]) + len(pair[1]) + 3) & -4
+        size = fmt.XATTR_HEADER_SIZE + fmt.XATTR_UNIT * references + inline
+        if size > _AREA_SIZE_MAX:
+            raise TreeError(f"extended attributes take {size} bytes, more than an inode can have")
+        return size
+
+    def fix(self, meta_end: int) -> None:
+        """Settle the shared ids for a table that starts at *meta_end* (section 4.3, rule 5)."""
+        base = meta_end % BLOCK_SIZE
+        self._ids = {pair: (base + offset) // fmt.XATTR_UNIT for pair, offset in self._shared.items()}
+
+    def area(self, xattrs: Sequence[Pair]) -> bytes:
+        """The bytes of an inode's xattr area; *xattrs* are sorted by key."""
+        name_filter = 0xFFFFFFFF
+        references: list[int] = []
+        entries = []
+        for pair in xattrs:
+            index, name, bit = self._key(pair[0])
+            name_filter &= ~bit
+            shared = self._ids.get(pair)
+            if shared is not None and len(references) < fmt.XATTR_SHARED_MAX:
+                references.append(shared)
+            else:
+                entries.append(entry_bytes(index, name, pair[1]))
+        return b"".join(
+            [
+                fmt.XATTR_HEADER.pack(name_filter, len(references)),
+                struct.pack(f"<{len(references)}I", *references),
+                *entries,
+            ]
+        )
