@@ -1,0 +1,107 @@
+"""Output files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from cfstools.errors import InputError, naming, os_error
+from cfstools.linux.files import link_tmpfile, open_tmpfile
+
+_MODE = 0o666  # minus the umask
+
+
+class Sink(Protocol):
+    """Where the bytes of an output go."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of *data*."""
+
+
+class _Descriptor:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+
+@contextmanager
+def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[Sink]:
+    """Open *path* for a new file that replaces the old one, durable and whole, when the block ends well.
+
+    Until then, and after an error or a kill, whatever was at *path* is untouched. A symbolic link is followed, so that
+    the file it names is the one replaced; a device or pipe is written in place. Raises InputError.
+    """
+    with naming(path):
+        try:
+            target = os.path.realpath(path)
+            kind = _kind(target)
+            if kind is not None and stat.S_ISDIR(kind):
+                raise InputError("is a directory, not a place for a file")
+            if kind is not None and not stat.S_ISREG(kind):
+                yield from _in_place(target)
+            else:
+                yield from _replace(target, mode)
+        except OSError as error:
+            raise os_error(error, "cannot write") from error
+
+
+def _kind(path: bytes) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _in_place(path: bytes) -> Iterator[Sink]:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield _Descriptor(fd)
+        with suppress(OSError):  # pipes and some devices cannot be synced
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _replace(path: bytes, mode: int) -> Iterator[Sink]:
+    directory, name = os.path.split(path)
+    directory_fd = os.open(directory or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        temporary = b".%s.%s.tmp" % (name[:200], secrets.token_hex(8).encode())
+        # A nameless file leaves nothing behind even when we are killed; where there is none, a named one is removed.
+        fd = open_tmpfile(directory_fd)
+        named = fd is None
+        if fd is None:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+        try:
+            yield _Descriptor(fd)
+            os.fchmod(fd, mode & ~_umask())
+            os.fsync(fd)
+            if not named:
+                link_tmpfile(fd, directory_fd, temporary)
+                named = True
+            os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            os.fsync(directory_fd)
+        except BaseException:
+            if named:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=directory_fd)
+            raise
+        finally:
+            os.close(fd)
+    finally:
+        os.close(directory_fd)
+
+
+def _umask() -> int:
+    # The only way to read the mask is to set it; /proc is not everywhere.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,5 @@
+"""``python -m cfstools.cli`` is ``mkcfs``."""
+
+from cfstools.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""The command table, loaded verb by verb, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from cfstools import __version__
+from cfstools.cli.session import Session
+from cfstools.errors import CfsError, Interrupted, UsageError
+
+_PIPE_CLOSED = 1
+
+# Verb to the module that holds it and its one-line help, so that listing verbs imports none of them.
+_VERBS: dict[str, tuple[str, str]] = {
+    "build": ("build", "Turn a directory or a dump into a composefs image."),
+    "inspect": ("inspect", "Say what an image is: versions, digest, counts, sizes."),
+    "ls": ("listing", "List the names in an image."),
+    "dump": ("listing", "Print an image as composefs-dump(5) text."),
+    "objects": ("listing", "List the objects images need, or those missing from stores."),
+    "digest": ("digest", "Print fs-verity digests of files."),
+    "completion": ("completion", "Print the shell completion script."),
+}
+
+
+class _Verbs(click.Group):
+    """A group that imports a verb's module when the verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"cfstools.cli.commands.{_VERBS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from cfstools.cli.versions import version_text
+
+    click.echo(version_text(__version__))
+    ctx.exit()
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 checked and found wrong, 130 interrupted.",
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print versions."
+)
+@click.option("-v", "--verbose", count=True, help="Say more on standard error.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on standard error.")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+@click.pass_context
+def mkcfs(ctx: click.Context, *, verbose: int, quiet: bool, debug: bool) -> None:
+    """Build, inspect, sign and verify composefs images.
+
+    A composefs image is a small read-only manifest of a root file system: every name, mode, owner, extended attribute
+    and link, and for each file the fs-verity digest of its contents, which are kept in an object store.
+    """
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet contradict each other")
+    ctx.obj = Session(verbosity=-1 if quiet else verbose, debug=debug)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run ``mkcfs`` and return its exit code; nothing raises out of here but a defect under ``--debug``."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Text taken from names may hold bytes that are not UTF-8; no output may fail for that.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return UsageError.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone; there is nobody left to tell. Keep the interpreter from flushing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    except (CfsError, KeyboardInterrupt, click.Abort, MemoryError, OSError) as error:
+        return _report(error, debug="--debug" in arguments)
+    return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """A polite termination unwinds like an interrupt, so that temporaries are removed."""
+    raise KeyboardInterrupt
+
+
+def _report(error: BaseException, *, debug: bool) -> int:
+    # The flag is looked for in the arguments because an error may come before click has parsed it.
+    if debug:
+        traceback.print_exception(error)
+    match error:
+        case CfsError():
+            shown: CfsError = error
+        case MemoryError():
+            shown = CfsError("out of memory")
+        case OSError():
+            # Output streams (a full disk behind a redirection); everything else is translated where it happens.
+            shown = CfsError(f"cannot write output: {error.strerror}")
+        case _:
+            shown = Interrupted("interrupted")
+    click.echo("mkcfs: " + str(shown).replace("\n", "\\n"), err=True)
+    if shown.hint:
+        click.echo(f"hint: {shown.hint}", err=True)
+    return shown.exit_code

@@ -1,0 +1,44 @@
+"""Results of verbs as frozen values, and their one JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import ClassVar
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Report:
+    """Base of all reports: frozen, keyword-only dataclasses whose fields are plain values or such dataclasses.
+
+    ``schema`` is raised when a field is removed or changes its meaning; new fields do not raise it.
+    """
+
+    schema: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, Json]:
+        """The report as JSON values, its ``schema`` number first. Bytes appear as hexadecimal text."""
+        body = to_json(self)
+        assert isinstance(body, dict)
+        return {"schema": self.schema, **body}
+
+
+def to_json(value: object) -> Json:
+    """*value* as JSON values: dataclasses by field, enums by value, bytes as hexadecimal text."""
+    match value:
+        case Enum():
+            return to_json(value.value)
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes():
+            return value.hex()
+        case Mapping():
+            return {str(to_json(key)): to_json(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [to_json(item) for item in value]
+        case _ if is_dataclass(value):
+            return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+        case _:
+            raise TypeError(f"no JSON form for {type(value).__name__}")
