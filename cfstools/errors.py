@@ -85,6 +85,18 @@ class TreeError(FormatError):
     """A file system tree cannot be expressed in the format asked for (``where`` names the path)."""
 
 
+class OciError(FormatError):
+    """An OCI or docker image, a manifest or a layer breaks the rules (``where`` names blob, layer or path)."""
+
+
+class TarError(FormatError):
+    """A tar archive breaks the rules (``where`` names the offset and the member)."""
+
+
+class CompressionError(FormatError):
+    """Compressed bytes are damaged, cut or followed by something else (``where`` names the offset)."""
+
+
 class LimitExceeded(FormatError):
     """Input is larger than the named maximum allows."""
 

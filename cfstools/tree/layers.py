@@ -1,0 +1,417 @@
+"""Layers applied, base first, to one tree: additions, replacements, whiteouts and hard links.
+
+A layer is staged whole before it touches the tree, because what a whiteout hides must not depend on where in
+the layer its marker stands: first all whiteouts are taken from the lower tree, then the entries are put in
+place in their order, then the hard links that refer forward. Contents pass by untouched; only inodes and
+names are held.
+
+Nothing here meets the host: ``..`` and symbolic links lead no further than the root of the tree. The rules are
+those of the OCI layer specification; where engines disagree the choice made is told as a warning, or refused
+when strict (OCI reading, sections 3.4 to 3.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cfstools.errors import FormatError, LimitExceeded, OciError
+from cfstools.tree.links import settle_links
+from cfstools.tree.model import Directory, Entry, HardLink, Leaf, Symlink
+from cfstools.tree.resolve import Dead, Find, Walk, normal_parts, shown
+
+MAX_ENTRIES = 1 << 24
+MAX_WARNINGS = 1000
+
+_MARKER = b".wh."
+_AUFS = b".wh..wh."
+_OPAQUE = b".wh..wh..opq"
+
+
+class LayerWarning(NamedTuple):
+    """Other tools would do something else here: the layer's label, the path from the root, and what differs."""
+
+    layer: str
+    path: bytes
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {shown(self.path)}: {self.text}"
+
+
+class LayerRules(NamedTuple):
+    """What a stack of layers tolerates: *allow_duplicates* lets the last of several entries of one name win,
+    *strict* turns each warning into an error, *max_entries* bounds the names of one tree."""
+
+    allow_duplicates: bool = False
+    strict: bool = False
+    max_entries: int = MAX_ENTRIES
+
+
+DEFAULT_RULES = LayerRules()
+
+
+class LayeredTree:
+    """A tree that grows layer by layer.
+
+    ``root`` is the tree so far, with the root as no layer described it: 0755, owner 0:0, time 0. ``root_described``
+    says whether a layer had an entry for the root itself. Call :meth:`layer` for each layer, base first, fill it,
+    :meth:`Layer.apply` it, and :meth:`finish` at the end. After an error the tree is of no more use.
+    """
+
+    def __init__(self, rules: LayerRules = DEFAULT_RULES) -> None:
+        self.root = Directory(mode=0o40755)
+        self.root_described = False
+        self.rules = rules
+        self.warnings: list[LayerWarning] = []
+        self.warnings_dropped = 0
+        self.linked = False
+        self.names = 0
+
+    def layer(self, label: str) -> Layer:
+        """Begin the next layer; *label* names it in warnings and errors."""
+        return Layer(self, label)
+
+    def warn(self, layer: str, path: bytes, text: str) -> None:
+        """Note a warning, or raise it as :class:`OciError` when strict. The first thousand are kept."""
+        warning = LayerWarning(layer, path, text)
+        if self.rules.strict:
+            raise OciError(text, where=f"{layer}: {shown(path)}")
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(warning)
+        else:
+            self.warnings_dropped += 1
+
+    def count(self, layer: str) -> None:
+        """One more name; raises :class:`LimitExceeded` beyond the maximum."""
+        self.names += 1
+        if self.names > self.rules.max_entries:
+            raise LimitExceeded(f"more than {self.rules.max_entries} entries", where=layer)
+
+    def finish(self) -> Directory:
+        """The finished tree, its hard links settled."""
+        if self.linked:
+            settle_links(self.root)
+        return self.root
+
+
+class _Whiteout(NamedTuple):
+    """A marker: the directory it stands in, the name it removes (``None``: all), its place among the entries."""
+
+    parent: list[bytes]
+    name: bytes | None
+    order: int
+
+
+class _LinkTo(NamedTuple):
+    """A hard link as staged: the components of its target."""
+
+    target: list[bytes]
+
+
+class Layer:
+    """One layer, staged: :meth:`add` and :meth:`add_link` its entries in their order, then :meth:`apply`."""
+
+    def __init__(self, tree: LayeredTree, label: str) -> None:
+        self._tree = tree
+        self._label = label
+        self._entries: list[tuple[bytes, Directory | Leaf | _LinkTo]] = []
+        self._whiteouts: list[_Whiteout] = []
+        self._symlinks: dict[bytes, Symlink] = {}
+        self._hidden: dict[bytes, Leaf] = {}
+        # What this layer put in place, by identity; the values keep the identities from being reused.
+        self._placed: dict[int, Entry] = {}
+        self._removed: dict[tuple[int, bytes], tuple[Entry, Directory]] = {}
+        self._implicit: dict[int, tuple[bytes, Directory, str]] = {}
+        self._followed: set[bytes] = set()
+        self._staged_directories: set[bytes] | None = None
+        self._parent_path: bytes | None = None
+        self._parent_directory = tree.root
+
+    # Staging
+
+    def add(self, path: bytes, inode: Directory | Leaf) -> None:
+        """Stage one entry, or take note of the whiteout that its name makes it.
+
+        Raises :class:`OciError` for paths and marker names that mean nothing, :class:`LimitExceeded` for too many.
+        """
+        parts = self._parts(path)
+        if b".wh." in path and self._is_marker(parts, inode):
+            return
+        if not parts and not isinstance(inode, Directory):
+            raise self._error("the root is not a directory", b"")
+        normal = b"/".join(parts)
+        if isinstance(inode, Symlink):
+            self._symlinks[normal] = inode
+        self._entries.append((normal, inode))
+
+    def add_link(self, path: bytes, target: bytes) -> None:
+        """Stage a hard link to *target*, a path from the root of the layer. Raises like :meth:`add`."""
+        parts = self._parts(path)
+        if b".wh." in path and self._is_marker(parts, None):
+            return
+        wanted = self._parts(target)
+        if not parts or parts == wanted:
+            raise self._error("hard link to itself" if parts else "the root is not a directory", b"/".join(parts))
+        self._entries.append((b"/".join(parts), _LinkTo(wanted)))
+
+    def _parts(self, path: bytes) -> list[bytes]:
+        try:
+            parts, climbed = normal_parts(path)
+        except OciError as error:
+            error.where = f"{self._label}: {error.where}"
+            raise
+        if climbed:
+            self._warn(b"/".join(parts), '".." in the path of the entry was resolved inside the root')
+        self._tree.count(self._label)
+        return parts
+
+    def _is_marker(self, parts: list[bytes], inode: Directory | Leaf | None) -> bool:
+        """Whether the entry is a marker, or below one, and noted as such."""
+        marker = next((index for index, part in enumerate(parts) if part.startswith(_MARKER)), None)
+        if marker is None:
+            return False
+        name, path = parts[marker], b"/".join(parts)
+        if name == _OPAQUE and marker == len(parts) - 1:
+            self._whiteouts.append(_Whiteout(parts[:marker], None, len(self._entries)))
+        elif name.startswith(_AUFS) and name != _OPAQUE:
+            # aufs' own files; its pool of link sources may be what hard links of this layer name.
+            if inode is not None and not isinstance(inode, Directory):
+                self._hidden[path] = inode
+        elif marker != len(parts) - 1:
+            raise self._error("an entry below a whiteout marker", path)
+        elif name[4:] in {b"", b".", b".."}:
+            raise self._error("a whiteout marker that names nothing", path)
+        else:
+            self._whiteouts.append(_Whiteout(parts[:marker], name[4:], len(self._entries)))
+        return True
+
+    # Applying
+
+    def apply(self) -> None:
+        """Apply the staged layer to the tree.
+
+        Raises :class:`OciError` for duplicates, for parents that are no directories and for hard links to nothing or
+        to directories; :class:`LimitExceeded` for too many or too deep directories.
+        """
+        self._warn_of_order()
+        for whiteout in self._whiteouts:
+            self._remove(whiteout)
+        forward = [(path, link) for path, link in self._place_all() if not self._link(path, link, lower_too=True)]
+        for path, link in forward:
+            if not self._link(path, link, lower_too=False):
+                raise self._error(f"hard link to {shown(b'/'.join(link.target))}, which does not exist", path)
+            self._warn(path, "hard link to a later entry of the layer: other tools refuse it")
+        for path, directory, text in self._implicit.values():
+            if id(directory) not in self._placed:
+                self._warn(path, text)
+
+    def _place_all(self) -> Iterator[tuple[bytes, _LinkTo]]:
+        """Put the entries in place, in order, and give out each hard link at its turn."""
+        for path, staged in self._entries:
+            if isinstance(staged, _LinkTo):
+                yield path, staged
+            else:
+                self._place(path, staged)
+
+    def _place(self, path: bytes, entry: Entry) -> None:
+        parent_path, _, name = path.rpartition(b"/")
+        if not name:
+            self._take_root(entry)
+            return
+        if parent_path != self._parent_path:
+            self._parent_directory = self._parent(parent_path)
+            self._parent_path = parent_path
+        entries = self._parent_directory.entries
+        existing = entries.get(name)
+        if existing is not None:
+            both = isinstance(existing, Directory) and isinstance(entry, Directory)
+            if id(existing) in self._placed:
+                self._duplicate(path, allowed=both)
+            if isinstance(existing, Directory):
+                if isinstance(entry, Directory):
+                    take_attributes(existing, entry)
+                    self._placed[id(existing)] = existing
+                    return
+                self._check_bare(existing, path)
+            # What was reached by way of the old entry, a directory or a link, is no longer there.
+            self._parent_path = None
+        entries[name] = entry
+        self._placed[id(entry)] = entry
+
+    def _take_root(self, entry: Entry) -> None:
+        assert isinstance(entry, Directory)
+        if id(self._tree.root) in self._placed:
+            self._duplicate(b"", allowed=True)
+        take_attributes(self._tree.root, entry)
+        self._placed[id(self._tree.root)] = self._tree.root
+        self._tree.root_described = True
+
+    def _duplicate(self, path: bytes, *, allowed: bool = False) -> None:
+        if not (allowed or self._tree.rules.allow_duplicates):
+            raise OciError(
+                "two entries of one name in a layer",
+                where=f"{self._label}: {shown(path)}",
+                hint="--allow-duplicates lets the last one win",
+            )
+        self._warn(path, "two entries of one name in the layer: the last one wins")
+
+    def _check_bare(self, directory: Directory, path: bytes) -> None:
+        """A directory about to be replaced by something else must not hold entries of this very layer."""
+        pending = [directory]
+        while pending:
+            for entry in pending.pop().entries.values():
+                if id(entry) in self._placed:
+                    self._duplicate(path)
+                    return
+                if isinstance(entry, Directory):
+                    pending.append(entry)
+
+    # Hard links
+
+    def _link(self, path: bytes, link: _LinkTo, *, lower_too: bool) -> bool:
+        """Place the link if its target is there: in the tree as it stands, or hidden by a whiteout of this layer."""
+        inode = self._target(path, link.target, lower_too=lower_too)
+        if inode is None:
+            return False
+        self._place(path, HardLink(inode))
+        self._tree.linked = True
+        return True
+
+    def _target(self, path: bytes, target: list[bytes], *, lower_too: bool) -> Leaf | None:
+        hidden = self._hidden.get(b"/".join(target))
+        if hidden is not None:
+            return hidden
+        found = self._lookup(target, self._present)
+        if found is None and lower_too and self._removed:
+            found = self._lookup(target, self._before)
+            if found is not None:
+                self._warn(path, "hard link to a file that this layer removes: some tools refuse it")
+        elif found is not None and id(found) not in self._placed:
+            self._warn(path, "hard link to a file of a lower layer: some tools refuse it")
+        if isinstance(found, HardLink):
+            return found.inode
+        if isinstance(found, Directory):
+            raise self._error("hard link to a directory", path)
+        return found
+
+    def _lookup(self, target: list[bytes], find: Find) -> Entry | None:
+        if not target:
+            return self._tree.root
+        directory = self._walk(target[:-1], find)
+        return None if isinstance(directory, Dead) else find(directory, target[-1], [])
+
+    @staticmethod
+    def _present(directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:  # noqa: ARG004
+        return directory.entries.get(name)
+
+    def _before(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:  # noqa: ARG002
+        """What was there before this layer's whiteouts."""
+        removed = self._removed.get((id(directory), name))
+        return removed[0] if removed else directory.entries.get(name)
+
+    # Whiteouts
+
+    def _remove(self, whiteout: _Whiteout) -> None:
+        parent = self._walk(whiteout.parent, self._lower)
+        if isinstance(parent, Dead):
+            return
+        entries = parent.entries
+        names = list(entries) if whiteout.name is None else [whiteout.name]
+        for name in names:
+            entry = entries.pop(name, None)
+            if entry is not None:
+                self._removed[id(parent), name] = (entry, parent)
+
+    def _lower(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:
+        """An entry of the lower tree as a whiteout sees it: through the directories and links this layer puts there."""
+        entry = directory.entries.get(name)
+        if not self._symlinks and not isinstance(entry, Symlink | HardLink):
+            return entry
+        path = b"/".join([*names, name])
+        if self._staged_directories is None:
+            self._staged_directories = {path for path, staged in self._entries if isinstance(staged, Directory)}
+        if path in self._staged_directories:
+            return entry if isinstance(entry, Directory) else None
+        return self._symlinks.get(path) or entry
+
+    def _warn_of_order(self) -> None:
+        """Tell of markers whose effect on this layer's own entries depends on the tool."""
+        if not self._whiteouts:
+            return
+        markers = {
+            (b"/".join([*mark.parent, mark.name]), mark.order) for mark in self._whiteouts if mark.name is not None
+        }
+        opaque = {b"/".join(mark.parent): mark.order for mark in self._whiteouts if mark.name is None}
+        removed = dict(markers)
+        for order, (path, staged) in enumerate(self._entries):
+            mark = removed.get(path)
+            if mark is not None and mark > order:
+                self._warn(
+                    path, "a whiteout of the same name follows in the layer: the new entry stays, some tools drop it"
+                )
+            elif mark is not None and isinstance(staged, Directory):
+                self._warn(
+                    path, "whiteout and new directory in one layer: lower contents are hidden, some tools show them"
+                )
+            if opaque and opaque.get(path.rpartition(b"/")[0] if path else b"\0", -1) > order:
+                self._warn(path, "an opaque marker follows in the layer: the new entry stays, some tools drop it")
+
+    # Walking
+
+    def _parent(self, path: bytes) -> Directory:
+        """The directory of that path, made where it is missing."""
+        if not path:
+            return self._tree.root
+        directory = self._walk(path.split(b"/"), self._made)
+        if isinstance(directory, Dead):
+            raise self._error("the parent of an entry is not a directory", path)
+        return directory
+
+    def _made(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry:
+        entry = directory.entries.get(name)
+        if entry is None:
+            self._tree.count(self._label)
+            entry = directory.entries[name] = Directory(mode=0o40755)
+            text = "missing parent directory made as 0755, owner 0:0, time 0: some tools refuse it"
+            self._implicit[id(entry)] = (b"/".join([*names, name]), entry, text)
+        elif isinstance(entry, Directory) and (entry.mode, entry.uid, entry.gid) != (0o40755, 0, 0):
+            text = "the layer has no entry for this parent: it keeps its attributes, some tools reset them to 0755"
+            self._implicit.setdefault(id(entry), (b"/".join([*names, name]), entry, text))
+        return entry
+
+    def _walk(self, parts: list[bytes], find: Find) -> Directory | Dead:
+        try:
+            return Walk(self._tree.root, find, self._follow).to(parts)
+        except FormatError as error:
+            error.where = f"{self._label}: {error.where or shown(b'/'.join(parts))}"
+            raise
+
+    def _follow(self, path: bytes, link: Symlink) -> None:
+        if path in self._followed:
+            return
+        self._followed.add(path)
+        if id(link) in self._placed or self._symlinks.get(path) is link:
+            self._warn(
+                path, "a symbolic link of this layer stands for a parent directory: followed, some tools refuse it"
+            )
+        else:
+            self._warn(
+                path, "a symbolic link of a lower layer stands for a parent directory: followed, some tools replace it"
+            )
+
+    # Telling
+
+    def _warn(self, path: bytes, text: str) -> None:
+        self._tree.warn(self._label, path, text)
+
+    def _error(self, what: str, path: bytes) -> OciError:
+        return OciError(what, where=f"{self._label}: {shown(path)}")
+
+
+def take_attributes(directory: Directory, other: Directory) -> None:
+    """Give *directory* the mode, owner, time and extended attributes of *other*; its entries stay."""
+    directory.mode = other.mode
+    directory.uid, directory.gid = other.uid, other.gid
+    directory.mtime_sec, directory.mtime_nsec = other.mtime_sec, other.mtime_nsec
+    directory.xattrs = other.xattrs
