@@ -28,6 +28,27 @@ def iter_entries(root: Directory) -> Iterator[tuple[bytes, bytes, Entry]]:
             stack += [(prefix + name, name, child) for name, child in sorted(entry.entries.items(), reverse=True)]
 
 
+def iter_names(root: Directory) -> Iterator[tuple[Directory, bytes, Entry]]:
+    """Yield ``(parent, name, entry)`` for every name but the root's, without making paths.
+
+    The entry just yielded may be replaced in its parent by another that is not a directory.
+    """
+    stack: list[tuple[Directory, bytes, Entry]] = []
+    pop = stack.pop
+    directory = root
+    while True:
+        stack += [(directory, name, entry) for name, entry in sorted(directory.entries.items(), reverse=True)]
+        while stack:
+            item = pop()
+            yield item
+            entry = item[2]
+            if type(entry) is Directory:
+                directory = entry
+                break
+        else:
+            return
+
+
 def iter_directories(root: Directory) -> Iterator[Directory]:
     """Yield every directory, the root first. Cheaper than :func:`iter_entries` where no path is needed."""
     stack = [root]

@@ -1,0 +1,163 @@
+r"""Patterns that name entries of a tree, the same for walks and for filters.
+
+A pattern is matched, byte for byte, against a path relative to the tree's root or against a name, and always
+against the whole of it. Names that begin with a dot are not special.
+
+==============  ==============================================================================================
+``*``           any run of bytes without ``/``, also none
+``?``           one byte other than ``/`` (a character outside ASCII is several bytes)
+``[a-z]``       one byte of the set; ``[!a-z]`` or ``[^a-z]`` one byte outside it; never ``/``; a ``]`` that comes
+                first is itself
+``\c``          the byte *c* itself, in a set too
+``**``          as a whole component: any number of components, also none; last: whatever is below.
+                Elsewhere: any run of bytes, ``/`` too
+==============  ==============================================================================================
+
+A pattern with a ``/`` at its start or inside is anchored: it is matched against the whole path (a leading ``/``
+changes nothing else). Without one it is matched against the name alone, at any depth. A trailing ``/`` restricts
+it to directories. The root itself is never matched, and a directory that matches stands for all it contains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from cfstools.errors import UsageError
+
+MAX_PATTERN = 8192
+
+_Match = Callable[[bytes], object]
+_SLASH = ord("/")
+_NOTHING = b"(?!)"
+
+
+class GlobSet:
+    """Several patterns tried together. Raises :class:`UsageError` for one that is malformed."""
+
+    __slots__ = ("_directory_names", "_directory_paths", "_names", "_paths", "patterns")
+
+    def __init__(self, patterns: Iterable[bytes] = ()) -> None:
+        self.patterns = tuple(patterns)
+        groups: dict[tuple[bool, bool], list[bytes]] = {}
+        for pattern in self.patterns:
+            anchored, only_directories, expression = _translate(pattern)
+            groups.setdefault((anchored, only_directories), []).append(expression)
+        self._names = _compile(groups.get((False, False)))
+        self._paths = _compile(groups.get((True, False)))
+        self._directory_names = _compile(groups.get((False, True)))
+        self._directory_paths = _compile(groups.get((True, True)))
+
+    def __bool__(self) -> bool:
+        return bool(self.patterns)
+
+    def __repr__(self) -> str:
+        return f"GlobSet({self.patterns!r})"
+
+    def matches(self, path: bytes, name: bytes) -> bool:
+        """Whether an entry of any kind at *path* (relative, no ``/`` at either end) with this *name* is meant."""
+        return bool(self._names(name) or self._paths(path))
+
+    def matches_directory(self, path: bytes, name: bytes) -> bool:
+        """Whether a directory there is meant: :meth:`matches`, and patterns with a trailing ``/``."""
+        return bool(self.matches(path, name) or self._directory_names(name) or self._directory_paths(path))
+
+
+def _compile(expressions: list[bytes] | None) -> _Match:
+    return re.compile(b"|".join(expressions or [_NOTHING]), re.DOTALL).fullmatch
+
+
+def _translate(pattern: bytes) -> tuple[bool, bool, bytes]:
+    """Whether the pattern is anchored, whether it is for directories only, and its regular expression."""
+    if len(pattern) > MAX_PATTERN:
+        raise UsageError(f"a pattern is {len(pattern)} bytes long, allowed are {MAX_PATTERN}")
+    body = pattern.removesuffix(b"/")
+    anchored = b"/" in body
+    components = body.removeprefix(b"/").split(b"/")
+    if not {b"", b".", b".."}.isdisjoint(components):
+        raise _bad(pattern, "a component that is empty, '.' or '..' matches nothing")
+    *parents, last = components
+    parts = [rb"(?:[^/]+/)*" if name == b"**" else _Component(pattern, name).translate() + b"/" for name in parents]
+    parts.append(rb".+" if last == b"**" else _Component(pattern, last).translate())
+    return anchored, body != pattern, b"".join(parts)
+
+
+def _bad(pattern: bytes, why: str) -> UsageError:
+    return UsageError(f"bad pattern {pattern.decode('utf-8', 'backslashreplace')!r}: {why}")
+
+
+class _Component:
+    """One component of a pattern while it is translated."""
+
+    def __init__(self, pattern: bytes, component: bytes) -> None:
+        self._pattern = pattern
+        self._component = component
+        self._at = 0
+
+    def translate(self) -> bytes:
+        parts = []
+        while self._at < len(self._component):
+            byte = self._next()
+            match byte:
+                case b"*":
+                    parts.append(self._star())
+                case b"?":
+                    parts.append(rb"[^/]")
+                case b"[":
+                    parts.append(self._set())
+                case b"\\":
+                    parts.append(re.escape(self._quoted()))
+                case _:
+                    parts.append(re.escape(byte))
+        return b"".join(parts)
+
+    def _peek(self) -> bytes:
+        return self._component[self._at : self._at + 1]
+
+    def _next(self) -> bytes:
+        byte = self._peek()
+        self._at += 1
+        return byte
+
+    def _quoted(self) -> bytes:
+        byte = self._next()
+        if not byte:
+            raise _bad(self._pattern, "a backslash quotes nothing")
+        return byte
+
+    def _star(self) -> bytes:
+        expression = rb"[^/]*"
+        while self._peek() == b"*":
+            self._at += 1
+            expression = rb".*"
+        return expression
+
+    def _set(self) -> bytes:
+        negated = self._peek() in {b"!", b"^"}
+        if negated:
+            self._at += 1
+        members: set[int] = set()
+        first = True
+        while first or self._peek() != b"]":
+            low = self._member()
+            high = low
+            if self._peek() == b"-" and self._component[self._at + 1 : self._at + 2] not in {b"]", b""}:
+                self._at += 1
+                high = self._member()
+            if high < low:
+                raise _bad(self._pattern, "a range in a set runs backwards")
+            members.update(range(low, high + 1))
+            first = False
+        self._at += 1
+        if negated:
+            members = set(range(256)) - members
+        members.discard(_SLASH)
+        return b"[" + b"".join(b"\\x%02x" % byte for byte in sorted(members)) + b"]" if members else _NOTHING
+
+    def _member(self) -> int:
+        byte = self._next()
+        if not byte:
+            raise _bad(self._pattern, "a set is not closed by ']' (write '\\[' for the byte itself)")
+        if byte == b"[" and self._peek() == b":":
+            raise _bad(self._pattern, "named classes are not supported in sets")
+        return self._quoted()[0] if byte == b"\\" else byte[0]
