@@ -80,7 +80,7 @@ def plan_image(
     planner = _Planner(algorithm=algorithm)
     nodes = planner.plan(root)
     version = select_version(min_version, max_version, has_whiteout=bool(planner.whiteout_parents))
-    planner.mark_parents(version)
+    planner.mark_parents(root, version)
     header = fmt.ComposefsHeader(
         magic=fmt.COMPOSEFS_MAGIC,
         header_version=fmt.COMPOSEFS_HEADER_VERSION,
@@ -121,7 +121,7 @@ class _Planner:
     nodes: list[Node] = field(default_factory=list)
     inodes: list[Inode | None] = field(default_factory=list)  # parallel to nodes; None for automatic whiteouts
     links: list[tuple[list[tuple[bytes, Node]], int, HardLink]] = field(default_factory=list)
-    whiteout_parents: list[Node] = field(default_factory=list)
+    whiteout_parents: list[tuple[Node, Directory]] = field(default_factory=list)
     rewritten: dict[int, tuple[Xattrs, list[Pair]]] = field(default_factory=dict)
 
     def plan(self, root: Directory) -> list[Node]:
@@ -156,6 +156,7 @@ class _Planner:
         fixed = {b".": node, b"..": parent, **hiding}
         children: list[tuple[bytes, Node]] = []
         subdirectories = []
+        has_whiteout = False
         for name in sorted(entries.keys() | fixed.keys()):
             entry = entries.get(name)
             if entry is None:
@@ -172,9 +173,11 @@ class _Planner:
                 self._append(child, entry)
                 if isinstance(entry, Directory):
                     subdirectories.append((child, entry, node))
-                elif isinstance(entry, Device) and entry.is_whiteout and node not in self.whiteout_parents[-1:]:
-                    self.whiteout_parents.append(node)
+                elif isinstance(entry, Device) and entry.is_whiteout:
+                    has_whiteout = True
             children.append((name, child))
+        if has_whiteout:
+            self.whiteout_parents.append((node, directory))
         node.children = children
         node.nlink = 2 + len(subdirectories)
         return subdirectories
@@ -190,13 +193,13 @@ class _Planner:
                 raise _Rejected(link, "hard link to an inode that is not in the tree")
             children[position] = (children[position][0], target)
 
-    def mark_parents(self, version: int) -> None:
-        """Mark directories that hold whiteouts (section 4.6), with the reference's account of space (Q5).
-
-        Raises TreeError, without a path, where that account refuses.
-        """
-        for node in self.whiteout_parents:
-            node.xattrs = _marked(node.xattrs, PARENT_MARKS_V1 if version == 1 else PARENT_MARKS)
+    def mark_parents(self, root: Directory, version: int) -> None:
+        """Mark directories that hold whiteouts (section 4.6); TreeError where the account of space refuses (Q5)."""
+        for node, directory in self.whiteout_parents:
+            try:
+                node.xattrs = _marked(node.xattrs, PARENT_MARKS_V1 if version == 1 else PARENT_MARKS)
+            except TreeError as error:
+                raise TreeError(error.what, where=_path_text(root, directory)) from None
 
     def _node(self, inode: Directory | Leaf) -> Node:
         if (inode.uid | inode.gid | inode.nlink | inode.mtime_nsec) >> 32 or (inode.mtime_sec + (1 << 63)) >> 64:
