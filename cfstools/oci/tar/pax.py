@@ -1,0 +1,154 @@
+"""PAX extended headers: records and what they say about the next member (OCI reading, section 3.3)."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from cfstools.errors import TarError
+from cfstools.oci.tar.member import TarLimits, label
+from cfstools.oci.tar.numbers import parse_decimal, parse_time
+
+_SCHILY = b"SCHILY.xattr."
+_LIBARCHIVE = b"LIBARCHIVE.xattr."
+_SPARSE = b"GNU.sparse."
+_SELINUX = b"security.selinux"
+_LENGTH_DIGITS = 10
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+# Where a key names a text, a NUL would let two readers see two texts.
+_TEXT_KEYS = frozenset((b"path", b"linkpath", b"uname", b"gname", b"GNU.sparse.name"))
+
+
+@dataclass(slots=True, eq=False)
+class Extension:
+    """What extended headers said about one member; ``None`` or empty where they said nothing."""
+
+    path: bytes | None = None
+    linkpath: bytes | None = None
+    size: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime: tuple[int, int] | None = None
+    devmajor: int | None = None
+    devminor: int | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    sparse: dict[bytes, bytes] = field(default_factory=dict)  # GNU.sparse.* without the prefix
+    sparse_list: list[bytes] = field(default_factory=list)  # version 0.0: offset, length, offset, …
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether any record speaks of a sparse file."""
+        return bool(self.sparse or self.sparse_list)
+
+
+def parse_records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Split extended header data into (key, value), in order.
+
+    A record is ``LENGTH KEY=VALUE\\n`` where LENGTH counts the whole record; values are any bytes. Raises
+    :class:`TarError`.
+    """
+    records = []
+    at = 0
+    total = len(data)
+    while at < total:
+        space = data.find(b" ", at, at + _LENGTH_DIGITS + 1)
+        digits = data[at:space] if space > 0 else b""
+        if not digits.isdigit():
+            raise TarError(f"a PAX record at byte {at} of its header has no length")
+        end = at + int(digits)
+        if end > total:
+            raise TarError(f"a PAX record at byte {at} of its header is longer than the header")
+        equals = data.find(b"=", space + 1, end - 1)
+        if equals <= space + 1 or data[end - 1] != 0x0A:
+            raise TarError(f"a PAX record at byte {at} of its header is not LENGTH KEY=VALUE and a newline")
+        key, value = data[space + 1 : equals], data[equals + 1 : end - 1]
+        if 0 in key or (key in _TEXT_KEYS and 0 in value):
+            raise TarError(f"PAX record {label(key)} holds a NUL")
+        records.append((key, value))
+        at = end
+    return records
+
+
+def interpret(records: list[tuple[bytes, bytes]], limits: TarLimits) -> Extension:
+    """What *records* say about a member. The last of equal keys holds; an empty value leaves the header's.
+
+    Attributes come from ``SCHILY.xattr.``, then ``LIBARCHIVE.xattr.``, then ``RHT.security.selinux``. Raises
+    :class:`TarError`.
+    """
+    result = Extension()
+    encoded: dict[bytes, bytes] = {}
+    context = b""
+    for key, value in records:
+        if key.startswith(_SCHILY):
+            result.xattrs[key[len(_SCHILY) :]] = value
+        elif key.startswith(_LIBARCHIVE):
+            encoded[key[len(_LIBARCHIVE) :]] = value
+        elif key.startswith(_SPARSE):
+            _take_sparse(result, key[len(_SPARSE) :], value)
+        elif key == b"RHT.security.selinux":
+            context = value
+        elif value and key in _PLAIN:
+            _take_plain(result, key, value)
+    if encoded:
+        _add_libarchive(result.xattrs, encoded)
+    if context and _SELINUX not in result.xattrs:
+        # The record carries the text; the attribute on disk ends in a NUL (libselinux writes it so).
+        result.xattrs[_SELINUX] = context.removesuffix(b"\0") + b"\0"
+    _check_xattrs(result.xattrs, limits)
+    return result
+
+
+_PLAIN = {
+    b"path": "path",
+    b"linkpath": "linkpath",
+    b"size": "size",
+    b"uid": "uid",
+    b"gid": "gid",
+    b"mtime": "mtime",
+    b"SCHILY.devmajor": "devmajor",
+    b"SCHILY.devminor": "devminor",
+}
+
+
+def _take_plain(result: Extension, key: bytes, value: bytes) -> None:
+    attribute = _PLAIN[key]
+    try:
+        if key in _TEXT_KEYS:
+            setattr(result, attribute, value)
+        elif key == b"mtime":
+            result.mtime = parse_time(value)
+        else:
+            setattr(result, attribute, parse_decimal(value))
+    except ValueError:
+        raise TarError(f"PAX record {label(key)} is not a valid number: {label(value)}") from None
+
+
+def _take_sparse(result: Extension, key: bytes, value: bytes) -> None:
+    if key in {b"offset", b"numbytes"}:
+        if (key == b"numbytes") != bool(len(result.sparse_list) % 2):
+            raise TarError("GNU.sparse.offset and GNU.sparse.numbytes do not come in pairs")
+        result.sparse_list.append(value)
+    else:
+        result.sparse[key] = value
+
+
+def _add_libarchive(xattrs: dict[bytes, bytes], encoded: dict[bytes, bytes]) -> None:
+    """Decode names (``%XX``) and values (base64, padding optional) of attributes not known yet."""
+    for raw_name, raw_value in encoded.items():
+        name = unquote_to_bytes(raw_name)
+        stripped = raw_value.rstrip(b"=")
+        if not _BASE64.fullmatch(raw_value) or len(stripped) % 4 == 1:
+            raise TarError(f"LIBARCHIVE.xattr.{label(raw_name)} is not base64")
+        xattrs.setdefault(name, binascii.a2b_base64(stripped + b"=" * (-len(stripped) % 4)))
+
+
+def _check_xattrs(xattrs: dict[bytes, bytes], limits: TarLimits) -> None:
+    for name, value in xattrs.items():
+        if not 0 < len(name) <= limits.xattr_name:
+            raise TarError(f"an extended attribute's name has {len(name)} bytes, allowed are 1 to {limits.xattr_name}")
+        if 0 in name:
+            raise TarError(f"extended attribute name {label(name)} holds a NUL")
+        if len(value) > limits.xattr_value:
+            raise TarError(f"extended attribute {label(name)} has {len(value)} bytes, allowed are {limits.xattr_value}")

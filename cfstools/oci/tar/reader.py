@@ -1,0 +1,469 @@
+"""A strict one-pass tar reader on bytes (OCI reading, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from zlib import adler32
+
+from cfstools.errors import TarError, UsageError
+from cfstools.oci.tar import layout, sparse
+from cfstools.oci.tar.headers import LINKS, RawHeader, apply, bad_number, prefixed
+from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER, ZERO_BLOCK, Header, MemberType
+from cfstools.oci.tar.member import Member, SparseMap, TarLimits, TarWarning, label
+from cfstools.oci.tar.numbers import cached_number, checksum_holds, parse_number
+from cfstools.oci.tar.pax import Extension, interpret, parse_records
+from cfstools.oci.tar.stream import READ_SIZE, Read, Stream
+from cfstools.tree.model import NO_XATTRS
+
+Chunk = bytes | memoryview
+
+_ZEROS = bytes(READ_SIZE)
+_UINT32_MAX = 0xFFFFFFFF
+_MAJOR_MAX = 0xFFF
+_MINOR_MAX = 0xFFFFF
+_DEVICES = frozenset((MemberType.CHAR, MemberType.BLOCK))
+_EXTENSION_NAMES = {
+    layout.PAX_LOCAL: "PAX extended header",
+    layout.PAX_GLOBAL: "PAX global header",
+    layout.GNU_LONG_NAME: "GNU long name",
+    layout.GNU_LONG_LINK: "GNU long link",
+}
+
+
+class TarReader(Stream):
+    """Iterates over the members of a tar archive, each byte of the source read once and in order.
+
+    ``read(n)`` returns 1 to *n* bytes, or none at the end; it is called until it returns none, also behind
+    the end of the archive, so that a hash taken below sees the whole stream. Contents of a member are read
+    with :meth:`iter_content` or :meth:`read_content` before the next member is asked for, or skipped. With
+    *skip_unknown*, members of unknown type are passed over with a warning instead of being an error.
+    Warnings go to *on_warning*. Every rule broken, and every limit, is a :class:`TarError` whose ``where``
+    names offset and member; after one, the reader stays broken and raises it again.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        *,
+        limits: TarLimits | None = None,
+        skip_unknown: bool = False,
+        on_warning: Callable[[TarWarning], object] | None = None,
+    ) -> None:
+        super().__init__(read)
+        self._limits = limits or TarLimits()
+        self._skip_unknown = skip_unknown
+        self._on_warning = on_warning
+        self._left = 0  # bytes of contents, as packed, not yet taken
+        self._padding = 0  # and of padding behind them
+        self._current: Member | None = None
+        self._offset = 0  # of the header being read, for messages
+        self._name: bytes | None = None
+        self._members = 0
+        self._holes = 0
+        self._ended = False
+        self._error: TarError | None = None
+
+    def __iter__(self) -> Iterator[Member]:
+        return self
+
+    def __next__(self) -> Member:
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            raise StopIteration
+        self._current = None
+        try:
+            member = self._next_member()
+        except TarError as error:
+            raise self._broken(error) from error.__cause__
+        if member is None:
+            self._ended = True
+            raise StopIteration
+        self._current = member
+        return member
+
+    def iter_content(self, member: Member) -> Iterator[Chunk]:
+        """Contents of the current *member* in order, holes as zeros; chunks of at most 256 KiB, never empty.
+
+        Once per member. A chunk may be a view of the reader's buffer: use or copy it, keeping it keeps the
+        buffer. Raises :class:`UsageError` for any but the current member.
+        """
+        self._claim(member)
+        if member.sparse is None:
+            return self._packed(self._left)
+        return self._expanded(member.sparse)
+
+    def read_content(self, member: Member, limit: int = 1 << 20) -> bytes:
+        """Contents of the current *member* at once; :class:`TarError` if there are more than *limit* bytes."""
+        if member.size > limit:
+            self._claim(member)
+            raise self._broken(TarError(f"contents have {member.size} bytes, allowed are {limit}"))
+        start, size = self._at, self._left
+        if member is self._current and member.sparse is None and start + size <= len(self._buffer):
+            self._current = None
+            self._at, self._left = start + size, 0
+            return self._buffer[start : start + size]
+        return b"".join(self.iter_content(member))
+
+    # Headers
+
+    def _next_member(self) -> Member | None:
+        while True:
+            header = self._header()
+            if header is None:
+                return None
+            self._name = None
+            first = self._offset = self._base + self._at - BLOCK
+            extension = None
+            if header[7] in layout.EXTENSIONS:
+                extension, after, first = self._extensions(header)
+                if after is None:
+                    return None
+                header = after
+            kind = layout.TYPES.get(header[7])
+            if kind is not None:
+                return self._member(header, kind, extension, first)
+            self._unknown(header, extension)
+
+    def _header(self) -> RawHeader | None:
+        """The next header block, checked and split, or ``None`` at the end of the archive."""
+        at = self._at + self._left + self._padding
+        if at + BLOCK <= len(self._buffer):
+            self._at = at
+        else:
+            self._skip()
+            at = 0
+            if not self._gather(BLOCK):
+                self._end_without_blocks()
+                return None
+            at = self._at
+        self._left = self._padding = 0
+        buffer = self._buffer
+        header: RawHeader = HEADER.unpack_from(buffer, at)
+        first, second = HALVES.unpack_from(buffer, at)
+        checksum = header[6]
+        # The usual spelling of the sum, compared as text; numbers.byte_sum says why this is exact.
+        total = (adler32(first) & 0xFFFF) + (adler32(second) & 0xFFFF) - (adler32(checksum) & 0xFFFF) + 255
+        if checksum != b"%06o\0 " % total and not checksum_holds(first, second, checksum):
+            self._offset, self._name = self._base + at, None
+            if first + second == ZERO_BLOCK:
+                self._end_blocks()
+                return None
+            raise TarError("the header's checksum does not hold")
+        self._at = at + BLOCK
+        return header
+
+    def _member(self, header: RawHeader, kind: MemberType, extension: Extension | None, first: int) -> Member:
+        name, mode, uid, gid, size, mtime, _, typeflag, linkname, magic, _, _, prefix, tail = header
+        name = name.partition(b"\0")[0]
+        if prefix[0]:
+            name = prefixed(name, magic, prefix, tail)
+        self._name = name
+        try:
+            digits = size[:11]
+            member = Member(
+                name,
+                kind,
+                cached_number(mode),
+                cached_number(uid),
+                cached_number(gid),
+                int(digits, 8) if not size[11] and digits.isdigit() else parse_number(size),
+                cached_number(mtime),
+                0,
+                linkname.partition(b"\0")[0] if kind in LINKS else b"",
+                0,
+                0,
+                NO_XATTRS,
+                first,
+                None,
+            )
+        except ValueError:
+            raise bad_number(header) from None
+        if extension is not None:
+            apply(extension, member)
+            self._name = member.name
+        self._check_numbers(member)
+        if typeflag == layout.OLD_FILE and member.name.endswith(b"/"):
+            member.type = MemberType.DIR
+        if member.type is MemberType.FILE:
+            self._left = member.size
+            self._padding = -member.size % BLOCK
+            if typeflag == layout.OLD_SPARSE or (extension is not None and extension.is_sparse):
+                self._sparse(member, typeflag, extension)
+        else:
+            self._without_contents(member, header, extension)
+        if extension is not None or not name or len(name) > self._limits.component:
+            self._check_path(member.name, "name")
+        return member
+
+    # Names and numbers that are not plain
+
+    def _check_numbers(self, member: Member) -> None:
+        if not (0 <= member.uid <= _UINT32_MAX and 0 <= member.gid <= _UINT32_MAX):
+            raise TarError(f"owner {member.uid}:{member.gid} is out of range")
+        if member.mode < 0 or member.size < 0:
+            raise TarError("the mode or the size is negative")
+        member.mode &= 0o7777
+        self._members += 1
+        if self._members > self._limits.members:
+            raise TarError(f"the archive has more than {self._limits.members} members")
+
+    def _without_contents(self, member: Member, header: RawHeader, extension: Extension | None) -> None:
+        """What holds for members that are no files. The type decides that nothing follows, not the size."""
+        kind = member.type
+        word = kind.name.lower()
+        if member.size:
+            self._warn(f"the {word} states a size of {member.size}; it has no contents")
+            member.size = 0
+        if extension is not None and extension.is_sparse:
+            raise TarError(f"the {word} is marked as a sparse file")
+        if kind is MemberType.HARDLINK:
+            self._check_path(member.linkname, "link target")
+        elif kind is MemberType.SYMLINK:
+            if not 0 < len(member.linkname) <= self._limits.symlink:
+                allowed = f"allowed are 1 to {self._limits.symlink}"
+                raise TarError(f"the link target has {len(member.linkname)} bytes, {allowed}")
+        elif kind in _DEVICES:
+            member.devmajor, member.devminor = self._device(Header._make(header), extension)
+
+    def _check_path(self, path: bytes, what: str) -> None:
+        limits = self._limits
+        if not path:
+            raise TarError(f"the {what} is empty")
+        if len(path) > limits.path:
+            raise TarError(f"the {what} has {len(path)} bytes, allowed are {limits.path}")
+        if len(path) > limits.component and max(map(len, path.split(b"/"))) > limits.component:
+            raise TarError(f"a component of the {what} is longer than {limits.component} bytes")
+
+    def _device(self, header: Header, extension: Extension | None) -> tuple[int, int]:
+        major = minor = 0
+        try:
+            if header.magic.startswith(b"ustar"):  # the oldest format has no such fields
+                major, minor = parse_number(header.devmajor), parse_number(header.devminor)
+        except ValueError:
+            raise TarError("the device number is damaged") from None
+        if extension is not None:
+            major = major if extension.devmajor is None else extension.devmajor
+            minor = minor if extension.devminor is None else extension.devminor
+        if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX):
+            raise TarError(f"device number {major}:{minor} is out of range")
+        return major, minor
+
+    def _sparse(self, member: Member, typeflag: bytes, extension: Extension | None) -> None:
+        """Read the map of a sparse file; the member gets its expanded size and its real name."""
+        packed = self._left
+        limits = self._limits
+        if typeflag == layout.OLD_SPARSE:
+            if extension is not None and extension.is_sparse:
+                raise TarError("the file is sparse in two formats")
+            header = self._buffer[self._at - BLOCK : self._at]
+            found = sparse.old_gnu_map(header, self._block, packed, limits)
+        else:
+            assert extension is not None
+            name = extension.sparse.get(b"name")
+            if name:
+                member.name = self._name = name
+            if sparse.pax_version(extension) == 1:
+                found, taken = sparse.pax_data_map(extension, self._block, packed, limits)
+                self._left = packed - taken
+            else:
+                found = sparse.pax_header_map(extension, packed, limits)
+        self._holes += found.size - self._left
+        if self._holes > limits.holes:
+            raise TarError(f"sparse files have more than {limits.holes} bytes of holes")
+        member.sparse = found
+        member.size = found.size
+
+    def _unknown(self, header: RawHeader, extension: Extension | None) -> None:
+        typeflag = header[7]
+        self._name = header[0].partition(b"\0")[0]
+        meaning = layout.UNKNOWN_NAMES.get(typeflag)
+        what = f"unknown member type '{label(typeflag)}'" + (f" ({meaning})" if meaning else "")
+        if not self._skip_unknown:
+            raise TarError(what)
+        self._warn(f"{what}: skipped")
+        size = extension.size if extension is not None else None
+        self._left = self._size(header) if size is None else size
+        self._padding = -self._left % BLOCK
+
+    def _size(self, header: RawHeader) -> int:
+        try:
+            size = parse_number(header[4])
+        except ValueError:
+            raise bad_number(header) from None
+        if size < 0:
+            raise TarError("the size is negative")
+        return size
+
+    # Extended headers
+
+    def _extensions(self, header: RawHeader) -> tuple[Extension | None, RawHeader | None, int]:
+        """Read extended headers up to the member's own: what they say, that header, the first one's offset.
+
+        Global headers are checked and not applied: they describe the archive, not its members.
+        """
+        seen: dict[bytes, bytes] = {}
+        first = self._offset
+        while True:
+            typeflag = header[7]
+            data = self._extension_data(header)
+            if typeflag in seen:
+                raise TarError(f"two {_EXTENSION_NAMES[typeflag]}s for one member")
+            if typeflag != layout.PAX_GLOBAL:
+                seen[typeflag] = data
+            elif seen:
+                raise TarError("a PAX global header stands between an extended header and its member")
+            else:
+                parse_records(data)
+            following = self._header()
+            if following is None:
+                if seen:
+                    raise TarError("an extended header without a member")
+                return None, None, first
+            header = following
+            self._offset = self._base + self._at - BLOCK
+            if typeflag == layout.PAX_GLOBAL:
+                first = self._offset
+            if header[7] not in layout.EXTENSIONS:
+                return (self._merge(seen) if seen else None), header, first
+
+    def _extension_data(self, header: RawHeader) -> bytes:
+        size = self._size(header)
+        what = _EXTENSION_NAMES[header[7]]
+        if size > self._limits.extension:
+            raise TarError(f"a {what} has {size} bytes, allowed are {self._limits.extension}")
+        padded = size + -size % BLOCK
+        if not self._gather(padded):
+            raise TarError(f"the archive ends inside a {what}")
+        data = self._buffer[self._at : self._at + size]
+        self._at += padded
+        return data
+
+    def _merge(self, seen: dict[bytes, bytes]) -> Extension:
+        records = seen.get(layout.PAX_LOCAL)
+        result = interpret(parse_records(records), self._limits) if records is not None else Extension()
+        for typeflag, known in ((layout.GNU_LONG_NAME, result.path), (layout.GNU_LONG_LINK, result.linkpath)):
+            if typeflag not in seen:
+                continue
+            text, _, rest = seen[typeflag].partition(b"\0")
+            if rest.strip(b"\0"):
+                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} holds a NUL")
+            if known is not None and known != text:
+                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} and a PAX record disagree")
+            if typeflag == layout.GNU_LONG_NAME:
+                result.path = text or None
+            else:
+                result.linkpath = text or None
+        return result
+
+    # Contents
+
+    def _claim(self, member: Member) -> None:
+        if self._error is not None:
+            raise self._error
+        if member is not self._current:
+            raise UsageError("contents can be read once, before the next member is asked for")
+        self._current = None
+
+    def _packed(self, count: int) -> Iterator[Chunk]:
+        """The next *count* bytes of the archive."""
+        while count:
+            start = self._at
+            end = start + count
+            if start == len(self._buffer):
+                if not self._refill():
+                    raise self._broken(TarError(f"the archive ends inside the contents, {count} bytes are missing"))
+                continue
+            if start == 0 and end >= len(self._buffer):
+                chunk: Chunk = self._buffer
+            else:
+                chunk = memoryview(self._buffer)[start:end]
+            taken = len(chunk)
+            self._at = start + taken
+            self._left -= taken
+            count -= taken
+            yield chunk
+
+    def _expanded(self, found: SparseMap) -> Iterator[Chunk]:
+        end = 0
+        for offset, length in found.extents:
+            yield from _hole(offset - end)
+            yield from self._packed(length)
+            end = offset + length
+        yield from _hole(found.size - end)
+
+    def _skip(self) -> None:
+        """Pass over the rest of the current member's contents and padding."""
+        count = self._left + self._padding
+        while count:
+            have = len(self._buffer) - self._at
+            if have == 0:
+                if not self._refill():
+                    inside = "padding of the contents" if count <= self._padding else "contents"
+                    raise TarError(f"the archive ends inside the {inside}, {count} bytes are missing")
+                continue
+            step = min(have, count)
+            self._at += step
+            count -= step
+
+    def _block(self) -> bytes:
+        """One more block that belongs to the current member's map."""
+        if not self._gather(BLOCK):
+            raise TarError("the archive ends inside a sparse map")
+        self._at += BLOCK
+        return self._buffer[self._at - BLOCK : self._at]
+
+    # The end
+
+    def _end_without_blocks(self) -> None:
+        self._offset, self._name = self._base + self._at, None
+        rest = len(self._buffer) - self._at
+        if rest:
+            raise TarError(f"the archive ends inside a header, after {rest} of {BLOCK} bytes")
+        self._warn("the archive ends without end blocks")
+
+    def _end_blocks(self) -> None:
+        """A zero block was met: a second one ends the archive; what follows is read and thrown away."""
+        self._at += BLOCK
+        if not self._gather(BLOCK):
+            if len(self._buffer) > self._at:
+                raise TarError("the archive ends inside its end blocks")
+            self._warn("the archive ends with one zero block instead of two")
+            return
+        if self._buffer[self._at : self._at + BLOCK] != ZERO_BLOCK:
+            raise TarError("a lone zero block stands before more members")
+        self._at += BLOCK
+        rest = self._buffer[self._at :]
+        hidden: int | None = None
+        while True:
+            if hidden is None and rest.count(0) != len(rest):
+                hidden = self._base + self._at
+            self._at = len(self._buffer)
+            if not self._refill():
+                break
+            rest = self._buffer
+        if hidden is not None:
+            self._warn("data behind the end of the archive is ignored")
+
+    # Messages
+
+    def _where(self) -> str:
+        place = f"offset {self._offset:#x}/{self._offset}"
+        return place if self._name is None else f"{place} (member {label(self._name)})"
+
+    def _warn(self, what: str) -> None:
+        if self._on_warning is not None:
+            self._on_warning(TarWarning(self._where(), what))
+
+    def _broken(self, error: TarError) -> TarError:
+        if error.where is None:
+            error.where = self._where()
+        self._error = error
+        return error
+
+
+def _hole(count: int) -> Iterator[Chunk]:
+    while count > 0:
+        step = min(count, READ_SIZE)
+        yield _ZEROS if step == READ_SIZE else memoryview(_ZEROS)[:step]
+        count -= step
