@@ -1,0 +1,173 @@
+"""Files without names, clones, whole-file-system syncs and opening below a directory.
+
+Every function raises plain ``OSError``; callers translate it, knowing what they were doing. What a kernel or
+file system does not offer is told apart from failure by the return value.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import stat
+import struct
+
+from cfstools.linux.ioctl import IOC_WRITE, ioctl_number
+
+FICLONE = ioctl_number(IOC_WRITE, 0x94, 9, 4)  # linux/fs.h: _IOW(0x94, 9, int)
+
+_AT_EMPTY_PATH = 0x1000
+
+# linux/openat2.h; the system call has this number on every architecture that matters (all since 5.6 share it).
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_RESOLVE = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
+_OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve
+
+# The answers of kernels and file systems that do not have what was asked for.
+_NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
+_NO_CLONE = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+)
+_NO_COPY = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY})
+# A seccomp filter that does not know openat2 answers EPERM.
+_NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+_libc.syscall.restype = ctypes.c_long
+
+
+def _fail(name: bytes | None = None) -> OSError:
+    number = ctypes.get_errno()
+    if name is None:
+        return OSError(number, os.strerror(number))
+    return OSError(number, os.strerror(number), name)
+
+
+def open_tmpfile(dirfd: int, mode: int = 0o600) -> int | None:
+    """A new file without a name on the file system of *dirfd*, open for reading and writing.
+
+    ``None`` where files without names are not supported. The file is gone when it is closed, unless it was given
+    a name (:func:`link_tmpfile`).
+    """
+    try:
+        return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dirfd)
+    except OSError as error:
+        if error.errno in _NO_TMPFILE:
+            return None
+        raise
+
+
+def link_tmpfile(fd: int, dirfd: int, name: bytes) -> None:
+    """Give the file *fd* the *name* below *dirfd*; ``FileExistsError`` when the name is taken."""
+    try:
+        os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=dirfd, follow_symlinks=True)
+    except FileNotFoundError:
+        # Either the directory is missing or /proc is not mounted; this way (for the privileged) tells.
+        if _libc.linkat(fd, b"", dirfd, name, _AT_EMPTY_PATH):
+            raise _fail(name) from None
+
+
+def syncfs(fd: int) -> None:
+    """Bring everything on the file system that holds *fd* to stable storage."""
+    if _libc.syncfs(fd):
+        raise _fail()
+
+
+def reflink(src_fd: int, dst_fd: int) -> bool:
+    """Make *dst_fd* share the contents of *src_fd*; ``False`` where the file system cannot."""
+    try:
+        fcntl.ioctl(dst_fd, FICLONE, src_fd)
+    except OSError as error:
+        if error.errno in _NO_CLONE:
+            return False
+        raise
+    return True
+
+
+def copy_range(src_fd: int, dst_fd: int, offset: int, length: int) -> int | None:
+    """Copy up to *length* bytes at *offset* to the same offset of *dst_fd* inside the kernel.
+
+    Returns the bytes copied, 0 at the end of the source, ``None`` where the kernel cannot copy between the two.
+    """
+    try:
+        return os.copy_file_range(src_fd, dst_fd, length, offset, offset)
+    except OSError as error:
+        if error.errno in _NO_COPY:
+            return None
+        raise
+
+
+def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """Open the relative *path* below *dirfd* without following any symbolic link, and never outside of it.
+
+    A link on the way is ``ELOOP``, an absolute path or one with ``..`` is ``EXDEV``. ``mode`` is used only when
+    *flags* create a file. Uses openat2(2), else opens component by component.
+    """
+    if path.startswith(b"/") or b".." in path.split(b"/"):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    if b"\0" in path:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, _RESOLVE)
+    while True:
+        fd: int = _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(dirfd), path, how, ctypes.c_size_t(_OPEN_HOW.size)
+        )
+        if fd >= 0:
+            return fd
+        number = ctypes.get_errno()
+        if number in _NO_OPENAT2:
+            return _open_stepwise(dirfd, path, flags, mode)
+        # EAGAIN: something was renamed while the kernel looked; it cannot say, so ask again.
+        if number not in (errno.EINTR, errno.EAGAIN):
+            raise OSError(number, os.strerror(number), path)
+
+
+def _open_stepwise(dirfd: int, path: bytes, flags: int, mode: int) -> int:
+    """:func:`open_beneath` for kernels without openat2: each directory on the way is opened without following."""
+    *parents, last = path.rstrip(b"/").split(b"/")
+    if path.endswith(b"/"):
+        flags |= os.O_DIRECTORY
+    here = dirfd
+    try:
+        for name in parents:
+            if not name:
+                continue
+            there = _open_here(here, name, os.O_PATH | os.O_DIRECTORY, 0)
+            if here != dirfd:
+                os.close(here)
+            here = there
+        return _open_here(here, last, flags, mode)
+    finally:
+        if here != dirfd:
+            os.close(here)
+
+
+def _open_here(dirfd: int, name: bytes, flags: int, mode: int) -> int:
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dirfd)
+    except NotADirectoryError:
+        # A link where a directory was asked for: say so, as openat2 does.
+        if stat.S_ISLNK(os.lstat(name, dir_fd=dirfd).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
+        raise
+
+
+def fd_limit() -> int:
+    """How many files this process may hold open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
+
+
+def raise_fd_limit() -> int:
+    """Raise the number of files this process may hold open as far as it may; returns the limit now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return fd_limit()

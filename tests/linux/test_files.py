@@ -1,0 +1,219 @@
+"""Thin wrappers around system calls, against the kernel that runs the tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cfstools.linux import files
+
+# No process of the tests holds so many files open.
+NO_FD = 1_000_000_000
+
+Opener = Callable[[int, bytes, int], int]
+
+
+@pytest.fixture
+def dirfd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def test_tmpfile_has_no_name_until_linked(tmp_path: Path, dirfd: int) -> None:
+    fd = files.open_tmpfile(dirfd)
+    if fd is None:
+        pytest.skip("no O_TMPFILE on this file system")
+    os.write(fd, b"data")
+    assert list(tmp_path.iterdir()) == []
+    files.syncfs(fd)
+    files.link_tmpfile(fd, dirfd, b"name")
+    assert (tmp_path / "name").read_bytes() == b"data"
+    other = files.open_tmpfile(dirfd)
+    assert other is not None
+    with pytest.raises(FileExistsError):
+        files.link_tmpfile(other, dirfd, b"name")
+    with pytest.raises(FileNotFoundError):
+        files.link_tmpfile(other, dirfd, b"missing/name")
+    os.close(other)
+    os.close(fd)
+    assert os.listdir(tmp_path) == ["name"]
+
+
+def test_tmpfile_unsupported_and_failing(dirfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError):
+        files.open_tmpfile(NO_FD)
+
+    def refuse(*_args: object, **_options: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert files.open_tmpfile(dirfd) is None
+
+
+def test_tmpfile_is_linked_without_proc(tmp_path: Path, dirfd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second way to give a name; the privileged may always use it, others with kernel 6.10."""
+
+    def no_proc(*_args: object, **_options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "link", no_proc)
+    fd = files.open_tmpfile(dirfd)
+    if fd is None:
+        pytest.skip("no O_TMPFILE on this file system")
+    try:
+        files.link_tmpfile(fd, dirfd, b"name")
+    except FileNotFoundError:
+        pytest.skip("this kernel lets only the privileged link by descriptor")
+    finally:
+        os.close(fd)
+    assert (tmp_path / "name").exists()
+
+
+def test_syncfs_reports_errors() -> None:
+    with pytest.raises(OSError) as caught:
+        files.syncfs(NO_FD)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_reflink_between_file_systems_is_refused_quietly(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    with open("/proc/self/status", "rb") as source, (tmp_path / "target").open("r+b") as target:
+        assert files.reflink(source.fileno(), target.fileno()) is False
+    with pytest.raises(OSError), (tmp_path / "target").open("r+b") as target:
+        files.reflink(NO_FD, target.fileno())
+
+
+def test_copy_range(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * 64)
+    with source.open("rb") as src, target.open("w+b") as dst:
+        done = 0
+        while got := files.copy_range(src.fileno(), dst.fileno(), done, 5000):
+            done += got
+        assert got == 0
+        assert target.read_bytes() == source.read_bytes()
+        with open("/proc/self/status", "rb") as proc:
+            # Unsupported, or (old kernels) an empty copy: never an error.
+            assert not files.copy_range(proc.fileno(), dst.fileno(), 0, 10)
+        with pytest.raises(OSError):
+            files.copy_range(NO_FD, dst.fileno(), 0, 1)
+
+
+@pytest.fixture(params=["openat2", "stepwise"])
+def opener(request: pytest.FixtureRequest) -> Opener:
+    if request.param == "openat2":
+        return files.open_beneath
+
+    def stepwise(dirfd: int, path: bytes, flags: int) -> int:
+        return files._open_stepwise(dirfd, path, flags, 0)
+
+    return stepwise
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "file").write_bytes(b"inside")
+    (tmp_path / "secret").write_bytes(b"outside")
+    (root / "a" / "link").symlink_to("b")
+    (root / "a" / "filelink").symlink_to("b/file")
+    (root / "absolute").symlink_to("/etc")
+    (root / "up").symlink_to("../secret")
+    return root
+
+
+def attempt(opener: Opener, root: Path, path: bytes, flags: int = os.O_RDONLY) -> bytes | int | None:
+    dirfd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    before = sorted(os.listdir("/proc/self/fd"))
+    try:
+        fd = opener(dirfd, path, flags)
+    except OSError as error:
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        return error.errno
+    else:
+        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        assert not os.get_inheritable(fd)
+        try:
+            return None if os.path.isdir(f"/proc/self/fd/{fd}") else os.read(fd, 100)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(dirfd)
+
+
+def test_open_beneath(opener: Opener, tree: Path) -> None:
+    assert attempt(opener, tree, b"a/b/file") == b"inside"
+    assert attempt(opener, tree, b"a//b/file") == b"inside"
+    assert attempt(opener, tree, b".") is None
+    assert attempt(opener, tree, b"a/b/") is None
+    assert attempt(opener, tree, b"a", os.O_RDONLY | os.O_DIRECTORY) is None
+    assert attempt(opener, tree, b"a/missing") == errno.ENOENT
+    assert attempt(opener, tree, b"") == errno.ENOENT
+    assert attempt(opener, tree, b"a/b/file/x") == errno.ENOTDIR
+    assert attempt(opener, tree, b"a/b/file/") == errno.ENOTDIR
+
+
+@pytest.mark.parametrize("path", [b"a/link/file", b"a/link", b"a/filelink", b"absolute/passwd", b"absolute", b"up"])
+def test_open_beneath_follows_no_link(opener: Opener, tree: Path, path: bytes) -> None:
+    assert attempt(opener, tree, path) == errno.ELOOP
+    assert attempt(opener, tree, path, os.O_RDONLY | os.O_DIRECTORY) in (errno.ELOOP, errno.ENOTDIR)
+
+
+@pytest.mark.parametrize("path", [b"../secret", b"a/../../secret", b"/etc/passwd", b"/", b".."])
+def test_open_beneath_stays_inside(tree: Path, path: bytes) -> None:
+    assert attempt(files.open_beneath, tree, path) == errno.EXDEV
+
+
+def test_open_beneath_refuses_nul(tree: Path) -> None:
+    assert attempt(files.open_beneath, tree, b"a\0b") == errno.EINVAL
+
+
+def test_open_beneath_creates(tree: Path) -> None:
+    dirfd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
+    for path, opener in [(b"a/new", files.open_beneath), (b"a/newer", files._open_stepwise)]:
+        os.close(opener(dirfd, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
+        assert os.stat(path, dir_fd=dirfd).st_mode & 0o777 == 0o640 & ~_umask()
+    os.close(dirfd)
+
+
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_open_beneath_without_openat2(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel or seccomp filter without openat2 is a call with a number that does not exist."""
+    monkeypatch.setattr(files, "_SYS_OPENAT2", 100_000)
+    assert attempt(files.open_beneath, tree, b"a/b/file") == b"inside"
+    assert attempt(files.open_beneath, tree, b"a/link/file") == errno.ELOOP
+    assert attempt(files.open_beneath, tree, b"../secret") == errno.EXDEV
+
+
+def test_raise_fd_limit() -> None:
+    """In a process of its own, since limits are the process's."""
+    code = (
+        "import resource; from cfstools.linux import files;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard));"
+        "assert files.fd_limit() == 64;"
+        "assert files.raise_fd_limit() == files.fd_limit() == hard;"
+        "assert files.raise_fd_limit() == hard"
+    )
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] == resource.RLIM_INFINITY:
+        pytest.skip("no hard limit to compare with")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unlimited_fds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert files.fd_limit() == 1 << 20
