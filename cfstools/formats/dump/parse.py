@@ -1,0 +1,403 @@
+"""From dump text to a tree (composefs format, sections 6.2, 6.3 and 10.1).
+
+Ordinary lines take a short way: fields are looked up among those met lately, the parent directory by the text of
+its path. What is not ordinary (escapes, odd slashes, errors) goes a longer way round by the same rules.
+"""
+
+from __future__ import annotations
+
+from binascii import unhexlify
+from collections.abc import Callable, Iterator
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+from cfstools.errors import DumpError
+from cfstools.formats.dump.fields import (
+    CONTENT,
+    COUNT,
+    DIGEST,
+    GID,
+    MODE,
+    MTIME,
+    NAMES,
+    NLINK,
+    PATH,
+    PAYLOAD,
+    RDEV,
+    SIZE,
+    U32_MAX,
+    UID,
+    XATTRS,
+    Remembered,
+    T,
+    parse_decimal,
+    parse_octal,
+    parse_text,
+    parse_time,
+    parse_u32,
+    parse_xattrs,
+    show,
+)
+from cfstools.formats.dump.links import Links
+from cfstools.formats.erofs.layout import CHUNK_BITS_MAX, CHUNK_ENTRIES_MAX, INLINE_MAX, NAME_MAX, PAYLOAD_MAX
+from cfstools.formats.escape import unescape
+from cfstools.tree.model import (
+    NO_XATTRS,
+    Device,
+    Directory,
+    External,
+    Fifo,
+    HardLink,
+    Leaf,
+    RegularFile,
+    Socket,
+    Symlink,
+    Xattrs,
+)
+from cfstools.verity import Algorithm
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_PIECE = 1 << 20
+_UNSET = b"-"
+_TYPE_BITS = 0o170000
+_MODE_BITS = 0xFFFF  # an image keeps no more
+_TYPES = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK))
+_CHUNK_MAX = 1 << CHUNK_BITS_MAX
+_SAFE_DIGITS = 19  # numbers with no more digits are below 2^64
+
+
+def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict: bool = False) -> Directory:
+    """The tree that the dump text *data* describes; *data* may be a memory map and is not copied as a whole.
+
+    *algorithm* says how long digests are. Without *strict* everything is accepted that the reference tool
+    accepts, but for what would leave the image undefined or unusable: a malformed digest of an external file and
+    a hard link to a directory. *strict* also refuses what the reference refuses in its strict mode, and
+    malformed GID and RDEV fields. Raises :class:`DumpError` that names line and field.
+    """
+    parser = _Parser(algorithm, strict=strict)
+    with memoryview(data) as whole, whole.cast("B") as view:
+        for lines in _pieces(view):
+            parser.feed(lines)
+        if strict and len(view) and view[-1] != ord("\n"):
+            raise DumpError("the text does not end with a newline", where=f"line {parser.number}")
+    return parser.finish()
+
+
+def _pieces(view: memoryview) -> Iterator[list[bytes]]:
+    """The lines of *view* without their newlines, some at a time."""
+    start, size, length = 0, _PIECE, len(view)
+    while start < length:
+        piece = bytes(view[start : start + size])
+        end = piece.rfind(b"\n") if start + size < length else len(piece.removesuffix(b"\n"))
+        if end < 0:  # a line longer than the piece
+            size *= 2
+            continue
+        start += end + 1
+        yield piece[:end].split(b"\n")
+
+
+class _Mode(NamedTuple):
+    """What a MODE field says."""
+
+    bits: int  # as an image keeps it
+    kind: int  # the type among them
+    is_link: bool
+
+
+class _Numbers(NamedTuple):
+    """The numeric fields but MODE."""
+
+    size: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    sec: int
+    nsec: int
+
+
+class _Parser:
+    """What has to be known from one line to the next."""
+
+    def __init__(self, algorithm: Algorithm, *, strict: bool) -> None:
+        self.number = 0  # of the line last read, from 1
+        self._strict = strict
+        self._digits = 2 * algorithm.digest_size
+        # Every directory by its plain path, the root being b"".
+        self._directories: dict[bytes, Directory] = {}
+        self._links = Links()
+        self._modes = Remembered(_parse_mode, entries=1 << 12, length=16)
+        self._u32 = Remembered(parse_u32, entries=1 << 16, length=32)
+        self._times = Remembered(parse_time, entries=1 << 16, length=64)
+        self._xattrs = Remembered(parse_xattrs, entries=1 << 12, length=1 << 10)
+
+    def feed(self, lines: list[bytes]) -> None:
+        """Take in the next lines."""
+        try:
+            for line in lines:
+                self.number += 1
+                self._add(line)
+        except DumpError as error:
+            error.where = f"line {self.number}, {error.where}" if error.where else f"line {self.number}"
+            raise
+
+    def finish(self) -> Directory:
+        """The tree, after the last line."""
+        if not self._directories:
+            raise DumpError("the text is empty, its first line must describe the root directory")
+        self._links.resolve(self._directories)
+        return self._directories[b""]
+
+    def _add(self, line: bytes) -> None:
+        """Put the entry that *line* describes into the tree."""
+        if b"\0" in line:
+            raise DumpError(f"there is a NUL byte at position {line.index(0) + 1}")
+        fields = line.split(b" ", COUNT)
+        if len(fields) < COUNT:
+            fields.extend([b""] * (COUNT - len(fields)))
+        path = fields[PATH]
+        prefix, _, name = path.rpartition(b"/")
+        parent = self._directories.get(prefix)
+        if parent is None or not name or b"\\" in path:
+            self._add_unusual(fields)
+        else:
+            self._add_below(parent, prefix, name, fields)
+
+    def _add_unusual(self, fields: list[bytes]) -> None:
+        """Add the root, or an entry whose parent's path is not written plainly."""
+        path = _field(PATH, parse_text, fields)
+        if not path:
+            raise _refusal(PATH, "the path is empty")
+        root = self._directories.get(b"")
+        if path == b"/" or root is None:
+            self._add_root(path, fields)
+            return
+        *parents, name = path.split(b"/")
+        prefix = b"".join([b"/" + part for part in parents if part])
+        parent = self._directories.get(prefix)
+        if parent is None:
+            raise _refusal(PATH, f"{show(prefix)} is not a directory that an earlier line describes")
+        self._add_below(parent, prefix, name, fields)
+
+    def _add_root(self, path: bytes, fields: list[bytes]) -> None:
+        if self._directories:
+            raise _refusal(PATH, "the root was described before")
+        if path != b"/":
+            raise _refusal(PATH, f"the first line must describe the root directory '/', not {show(path)}")
+        bits, kind, is_link = self._mode(fields)
+        if kind != S_IFDIR or is_link:
+            raise _refusal(MODE, "the root must be a directory")
+        self._directories[b""] = self._directory(bits, fields)
+
+    def _add_below(self, parent: Directory, prefix: bytes, name: bytes, fields: list[bytes]) -> None:
+        """Add the entry *name* of *parent*, whose plain path is *prefix*."""
+        bits, kind, is_link = self._modes.get(fields[MODE]) or self._mode(fields)
+        entries = parent.entries
+        if name in entries or not 0 < len(name) <= NAME_MAX or name in (b".", b".."):
+            raise _refusal(PATH, _name_complaint(name))
+        if is_link:
+            entries[name] = self._link(kind, fields)
+        elif kind == S_IFDIR:
+            entries[name] = self._directories[b"%b/%b" % (prefix, name)] = self._directory(bits, fields)
+        else:
+            entries[name] = self._leaf(bits, kind, fields)
+
+    def _mode(self, fields: list[bytes]) -> _Mode:
+        return _field(MODE, self._modes.__getitem__, fields)
+
+    def _link(self, kind: int, fields: list[bytes]) -> HardLink:
+        """One more name of an inode; the other fields of such a line do not matter."""
+        if kind == S_IFDIR:
+            raise _refusal(MODE, "a directory cannot be a hard link")
+        if fields[PAYLOAD] == _UNSET:
+            raise _refusal(PAYLOAD, "a hard link needs the path of its target")
+        return self._links.add(self.number, _field(PAYLOAD, parse_text, fields))
+
+    def _directory(self, bits: int, fields: list[bytes]) -> Directory:
+        size, _, uid, gid, _, sec, nsec = self._numbers(fields)
+        if self._strict:
+            _check_rdev(S_IFDIR, fields)
+        _content(size, INLINE_MAX, fields)
+        _payload(fields)
+        xattrs = self._xattrs_of(fields)
+        return Directory(mode=bits, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
+
+    def _leaf(self, bits: int, kind: int, fields: list[bytes]) -> Leaf:
+        """The inode of a line that describes neither a directory nor a hard link."""
+        size, nlink, uid, gid, rdev, sec, nsec = self._numbers(fields)
+        if self._strict:
+            _check_rdev(kind, fields)
+        # Symlinks make no use of CONTENT, so its length has no limit there.
+        inline = _content(size, size if kind == S_IFLNK else INLINE_MAX, fields)
+        payload = _payload(fields)
+        data: bytes | External = inline
+        if kind == S_IFREG and size and not inline:
+            data = self._external(size, payload, fields)
+        elif kind == S_IFLNK:
+            self._check_symlink(size, payload, inline)
+        common: _Common = {
+            "mode": bits,
+            "uid": uid,
+            "gid": gid,
+            "mtime_sec": sec,
+            "mtime_nsec": nsec,
+            "xattrs": self._xattrs_of(fields),
+            "nlink": nlink,
+        }
+        if kind == S_IFREG:
+            return RegularFile(size=size, content=data, **common)
+        if kind == S_IFLNK:
+            return Symlink(target=payload, **common)
+        return _special(kind, size, rdev, common)
+
+    def _numbers(self, fields: list[bytes]) -> _Numbers:
+        u32 = self._u32
+        size = fields[SIZE]
+        try:
+            return _Numbers(
+                int(size) if size.isdigit() and len(size) <= _SAFE_DIGITS else parse_decimal(size),
+                u32[fields[NLINK]],
+                u32[fields[UID]],
+                u32[fields[GID]],
+                u32[fields[RDEV]],
+                *self._times[fields[MTIME]],
+            )
+        except DumpError:
+            return self._numbers_one_by_one(fields)
+
+    def _numbers_one_by_one(self, fields: list[bytes]) -> _Numbers:
+        """The same in the order that decides which error is named, with the reference's leniency."""
+        size = _field(SIZE, parse_decimal, fields)
+        nlink = _field(NLINK, parse_u32, fields)
+        uid = _field(UID, parse_decimal, fields)
+        # Beside any UID but 0 the reference takes a malformed GID or RDEV for 0 (section 10.3, Q6).
+        parse = _zero_if_malformed if uid and not self._strict else parse_u32
+        gid = _field(GID, parse, fields)
+        rdev = _field(RDEV, parse, fields)
+        return _Numbers(size, nlink, uid & U32_MAX, gid, rdev, *_field(MTIME, parse_time, fields))
+
+    def _external(self, size: int, payload: bytes, fields: list[bytes]) -> External:
+        # In 64 bits, where the sum wraps around for sizes close to 2^64 (section 10.3, Q9).
+        chunks = (size + _CHUNK_MAX - 1) % 2**64 // _CHUNK_MAX
+        if chunks > CHUNK_ENTRIES_MAX:
+            raise _refusal(SIZE, f"{size} bytes are more than an external file may have")
+        return External(self._digest(fields), payload or None)
+
+    def _digest(self, fields: list[bytes]) -> bytes | None:
+        """The digest of an external file: more digits than it has are not looked at."""
+        field = fields[DIGEST]
+        if field == _UNSET:
+            return None
+        digits = _field(DIGEST, parse_text, fields)[: self._digits]
+        try:
+            digest = unhexlify(digits)
+        except ValueError:
+            digest = b""
+        if len(digest) * 2 != self._digits:
+            raise _refusal(DIGEST, f"{show(field)} does not begin with {self._digits} hexadecimal digits")
+        return digest
+
+    def _check_symlink(self, size: int, target: bytes, content: bytes) -> None:
+        if not target:
+            raise _refusal(PAYLOAD, "a symbolic link needs a target")
+        if self._strict and size != len(target):
+            raise _refusal(SIZE, f"the target of the symbolic link is {len(target)} bytes long, not {size}")
+        if self._strict and content:
+            raise _refusal(CONTENT, "a symbolic link has no content")
+
+    def _xattrs_of(self, fields: list[bytes]) -> Xattrs:
+        """The extended attributes; DIGEST comes before them and has to be readable even where it is not used."""
+        if b"\\" in fields[DIGEST]:
+            _field(DIGEST, unescape, fields)
+        if len(fields) == COUNT:
+            return NO_XATTRS
+        return self._xattrs.get(fields[XATTRS]) or _field(XATTRS, self._xattrs.__getitem__, fields)
+
+
+class _Common(TypedDict):
+    """What every leaf is made with."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_sec: int
+    mtime_nsec: int
+    xattrs: Xattrs
+    nlink: int
+
+
+def _parse_mode(field: bytes) -> _Mode:
+    is_link = field.startswith(b"@")
+    bits = parse_octal(field[is_link:]) & _MODE_BITS
+    if bits & _TYPE_BITS not in _TYPES:
+        raise DumpError(f"{show(field)} is the mode of no type of file")
+    return _Mode(bits, bits & _TYPE_BITS, is_link)
+
+
+def _zero_if_malformed(field: bytes) -> int:
+    try:
+        return parse_u32(field)
+    except DumpError:
+        return 0
+
+
+def _content(size: int, limit: int, fields: list[bytes]) -> bytes:
+    """The inline content, empty if unset: its length has to be SIZE for every kind of file."""
+    field = fields[CONTENT]
+    if field == _UNSET:
+        return b""
+    content = _field(CONTENT, unescape, fields)
+    if len(content) != size:
+        raise _refusal(CONTENT, f"the content is {len(content)} bytes long, but SIZE says {size}")
+    if size > limit:
+        raise _refusal(CONTENT, f"{size} bytes of inline content, at most {limit} are allowed")
+    return content
+
+
+def _payload(fields: list[bytes]) -> bytes:
+    """The payload or symlink target, empty if unset."""
+    field = fields[PAYLOAD]
+    if field == _UNSET:
+        return b""
+    payload = _field(PAYLOAD, parse_text, fields)
+    if len(payload) > PAYLOAD_MAX:
+        raise _refusal(PAYLOAD, f"{len(payload)} bytes, at most {PAYLOAD_MAX} are allowed")
+    return payload
+
+
+def _special(kind: int, size: int, rdev: int, common: _Common) -> Device | Fifo | Socket:
+    if kind == S_IFIFO:
+        return Fifo(size=size, **common)
+    if kind == S_IFSOCK:
+        return Socket(size=size, **common)
+    return Device(rdev=rdev, size=size, **common)
+
+
+def _check_rdev(kind: int, fields: list[bytes]) -> None:
+    """Strict rule: only devices have a device number. The whole field counts, not its low 32 bits."""
+    if kind not in (S_IFCHR, S_IFBLK) and parse_decimal(fields[RDEV]):
+        raise _refusal(RDEV, f"{show(fields[RDEV])} is the number of a device, but this is none")
+
+
+def _name_complaint(name: bytes) -> str:
+    if not name:
+        return "the path ends in a slash"
+    if name in (b".", b".."):
+        return f"{show(name)} cannot be the name of a file"
+    if len(name) > NAME_MAX:
+        return f"the name is {len(name)} bytes long, at most {NAME_MAX} are allowed"
+    return f"there is an entry {show(name)} already"
+
+
+def _field(index: int, parse: Callable[[bytes], T], fields: list[bytes]) -> T:
+    """What *parse* makes of one field; errors say which field it is."""
+    try:
+        return parse(fields[index])
+    except DumpError as error:
+        raise _refusal(index, error.what) from None
+
+
+def _refusal(index: int, what: str) -> DumpError:
+    return DumpError(what, where=f"field {NAMES[index]}")
