@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 # Enters the root "$0" and runs "$@" there. The host's /proc is needed: mkcomposefs reads xattrs through it.
 ENTER = """
 set -e
@@ -29,6 +31,19 @@ class Completed(NamedTuple):
     code: int
     stdout: bytes
     stderr: bytes
+
+
+class RootUnavailable(Exception):
+    """A Debian root can be neither found nor made here."""
+
+
+def debian_root(kind: str) -> Path:
+    """Return the Debian root of this kind (see tools/debian-root), making it if this is the first use."""
+    script = REPOSITORY / "tools" / "debian-root"
+    made = subprocess.run([script, kind], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise RootUnavailable(made.stderr.strip() or f"{script} failed")
+    return Path(made.stdout.strip())
 
 
 class ReferenceFailed(AssertionError):

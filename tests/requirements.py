@@ -13,7 +13,9 @@ from typing import NoReturn
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests import reference
+
+REPOSITORY = reference.REPOSITORY
 REQUIRE_ALL = os.environ.get("CI") == "true" or bool(os.environ.get("CFSTOOLS_REQUIRE_ALL"))
 
 
@@ -52,9 +54,8 @@ def need_mounts(*file_systems: str) -> None:
 
 
 def debian_root(kind: str) -> Path:
-    """Return the Debian root of this kind (see tools/debian-root), making it if this is the first use."""
-    script = REPOSITORY / "tools" / "debian-root"
-    made = subprocess.run([script, kind], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        missing(made.stderr.strip() or f"{script} failed")
-    return Path(made.stdout.strip())
+    """Return the Debian root of this kind, making it if this is the first use."""
+    try:
+        return reference.debian_root(kind)
+    except reference.RootUnavailable as error:
+        missing(str(error))

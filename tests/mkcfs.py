@@ -1,0 +1,21 @@
+"""Runs ``mkcfs`` as a user would: as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.reference import Completed
+
+COMMAND = [sys.executable, "-m", "cfstools.cli"]
+
+
+def mkcfs(*words: str | bytes | Path, stdin: bytes = b"", check: bool = True) -> Completed:
+    """Run ``mkcfs``; with *check* any exit code but 0 fails the test with what it said."""
+    command = [os.fsencode(word) for word in (*COMMAND, *words)]
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    if check:
+        assert done.returncode == 0, f"{words}: exit code {done.returncode}: {done.stderr.decode(errors='replace')}"
+    return Completed(done.returncode, done.stdout, done.stderr)
