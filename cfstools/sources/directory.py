@@ -1,0 +1,320 @@
+"""A directory as the source of an image: its tree as the reference tool reads it, file contents on demand.
+
+Names are looked up one at a time below open directories and no symbolic link is ever followed, so that nothing a
+user of the tree does to it meanwhile leads the reader out of it; what changes under way is an error.
+Rules: composefs format, section 7.2, except that hard links are kept. Mount points are crossed, as the reference
+crosses them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
+from cfstools.linux.files import open_beneath
+from cfstools.progress import SILENT, Progress
+from cfstools.sources.inodes import InodeReader, Place, stamp_of
+from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, Unread
+from cfstools.tree.globs import GlobSet
+from cfstools.tree.model import Leaf
+from cfstools.tree.xattrs import XattrPolicy
+
+MAX_PATH = 16384
+"""The longest path inside a source, in bytes: four times what one system call takes."""
+
+MAX_OPEN = 256
+"""How many directories on the way down are held open; further up they are found again through ``..``."""
+
+_PATH_MAX = 4096
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """What of a directory becomes part of the tree.
+
+    ``exclude`` has the patterns of :mod:`cfstools.tree.globs`; excluded names are not read and do not count as
+    links. Without ``hardlinks`` every name becomes an inode of its own, as with the reference tool.
+    """
+
+    use_epoch: bool = False
+    skip_devices: bool = False
+    xattrs: XattrPolicy = XattrPolicy.ALL
+    hardlinks: bool = True
+    exclude: tuple[bytes, ...] = ()
+
+
+class DirectorySource:
+    """A directory that was walked: its tree as ``root``, and the contents of the files in it.
+
+    Holds the directory open until :meth:`close`; use it as a context manager.
+    """
+
+    def __init__(self, path: bytes, fd: int, root: Directory) -> None:
+        self.root = root
+        self._place = Place(path)
+        self._fd = fd
+
+    def open(self, unread: Unread) -> int:
+        """Open the file for reading and return its descriptor; the caller closes it.
+
+        Raises :class:`SourceChanged` if the path no longer leads, without links, to the very file that was
+        walked, or if that has changed since; :class:`InputError` if it cannot be opened.
+        """
+        path = unread.path
+        try:
+            fd = _open_below(self._fd, path, _FILE)
+        except OSError as error:
+            raise self._place.failed(error, "cannot open", path) from error
+        try:
+            self.check(unread, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def check(self, unread: Unread, fd: int) -> None:
+        """Raise :class:`SourceChanged` if the file open as *fd* is not as it was walked.
+
+        To be called again after the contents were read, to be sure that they are those of one moment.
+        """
+        status = os.fstat(fd)
+        if stamp_of(status) != unread.stamp or not stat.S_ISREG(status.st_mode):
+            raise self._place.changed(unread.path)
+
+    def close(self) -> None:
+        """Close the directory. Closing twice is allowed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_directory(path: bytes, *, options: WalkOptions | None = None, progress: Progress = SILENT) -> DirectorySource:
+    """Walk the directory at *path* and return its tree, with file contents still unread.
+
+    The root of the tree is the directory itself. The names of one inode are hard links: the first, depth-first in
+    byte order, is primary and ``nlink`` is their number. Raises :class:`InputError` for what cannot be read,
+    :class:`SourceChanged` for what changes or vanishes meanwhile, :class:`TreeError` for more extended attributes
+    than an inode can have, :class:`LimitExceeded` for paths over ``MAX_PATH`` bytes, :class:`UsageError` for a
+    malformed pattern and :class:`Unsupported` without ``/proc``, which extended attributes are read through.
+    """
+    options = options or WalkOptions()
+    globs = GlobSet(options.exclude)
+    fd = _open_root(path)
+    try:
+        progress.start("walk", None, "entry")
+        try:
+            root = _Walk(Place(path), options, globs, progress).run(fd)
+        finally:
+            progress.finish()
+    except BaseException:
+        os.close(fd)
+        raise
+    return DirectorySource(path, fd, root)
+
+
+def _open_root(path: bytes) -> int:
+    subject = os.fsdecode(path)
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            hint = "add a trailing slash to read the directory it points to"
+            raise InputError("is a symbolic link, not a directory", subject=subject, hint=hint)
+        if not stat.S_ISDIR(mode):
+            raise InputError("is not a directory", subject=subject)
+        return os.open(path, _DIRECTORY)
+    except ValueError:
+        raise InputError("a path cannot contain a zero byte", subject=subject) from None
+    except OSError as error:
+        raise os_error(error, "cannot open", subject=subject) from error
+
+
+def _open_below(root: int, path: bytes, flags: int) -> int:
+    """:func:`open_beneath` for paths of any length."""
+    here = root
+    try:
+        while len(path) >= _PATH_MAX:
+            cut = path.rfind(b"/", 0, _PATH_MAX)
+            there = open_beneath(here, path[:cut], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            path = path[cut + 1 :]
+            if here != root:
+                os.close(here)
+            here = there
+        return open_beneath(here, path, flags)
+    finally:
+        if here != root:
+            os.close(here)
+
+
+class _Frame:
+    """One directory on the way down, with the names not yet looked at. ``fd`` is -1 while it is not held open."""
+
+    __slots__ = ("directory", "fd", "names", "path", "reads_xattrs", "status")
+
+    def __init__(self, path: bytes, fd: int, status: os.stat_result) -> None:
+        self.path = path
+        self.fd = fd
+        self.status = status
+        self.directory = Directory(mode=status.st_mode)
+        self.names: Iterator[bytes] = iter(())
+        self.reads_xattrs = False
+
+
+class _Walk:
+    """One walk over one directory."""
+
+    def __init__(self, place: Place, options: WalkOptions, globs: GlobSet, progress: Progress) -> None:
+        self._place = place
+        self._globs = globs
+        self._hardlinks = options.hardlinks
+        self._skip_devices = options.skip_devices
+        self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
+        self._read_xattrs = self._inodes.xattrs.read
+        self._advance = progress.advance
+        self._stack: list[_Frame] = []
+        self._first_open = 0
+        self._linked: dict[tuple[int, int], tuple[Leaf, int, int]] = {}
+        self._xattr_devices: dict[int, bool] = {}
+
+    def run(self, fd: int) -> Directory:
+        if self._inodes.xattrs.wanted and not os.path.isdir(b"/proc/self/fd/%d" % fd):
+            raise Unsupported("extended attributes are read through /proc, which is not mounted")
+        stack = self._stack
+        try:
+            root = self._enter(b".", b"", fd, None)
+            while stack:
+                frame = stack[-1]
+                found = self._scan(frame)
+                if found is None:
+                    self._leave()
+                else:
+                    name, path, status = found
+                    frame.directory.entries[name] = self._enter(name, path, frame.fd, status)
+        finally:
+            for frame in stack[self._first_open :]:
+                os.close(frame.fd)
+        return root
+
+    def _scan(self, frame: _Frame) -> tuple[bytes, bytes, os.stat_result] | None:
+        """Read the names of *frame* up to the next subdirectory, and return that; ``None`` at the end."""
+        fd = frame.fd
+        prefix = frame.path + b"/" if frame.path else b""
+        entries = frame.directory.entries
+        globs = self._globs or None
+        leaf = self._leaf
+        lstat = os.stat
+        for name in frame.names:
+            path = prefix + name
+            if globs is not None and globs.matches(path, name):
+                continue
+            try:
+                status = lstat(name, dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                raise self._place.failed(error, "cannot look at", path) from error
+            if status.st_mode & 0o170000 == stat.S_IFDIR:
+                if globs is None or not globs.matches_directory(path, name):
+                    return name, path, status
+                continue
+            entry = leaf(frame, name, path, status)
+            if entry is not None:
+                entries[name] = entry
+        return None
+
+    def _leaf(self, frame: _Frame, name: bytes, path: bytes, status: os.stat_result) -> Entry | None:
+        if self._skip_devices and status.st_mode & 0o170000 in (stat.S_IFCHR, stat.S_IFBLK):
+            return None
+        if status.st_nlink < 2 or not self._hardlinks:
+            return self._inode(frame, name, path, status)
+        key = (status.st_dev, status.st_ino)
+        known = self._linked.get(key)
+        if known is None:
+            inode = self._inode(frame, name, path, status)
+            self._linked[key] = (inode, status.st_mode, status.st_ctime_ns)
+            return inode
+        inode, mode, ctime = known
+        if (status.st_mode, status.st_ctime_ns) != (mode, ctime):
+            raise self._place.changed(path)
+        inode.nlink += 1
+        return HardLink(inode)
+
+    def _inode(self, frame: _Frame, name: bytes, path: bytes, status: os.stat_result) -> Leaf:
+        xattrs = NO_XATTRS
+        if frame.reads_xattrs:
+            xattrs = self._read_xattrs(b"/proc/self/fd/%d/%b" % (frame.fd, name), path)
+        return self._inodes.leaf(name, frame.fd, path, status, xattrs)
+
+    def _enter(self, name: bytes, path: bytes, dir_fd: int, met: os.stat_result | None) -> Directory:
+        """Open and list the directory *name*, which must still be the one that was *met*."""
+        if len(path) > MAX_PATH:
+            subject = f"{self._place.name(path[:200])}…"
+            raise LimitExceeded(f"a path inside the source is longer than {MAX_PATH} bytes", subject=subject)
+        what = "cannot open directory"
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+            self._stack.append(frame := _Frame(path, fd, os.fstat(fd)))
+            if met is not None and not os.path.samestat(met, frame.status):
+                raise self._place.changed(path, "was replaced")
+            what = "cannot list directory"
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+        except OSError as error:
+            raise self._place.failed(error, what, path) from error
+        self._advance(len(names) + (met is None))
+        frame.names = iter(names)
+        frame.reads_xattrs = self._reads_xattrs(frame)
+        xattrs = self._read_xattrs(fd, path, follow=True) if frame.reads_xattrs else NO_XATTRS
+        frame.directory = self._inodes.directory(frame.status, xattrs)
+        self._hold_fewer()
+        return frame.directory
+
+    def _reads_xattrs(self, frame: _Frame) -> bool:
+        """Whether to ask for attributes in this directory: wanted, and its file system has them."""
+        if not self._inodes.xattrs.wanted:
+            return False
+        device = frame.status.st_dev
+        known = self._xattr_devices.get(device)
+        if known is None:
+            known = self._xattr_devices[device] = self._inodes.xattrs.supported(frame.fd, frame.path)
+        return known
+
+    def _hold_fewer(self) -> None:
+        """Close the topmost open directory if there are too many; the stack has at most one too many."""
+        if len(self._stack) - self._first_open > MAX_OPEN:
+            frame = self._stack[self._first_open]
+            self._first_open += 1
+            os.close(frame.fd)
+            frame.fd = -1
+
+    def _leave(self) -> None:
+        """Finish the innermost directory: it must be as it was when it was listed."""
+        frame = self._stack[-1]
+        before, now = frame.status, os.fstat(frame.fd)
+        if (before.st_mtime_ns, before.st_ctime_ns) != (now.st_mtime_ns, now.st_ctime_ns):
+            raise self._place.changed(frame.path, "directory changed")
+        if self._first_open and self._first_open == len(self._stack) - 1:
+            self._reopen_parent(self._stack[-2], frame)
+        self._stack.pop()
+        os.close(frame.fd)
+
+    def _reopen_parent(self, parent: _Frame, child: _Frame) -> None:
+        try:
+            parent.fd = os.open(b"..", _DIRECTORY, dir_fd=child.fd)
+            self._first_open -= 1
+            moved = not os.path.samestat(os.fstat(parent.fd), parent.status)
+        except OSError as error:
+            raise self._place.failed(error, "cannot open directory", parent.path) from error
+        if moved:
+            raise self._place.changed(parent.path, "was moved")

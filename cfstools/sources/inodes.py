@@ -1,0 +1,174 @@
+"""Inodes of a live file system, read by name below an open directory or through a descriptor.
+
+What is read of an inode follows composefs format, section 7.2. Nothing here follows symbolic links, and whatever
+the kernel answers that means "no longer what it was a moment ago" becomes :class:`SourceChanged`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from types import MappingProxyType
+
+from cfstools.errors import InputError, SourceChanged, TreeError, os_error
+from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
+from cfstools.tree.model import Leaf
+from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
+
+_NANO = 1_000_000_000
+_RDEV_MASK = 0xFFFFFFFF
+_XATTR_TRIES = 4
+
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EXDEV})
+_XATTRS_RACED = frozenset({errno.ENODATA, errno.ERANGE})
+
+
+class Place:
+    """Where the source is, to name what is inside it in errors."""
+
+    __slots__ = ("_root",)
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+
+    def name(self, path: bytes) -> str:
+        """The whole path of *path*, which is relative to the root and empty for the root itself."""
+        return os.fsdecode(os.path.join(self._root, path) if path else self._root)
+
+    def failed(self, error: OSError, what: str, path: bytes) -> InputError:
+        """What an ``OSError`` about *path* means: that it changed, or that it cannot be read."""
+        if error.errno in _GONE:
+            return self.changed(path, "vanished or was replaced")
+        return os_error(error, what, subject=self.name(path))
+
+    def changed(self, path: bytes, how: str = "changed") -> SourceChanged:
+        """The error for something that is no longer what it was."""
+        return SourceChanged(f"{how} while the source was read", subject=self.name(path))
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What identifies the contents of the file with this status."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class XattrReader:
+    """Reads extended attributes by *policy*; equal sets are given out as one mapping."""
+
+    __slots__ = ("_accepts", "_place", "_shared", "wanted")
+
+    def __init__(self, place: Place, policy: XattrPolicy) -> None:
+        self._place = place
+        self._accepts: Callable[[bytes], bool] = policy.accepts
+        self._shared: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
+        self.wanted = policy is not XattrPolicy.NONE
+
+    def supported(self, fd: int, path: bytes) -> bool:
+        """Whether the file system of the directory *fd* has extended attributes at all."""
+        try:
+            os.listxattr(fd)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return False
+            raise self._place.failed(error, "cannot list extended attributes", path) from error
+        return True
+
+    def read(self, target: bytes | int, path: bytes, *, follow: bool = False) -> Xattrs:
+        """All attributes of *target*: a path of which the last component is not followed, or (following) a descriptor.
+
+        Raises :class:`InputError` if one cannot be read, :class:`SourceChanged` if they keep changing and
+        :class:`TreeError` if they need more space than an inode has (composefs format, section 10.1).
+        """
+        for _ in range(_XATTR_TRIES):
+            try:
+                names = os.listxattr(target, follow_symlinks=follow)
+                if not names:
+                    return NO_XATTRS
+                keys = sorted(filter(self._accepts, map(os.fsencode, names)))
+                found = tuple([(key, os.getxattr(target, key, follow_symlinks=follow)) for key in keys])
+            except OSError as error:
+                if error.errno in _XATTRS_RACED:
+                    continue
+                if error.errno == errno.EOPNOTSUPP:
+                    return NO_XATTRS
+                raise self._place.failed(error, "cannot read extended attributes", path) from error
+            return self._share(found, path) if found else NO_XATTRS
+        raise self._place.changed(path, "extended attributes changed")
+
+    def _share(self, found: tuple[tuple[bytes, bytes], ...], path: bytes) -> Xattrs:
+        shared = self._shared.get(found)
+        if shared is None:
+            shared = MappingProxyType(dict(found))
+            try:
+                check_xattr_space(shared)
+            except TreeError as error:
+                error.subject = self._place.name(path)
+                raise
+            self._shared[found] = shared
+        return shared
+
+
+class InodeReader:
+    """Makes tree inodes from what the kernel says about names."""
+
+    __slots__ = ("_place", "_use_epoch", "xattrs")
+
+    def __init__(self, place: Place, *, policy: XattrPolicy, use_epoch: bool) -> None:
+        self._place = place
+        self._use_epoch = use_epoch
+        self.xattrs = XattrReader(place, policy)
+
+    def directory(self, status: os.stat_result, xattrs: Xattrs) -> Directory:
+        """A directory without entries."""
+        sec, nsec = (0, 0) if self._use_epoch else divmod(status.st_mtime_ns, _NANO)
+        return Directory(
+            mode=status.st_mode,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_sec=sec,
+            mtime_nsec=nsec,
+            xattrs=xattrs,
+        )
+
+    def leaf(self, name: bytes, dir_fd: int, path: bytes, status: os.stat_result, xattrs: Xattrs) -> Leaf:
+        """The inode of anything but a directory, met as *name* below *dir_fd*, with a link count of 1."""
+        mode = status.st_mode
+        uid = status.st_uid
+        gid = status.st_gid
+        sec, nsec = (0, 0) if self._use_epoch else divmod(status.st_mtime_ns, _NANO)
+        match mode & 0o170000:
+            case stat.S_IFREG:
+                size = status.st_size
+                return RegularFile(
+                    mode=mode,
+                    uid=uid,
+                    gid=gid,
+                    mtime_sec=sec,
+                    mtime_nsec=nsec,
+                    xattrs=xattrs,
+                    size=size,
+                    content=Unread(path, stamp_of(status)) if size else b"",
+                )
+            case stat.S_IFLNK:
+                target = self._target(name, dir_fd, path)
+                return Symlink(
+                    mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, target=target
+                )
+            case stat.S_IFCHR | stat.S_IFBLK:
+                rdev = status.st_rdev & _RDEV_MASK
+                return Device(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, rdev=rdev)
+            case stat.S_IFIFO:
+                return Fifo(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
+            case stat.S_IFSOCK:
+                return Socket(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
+            case kind:
+                raise InputError(f"unknown kind of file {kind:#o}", subject=self._place.name(path))
+
+    def _target(self, name: bytes, dir_fd: int, path: bytes) -> bytes:
+        try:
+            return os.readlink(name, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise self._place.changed(path, "was replaced") from error
+            raise self._place.failed(error, "cannot read symbolic link", path) from error
