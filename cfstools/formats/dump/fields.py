@@ -25,6 +25,7 @@ U32_MAX = 2**32 - 1
 _U64 = 2**64 - 1
 _SIGN = 2**63
 
+_SAFE_DIGITS = 19  # a decimal number with no more of them is below 2^64
 _MAX_DIGITS = 22  # of 2^64 - 1 in octal; a number with more of them is larger in either base
 _MAX_SHOWN = 40
 # As strtoull does: white space and zeros in front do not matter.
@@ -60,6 +61,8 @@ def show(field: bytes) -> str:
 
 def parse_decimal(field: bytes) -> int:
     """An unsigned 64-bit number in base 10, as C's ``strtoull`` reads it: minus wraps around, more saturates."""
+    if len(field) <= _SAFE_DIGITS and field.isdigit():
+        return int(field)
     return _parse(field, _DECIMAL, 10)
 
 

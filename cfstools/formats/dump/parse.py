@@ -65,7 +65,7 @@ _TYPE_BITS = 0o170000
 _MODE_BITS = 0xFFFF  # an image keeps no more
 _TYPES = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK))
 _CHUNK_MAX = 1 << CHUNK_BITS_MAX
-_SAFE_DIGITS = 19  # numbers with no more digits are below 2^64
+_EXTERNAL_MAX = CHUNK_ENTRIES_MAX * _CHUNK_MAX
 
 
 def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict: bool = False) -> Directory:
@@ -106,16 +106,8 @@ class _Mode(NamedTuple):
     is_link: bool
 
 
-class _Numbers(NamedTuple):
-    """The numeric fields but MODE."""
-
-    size: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    sec: int
-    nsec: int
+# SIZE, NLINK, UID, GID, RDEV and the two halves of MTIME.
+_Numbers = tuple[int, int, int, int, int, int, int]
 
 
 class _Parser:
@@ -230,12 +222,22 @@ class _Parser:
         if self._strict:
             _check_rdev(kind, fields)
         # Symlinks make no use of CONTENT, so its length has no limit there.
-        inline = _content(size, size if kind == S_IFLNK else INLINE_MAX, fields)
+        limit = size if kind == S_IFLNK else INLINE_MAX
+        inline = b"" if fields[CONTENT] == _UNSET else _content(size, limit, fields)
         payload = _payload(fields)
-        data: bytes | External = inline
-        if kind == S_IFREG and size and not inline:
-            data = self._external(size, payload, fields)
-        elif kind == S_IFLNK:
+        if kind == S_IFREG:
+            return RegularFile(
+                size=size,
+                content=inline if inline or not size else self._external(size, payload, fields),
+                mode=bits,
+                uid=uid,
+                gid=gid,
+                mtime_sec=sec,
+                mtime_nsec=nsec,
+                xattrs=self._xattrs_of(fields),
+                nlink=nlink,
+            )
+        if kind == S_IFLNK:
             self._check_symlink(size, payload, inline)
         common: _Common = {
             "mode": bits,
@@ -246,18 +248,15 @@ class _Parser:
             "xattrs": self._xattrs_of(fields),
             "nlink": nlink,
         }
-        if kind == S_IFREG:
-            return RegularFile(size=size, content=data, **common)
         if kind == S_IFLNK:
             return Symlink(target=payload, **common)
         return _special(kind, size, rdev, common)
 
     def _numbers(self, fields: list[bytes]) -> _Numbers:
         u32 = self._u32
-        size = fields[SIZE]
         try:
-            return _Numbers(
-                int(size) if size.isdigit() and len(size) <= _SAFE_DIGITS else parse_decimal(size),
+            return (
+                parse_decimal(fields[SIZE]),
                 u32[fields[NLINK]],
                 u32[fields[UID]],
                 u32[fields[GID]],
@@ -276,12 +275,11 @@ class _Parser:
         parse = _zero_if_malformed if uid and not self._strict else parse_u32
         gid = _field(GID, parse, fields)
         rdev = _field(RDEV, parse, fields)
-        return _Numbers(size, nlink, uid & U32_MAX, gid, rdev, *_field(MTIME, parse_time, fields))
+        return size, nlink, uid & U32_MAX, gid, rdev, *_field(MTIME, parse_time, fields)
 
     def _external(self, size: int, payload: bytes, fields: list[bytes]) -> External:
-        # In 64 bits, where the sum wraps around for sizes close to 2^64 (section 10.3, Q9).
-        chunks = (size + _CHUNK_MAX - 1) % 2**64 // _CHUNK_MAX
-        if chunks > CHUNK_ENTRIES_MAX:
+        # The reference counts the chunks in 64 bits and takes sizes close to 2^64 for tiny (section 10.3, Q9).
+        if _EXTERNAL_MAX < size <= 2**64 - _CHUNK_MAX:
             raise _refusal(SIZE, f"{size} bytes are more than an external file may have")
         return External(self._digest(fields), payload or None)
 
@@ -290,7 +288,10 @@ class _Parser:
         field = fields[DIGEST]
         if field == _UNSET:
             return None
-        digits = _field(DIGEST, parse_text, fields)[: self._digits]
+        if len(field) == self._digits and field.isalnum():
+            digits = field
+        else:
+            digits = _field(DIGEST, parse_text, fields)[: self._digits]
         try:
             digest = unhexlify(digits)
         except ValueError:
@@ -361,7 +362,7 @@ def _payload(fields: list[bytes]) -> bytes:
     field = fields[PAYLOAD]
     if field == _UNSET:
         return b""
-    payload = _field(PAYLOAD, parse_text, fields)
+    payload = _field(PAYLOAD, parse_text, fields) if b"\\" in field else field
     if len(payload) > PAYLOAD_MAX:
         raise _refusal(PAYLOAD, f"{len(payload)} bytes, at most {PAYLOAD_MAX} are allowed")
     return payload

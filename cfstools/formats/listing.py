@@ -1,0 +1,45 @@
+"""The listings of an image's names and objects (composefs format, section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cfstools.formats.escape import escape, escape_listed
+from cfstools.formats.names import iter_first_names
+from cfstools.tree.model import Directory, External, Leaf, RegularFile, Symlink
+from cfstools.tree.walk import iter_inodes
+
+
+def ls_lines(root: Directory) -> Iterator[bytes]:
+    """Yield a line for each name but the root's, each with its newline, depth-first in byte order.
+
+    Directories end in a slash and a tab, a symlink's target follows ``->``, an external file's payload ``@``.
+    Further names of an inode stand alone.
+    """
+    names = iter_first_names(root)
+    next(names)
+    for path, inode, first in names:
+        yield b"%b%b\n" % (escape_listed(path), _suffix(inode) if first is None else b"")
+
+
+def object_payloads(root: Directory) -> list[bytes]:
+    """The payloads of all external files, as they are (unescaped), each once, in byte order."""
+    return sorted(
+        {
+            inode.content.payload
+            for inode in iter_inodes(root)
+            if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.payload
+        }
+    )
+
+
+def _suffix(inode: Directory | Leaf) -> bytes:
+    match inode:
+        case Directory():
+            return b"/\t"
+        case Symlink(target=target):
+            return b"\t-> " + escape(target)
+        case RegularFile(content=External(payload=payload)) if payload:
+            return b"\t@ " + escape(payload)
+        case _:
+            return b""
