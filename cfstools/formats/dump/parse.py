@@ -64,16 +64,15 @@ _UNSET = b"-"
 _TYPE_BITS = 0o170000
 _MODE_BITS = 0xFFFF  # an image keeps no more
 _TYPES = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK))
-_CHUNK_MAX = 1 << CHUNK_BITS_MAX
-_EXTERNAL_MAX = CHUNK_ENTRIES_MAX * _CHUNK_MAX
+_EXTERNAL_MAX = CHUNK_ENTRIES_MAX << CHUNK_BITS_MAX
 
 
 def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict: bool = False) -> Directory:
     """The tree that the dump text *data* describes; *data* may be a memory map and is not copied as a whole.
 
     *algorithm* says how long digests are. Without *strict* everything is accepted that the reference tool
-    accepts, but for what would leave the image undefined or unusable: a malformed digest of an external file and
-    a hard link to a directory. *strict* also refuses what the reference refuses in its strict mode, and
+    accepts, but for what would leave the image undefined or unusable: a malformed digest or an enormous size of an
+    external file, and a hard link to a directory. *strict* also refuses what the reference refuses in its strict mode, and
     malformed GID and RDEV fields. Raises :class:`DumpError` that names line and field.
     """
     parser = _Parser(algorithm, strict=strict)
@@ -278,8 +277,8 @@ class _Parser:
         return size, nlink, uid & U32_MAX, gid, rdev, *_field(MTIME, parse_time, fields)
 
     def _external(self, size: int, payload: bytes, fields: list[bytes]) -> External:
-        # The reference counts the chunks in 64 bits and takes sizes close to 2^64 for tiny (section 10.3, Q9).
-        if _EXTERNAL_MAX < size <= 2**64 - _CHUNK_MAX:
+        # Next to 2^64 the reference takes sizes again, by an overflow; no kernel reads them (section 10.3, Q9).
+        if size > _EXTERNAL_MAX:
             raise _refusal(SIZE, f"{size} bytes are more than an external file may have")
         return External(self._digest(fields), payload or None)
 
