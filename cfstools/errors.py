@@ -50,6 +50,10 @@ class CheckFailed(CfsError):
     meaning = "checked and found wrong: digest, signature, structure, missing or damaged object, difference"
 
 
+class SignatureInvalid(CheckFailed):
+    """A signature, its envelope or what it says does not hold for the image."""
+
+
 class Interrupted(CfsError):
     """The user or a signal stopped the work (exit code 130)."""
 
@@ -67,6 +71,10 @@ class SourceChanged(InputError):
 
 class StoreError(CfsError):
     """An object store could not be used as one."""
+
+
+class ObjectMissing(StoreError):
+    """An object is in none of the stores."""
 
 
 class FormatError(CfsError):
@@ -95,6 +103,14 @@ class TarError(FormatError):
 
 class CompressionError(FormatError):
     """Compressed bytes are damaged, cut or followed by something else (``where`` names the offset)."""
+
+
+class KeyUnusable(FormatError):
+    """A key or certificate cannot be read, or must not be used. The text never holds key material."""
+
+
+class PassphraseNeeded(KeyUnusable):
+    """A private key is encrypted and no passphrase was given."""
 
 
 class LimitExceeded(FormatError):

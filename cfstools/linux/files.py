@@ -19,6 +19,7 @@ from cfstools.linux.ioctl import IOC_WRITE, ioctl_number
 FICLONE = ioctl_number(IOC_WRITE, 0x94, 9, 4)  # linux/fs.h: _IOW(0x94, 9, int)
 
 _AT_EMPTY_PATH = 0x1000
+_RENAME_NOREPLACE = 1
 
 # linux/openat2.h; the system call has this number on every architecture that matters (all since 5.6 share it).
 _SYS_OPENAT2 = 437
@@ -34,12 +35,15 @@ _NO_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 )
 _NO_COPY = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY})
+_NO_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 # A seccomp filter that does not know openat2 answers EPERM.
 _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+# Not every C library has it.
+_renameat2 = getattr(_libc, "renameat2", None)
 _libc.syscall.restype = ctypes.c_long
 
 
@@ -72,6 +76,18 @@ def link_tmpfile(fd: int, dirfd: int, name: bytes) -> None:
         # Either the directory is missing or /proc is not mounted; this way (for the privileged) tells.
         if _libc.linkat(fd, b"", dirfd, name, _AT_EMPTY_PATH):
             raise _fail(name) from None
+
+
+def rename_noreplace(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes) -> None:
+    """Rename without replacing: ``FileExistsError`` when *dst* is taken. Without renameat2(2) by link and unlink."""
+    if _renameat2 is not None:
+        if not _renameat2(src_dirfd, src, dst_dirfd, dst, _RENAME_NOREPLACE):
+            return
+        error = _fail(dst)
+        if error.errno not in _NO_RENAME:
+            raise error
+    os.link(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd, follow_symlinks=False)
+    os.unlink(src, dir_fd=src_dirfd)
 
 
 def syncfs(fd: int) -> None:

@@ -16,8 +16,8 @@ _DIGEST_TEXT = re.compile(r"(?:(sha256|sha512):)?([0-9A-Fa-f]*)")
 _TEXT_SIZES = {64: "sha256", 128: "sha512"}
 
 
-def digest_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT) -> bytes:
-    """The fs-verity digest of what *fd* holds, from its start to its end.
+def hash_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT) -> tuple[bytes, int]:
+    """The fs-verity digest of what *fd* holds, from its start to its end, and how many bytes that was.
 
     A pipe is read from where it stands; elsewhere the file offset is neither used nor moved. ``progress`` is only
     advanced, in bytes: the stage belongs to the caller. Raises ``InputError`` when reading fails.
@@ -30,11 +30,16 @@ def digest_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT)
         while True:
             got = os.preadv(fd, [buffer], hasher.size) if seekable else os.readv(fd, [buffer])
             if not got:
-                return hasher.digest()
+                return hasher.digest(), hasher.size
             hasher.update(view[:got])
             progress.advance(got)
     except OSError as error:
         raise os_error(error, "cannot read") from error
+
+
+def digest_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT) -> bytes:
+    """The digest alone, as :func:`hash_fd` computes it."""
+    return hash_fd(fd, params, progress=progress)[0]
 
 
 def _is_seekable(fd: int) -> bool:

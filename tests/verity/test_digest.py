@@ -149,6 +149,7 @@ def test_files_and_descriptors(tmp_path: Path) -> None:
     with path.open("rb") as file:
         file.seek(1000)
         assert verity.digest_fd(file.fileno()) == verity.digest_bytes(data)
+        assert verity.hash_fd(file.fileno()) == (verity.digest_bytes(data), len(data))
         assert file.tell() == 1000
 
 

@@ -1,0 +1,57 @@
+"""What every object store can do, and the names of objects on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+from cfstools.errors import StoreError
+
+_PREFIX = re.compile(rb"[0-9a-f]{2}")
+# The rest of a SHA-256 or SHA-512 digest, lower case.
+_REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")
+
+
+class Store(Protocol):
+    """Objects by digest, read only. Implementations may be used from several threads."""
+
+    def size(self, digest: bytes) -> int | None:
+        """The object's length in bytes, ``None`` when it is not there. Its contents are not looked at."""
+
+    def open(self, digest: bytes) -> int:
+        """A descriptor to read the object with, which the caller closes. Raises ``ObjectMissing``, ``StoreError``."""
+
+    def objects(self) -> Iterator[bytes]:
+        """The digests of all objects, each once, in byte order."""
+
+    def describe(self, digest: bytes) -> str:
+        """The object's place in words for messages, whether it is there or not."""
+
+
+def contains(store: Store, digest: bytes) -> bool:
+    """Whether the object is there (its contents are not looked at)."""
+    return store.size(digest) is not None
+
+
+def is_prefix(name: bytes) -> bool:
+    """Whether *name* is that of a directory with objects."""
+    return _PREFIX.fullmatch(name) is not None
+
+
+def digest_of(prefix: bytes, name: bytes) -> bytes | None:
+    """The digest whose object is ``prefix/name``, ``None`` when these are not an object's names."""
+    if is_prefix(prefix) and _REST.fullmatch(name):
+        return bytes.fromhex((prefix + name).decode())
+    return None
+
+
+def split_digest(digest: bytes) -> tuple[bytes, bytes]:
+    """Directory and file name of an object (composefs format, section 5.2)."""
+    text = digest.hex().encode()
+    return text[:2], text[2:]
+
+
+def store_error(error: OSError, what: str, subject: str) -> StoreError:
+    """Translate an ``OSError`` met while doing *what* to the store or object *subject*."""
+    return StoreError(f"{what}: {error.strerror or error}", subject=subject)

@@ -1,0 +1,192 @@
+"""A store in a directory: ``DIR/ab/cdef…``, as the composefs C tools lay it out (composefs format, section 5.2).
+
+Nothing below the store is reached through a symbolic link, and only regular files are objects. Names that are
+not those of objects are left alone: they belong to someone else.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+
+from cfstools.errors import ObjectMissing, StoreError
+from cfstools.linux import files
+from cfstools.store.base import digest_of, is_prefix, split_digest, store_error
+from cfstools.verity import object_path
+
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Opening must not hang on a fifo nor make a terminal ours, whatever someone planted.
+_OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# File systems that have no locks.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+
+
+class DirectoryStore:
+    """The objects below the directory *path*, which ``create`` makes with its parents when it is missing.
+
+    Raises ``StoreError`` when *path* is not a directory that can be used. Holds descriptors open until
+    :meth:`close`; usable as a context manager.
+    """
+
+    def __init__(self, path: str | bytes, *, create: bool = False) -> None:
+        self.path = os.fsdecode(path)
+        if create:
+            self._make()
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except NotADirectoryError as error:
+            raise StoreError("an object store must be a directory", subject=self.path) from error
+        except OSError as error:
+            raise store_error(error, "cannot open the store", self.path) from error
+        # Directories already opened, by prefix; kept open until the end so that no thread sees a number reused.
+        self._prefixes: dict[bytes, int] = {}
+        self._keep = min(256, files.fd_limit() // 8)
+        self._lock = threading.Lock()
+
+    def _make(self) -> None:
+        try:
+            os.makedirs(self.path, mode=0o755, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreError("an object store must be a directory", subject=self.path) from error
+        except OSError as error:
+            raise store_error(error, "cannot make the store", self.path) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor; the store cannot be used afterwards."""
+        with self._lock:
+            for fd in (*self._prefixes.values(), self.fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._prefixes.clear()
+            self.fd = -1
+
+    def describe(self, digest: bytes) -> str:
+        """The object's path."""
+        return os.path.join(self.path, os.fsdecode(object_path(digest)))
+
+    def size(self, digest: bytes) -> int | None:
+        """The object's length, ``None`` when it is not there; ``StoreError`` when something else has its name."""
+        prefix, name = split_digest(digest)
+        try:
+            with self.prefix_fd(prefix) as fd:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(error, "cannot look up the object", self.describe(digest)) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError("not a regular file", subject=self.describe(digest))
+        return status.st_size
+
+    def open(self, digest: bytes) -> int:
+        """A descriptor to read the object with; raises ``ObjectMissing``, ``StoreError``."""
+        prefix, name = split_digest(digest)
+        try:
+            with self.prefix_fd(prefix) as directory:
+                fd = os.open(name, _OBJECT_FLAGS, dir_fd=directory)
+        except FileNotFoundError as error:
+            raise ObjectMissing("no such object", subject=self.describe(digest)) from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise StoreError("not a regular file", subject=self.describe(digest)) from error
+            raise store_error(error, "cannot open the object", self.describe(digest)) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StoreError("not a regular file", subject=self.describe(digest))
+        return fd
+
+    def objects(self) -> Iterator[bytes]:
+        """The digests of all objects in order; whatever is not an object's file is passed over."""
+        for prefix in sorted(name for name in self._names(self.fd) if is_prefix(name)):
+            try:
+                with self.prefix_fd(prefix) as fd:
+                    names = sorted(self._names(fd, regular=True))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    continue
+                raise store_error(
+                    error, "cannot list the store", os.path.join(self.path, os.fsdecode(prefix))
+                ) from error
+            for name in names:
+                digest = digest_of(prefix, name)
+                if digest is not None:
+                    yield digest
+
+    def _names(self, fd: int, *, regular: bool = False) -> list[bytes]:
+        # scandir takes over a descriptor's position, so it gets one of its own. Of a descriptor it gives text.
+        try:
+            own = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                with os.scandir(own) as entries:
+                    return [
+                        os.fsencode(entry.name)
+                        for entry in entries
+                        if not regular or entry.is_file(follow_symlinks=False)
+                    ]
+            finally:
+                os.close(own)
+        except OSError as error:
+            raise store_error(error, "cannot list the store", self.path) from error
+
+    def is_empty(self) -> bool:
+        """Whether the directory holds nothing at all."""
+        return not self._names(self.fd)
+
+    @contextmanager
+    def prefix_fd(self, prefix: bytes, *, create: bool = False) -> Iterator[int]:
+        """The directory of the objects that start with *prefix*, open. Raises plain ``OSError``."""
+        fd = self._prefixes.get(prefix)
+        if fd is not None:
+            yield fd
+            return
+        if create:
+            with suppress(FileExistsError):
+                os.mkdir(prefix, 0o755, dir_fd=self.fd)
+        fd = os.open(prefix, os.O_PATH | _DIRECTORY, dir_fd=self.fd)
+        with self._lock:
+            kept = len(self._prefixes) < self._keep and self._prefixes.setdefault(prefix, fd) == fd
+        try:
+            yield fd
+        finally:
+            if not kept:
+                os.close(fd)
+
+    @contextmanager
+    def locked(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock on the store's directory: shared to add objects, ``exclusive`` to remove them.
+
+        Yields whether the lock is held: ``False`` where the file system has no locks. Without ``wait`` a lock that
+        someone else holds is a ``StoreError``. The lock leaves no file behind and ends with the process.
+        """
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+            try:
+                fcntl.flock(fd, operation if wait else operation | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError as error:
+                raise StoreError("the store is in use by another process", subject=self.path) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise store_error(error, "cannot lock the store", self.path) from error
+                held = False
+            yield held
+        finally:
+            os.close(fd)

@@ -1,0 +1,274 @@
+"""Objects on their way into a store: looked up, queued, and published in batches.
+
+Every few thousand are published together: one ``syncfs`` makes the contents durable, then each gets its name, and
+the last batch is followed by one more ``syncfs`` for the names. So no object is ever visible before it is whole and
+durable, and after a crash every object that is visible is whole. Existing objects are never rewritten.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfstools.errors import StoreError
+from cfstools.linux import files
+from cfstools.report import Report
+from cfstools.store.base import Store, split_digest, store_error
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.scratch import Scratch, Temporary
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class StoredObject(NamedTuple):
+    """What became of added contents: ``new`` when they were not in any store nor added before."""
+
+    digest: bytes
+    size: int
+    new: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreReport(Report):
+    """Objects published, and how often contents were added that were there already (also: twice in one run)."""
+
+    objects_new: int
+    bytes_new: int
+    objects_shared: int
+    bytes_shared: int
+
+
+class Publisher:
+    """The queue of one writer to *store*; used from several threads. Raises ``StoreError``.
+
+    Locks the store shared until :meth:`close`. ``deferred`` publishes only when told to.
+    """
+
+    def __init__(
+        self,
+        store: DirectoryStore,
+        others: Sequence[Store],
+        scratch: Scratch,
+        *,
+        batch_files: int,
+        batch_bytes: int,
+        deferred: bool,
+    ) -> None:
+        self._store = store
+        self._others = tuple(others)
+        self._scratch = scratch
+        # Anonymous temporaries hold a descriptor each, and two batches may exist while one is published.
+        limit = files.fd_limit()
+        self._batch_files = max(1, min(batch_files, (limit - min(400, limit // 2)) // 3))
+        self._batch_bytes = batch_bytes
+        self._deferred = deferred
+        self._closed = False
+        self._failure: StoreError | None = None
+        self._unsynced = False
+        self._lock = threading.Lock()
+        self._publish_lock = threading.Lock()
+        self._pending: dict[bytes, Temporary] = {}
+        self._pending_bytes = 0
+        self._publishing: dict[bytes, Temporary] = {}
+        self._new = [0, 0]
+        self._shared = [0, 0]
+        self._was_empty = store.is_empty()
+        self._exit = ExitStack()
+        self._exit.enter_context(store.locked())
+        self._exit.callback(scratch.close)
+
+    @property
+    def report(self) -> StoreReport:
+        """What was done so far; objects count as new once they are published."""
+        return StoreReport(
+            objects_new=self._new[0],
+            bytes_new=self._new[1],
+            objects_shared=self._shared[0],
+            bytes_shared=self._shared[1],
+        )
+
+    def create(self) -> Temporary:
+        """A new, empty temporary."""
+        try:
+            return self._scratch.create()
+        except OSError:
+            # Too many open files: publishing lets go of a batch of them.
+            self._publish_batch()
+        try:
+            return self._scratch.create()
+        except OSError as error:
+            raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
+
+    def write(self, temporary: Temporary, data: Buffer) -> None:
+        """Append *data* to a temporary."""
+        view = memoryview(data)
+        try:
+            done = os.write(temporary.fd, view)
+            while done < view.nbytes:
+                done += os.write(temporary.fd, view.cast("B")[done:])
+        except OSError as error:
+            raise store_error(error, "cannot write an object", self._store.path) from error
+        temporary.size += done
+
+    def drop(self, temporary: Temporary) -> None:
+        """Forget a temporary that was not accepted."""
+        self._scratch.drop(temporary)
+
+    def expects_shared(self) -> bool:
+        """Whether contents so far were more often there than not."""
+        missed = self._new[0] + len(self._pending) + len(self._publishing)
+        hits = self._shared[0]
+        return hits > missed or (hits == missed and not self._was_empty)
+
+    def seen(self, digest: bytes, size: int) -> bool:
+        """Whether an object is on its way, in the store, or in one of the other stores."""
+        # In this order: what leaves the dictionaries is in the store by then.
+        if digest in self._pending or digest in self._publishing or self._in_store(digest, size):
+            return True
+        return any(self._in_other(store, digest, size) for store in self._others)
+
+    def _in_store(self, digest: bytes, size: int) -> bool:
+        there = self._store.size(digest)
+        if there is None:
+            return False
+        if there != size:
+            raise StoreError(
+                f"damaged object: {there} bytes instead of {size}",
+                subject=self._store.describe(digest),
+                hint="check the store with: mkcfs store fsck",
+            )
+        return True
+
+    @staticmethod
+    def _in_other(store: Store, digest: bytes, size: int) -> bool:
+        try:
+            return store.size(digest) == size
+        except StoreError:
+            return False
+
+    def count_shared(self, digest: bytes, size: int) -> StoredObject:
+        """Contents were added that are there already."""
+        with self._lock:
+            self._shared[0] += 1
+            self._shared[1] += size
+        return StoredObject(digest, size, new=False)
+
+    def accept(self, temporary: Temporary, digest: bytes) -> StoredObject:
+        """Queue complete contents for publication, unless they are there by now."""
+        size = temporary.size
+        try:
+            known = self.seen(digest, size)
+            if not known:
+                self._scratch.seal(temporary)
+                with self._lock:
+                    self._check_open()
+                    known = digest in self._pending or digest in self._publishing
+                    if not known:
+                        self._pending[digest] = temporary
+                        self._pending_bytes += size
+        except BaseException:
+            self._scratch.drop(temporary)
+            raise
+        if known:
+            self._scratch.drop(temporary)
+            return self.count_shared(digest, size)
+        if not self._deferred and self._is_full():
+            self._publish_batch(unless_small=True)
+        return StoredObject(digest, size, new=True)
+
+    def discard(self, digest: bytes) -> bool:
+        """Drop an object that is not wanted after all; ``False`` when it is not waiting (published or never new)."""
+        with self._lock:
+            temporary = self._pending.pop(digest, None)
+            if temporary is None:
+                return False
+            self._pending_bytes -= temporary.size
+        self._scratch.drop(temporary)
+        return True
+
+    def commit(self, keep: Collection[bytes] | None = None) -> StoreReport:
+        """Publish what is waiting, make it durable, and say what was done; more may be added afterwards.
+
+        With *keep*, objects waiting whose digest is not in it are dropped (of use with ``deferred``).
+        """
+        if keep is not None:
+            for digest in [digest for digest in self._pending if digest not in keep]:
+                self.discard(digest)
+        self._publish_batch()
+        if self._unsynced:
+            self._sync()
+            self._unsynced = False
+        return self.report
+
+    def close(self) -> None:
+        """Drop what was not published and let go of the store's lock."""
+        with self._lock:
+            self._closed = True
+            dropped = [*self._pending.values(), *self._publishing.values()]
+            self._pending.clear()
+            self._publishing.clear()
+        for temporary in dropped:
+            self._scratch.drop(temporary)
+        self._exit.close()
+
+    def _check_open(self) -> None:
+        failure = self._failure
+        if failure is not None:
+            # Whichever thread comes next hears the same as the one that met it.
+            raise StoreError(failure.what, subject=failure.subject, hint=failure.hint) from failure
+        if self._closed:
+            raise StoreError("the writer is closed", subject=self._store.path)
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= self._batch_files or self._pending_bytes >= self._batch_bytes
+
+    def _publish_batch(self, *, unless_small: bool = False) -> None:
+        """Publish what is waiting: contents durable first, then the names."""
+        with self._publish_lock:
+            with self._lock:
+                self._check_open()
+                if not self._pending or (unless_small and not self._is_full()):
+                    return
+                self._publishing, self._pending = self._pending, {}
+                self._pending_bytes = 0
+            try:
+                self._sync()
+                self._unsynced = True
+                for digest in sorted(self._publishing):
+                    self._publish(digest, self._publishing[digest])
+            except BaseException as error:
+                # What is left of the batch goes with close(); no other batch may take its place.
+                self._closed = True
+                if isinstance(error, StoreError):
+                    self._failure = error
+                raise
+            with self._lock:
+                self._publishing = {}
+
+    def _publish(self, digest: bytes, temporary: Temporary) -> None:
+        size = temporary.size
+        prefix, name = split_digest(digest)
+        try:
+            published = self._scratch.publish(temporary, prefix, name)
+        except OSError as error:
+            raise store_error(error, "cannot add the object", self._store.describe(digest)) from error
+        if published:
+            with self._lock:
+                self._new[0] += 1
+                self._new[1] += size
+        elif self._in_store(digest, size):
+            # Another process was faster.
+            self.count_shared(digest, size)
+        else:
+            raise StoreError("the object vanished while it was added", subject=self._store.describe(digest))
+
+    def _sync(self) -> None:
+        try:
+            files.syncfs(self._store.fd)
+        except OSError as error:
+            raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error

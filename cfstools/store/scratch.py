@@ -1,0 +1,174 @@
+"""Temporaries of a store: where an object's contents lie until they are whole, durable and given their name.
+
+Two kinds. *Anonymous* ones (``O_TMPFILE``) have no name, cost a descriptor each, and vanish with the process.
+*Named* ones lie in a private directory ``.mkcfs-tmp-XXXXXXXX`` of the store; they are used where files without
+names are not supported and for objects whose publication is decided late, and they cost no descriptor. A process
+that is killed leaves the directory behind; it is stale when the store can be locked exclusively.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import threading
+from contextlib import suppress
+from itertools import count
+from typing import Literal
+
+from cfstools.errors import StoreError
+from cfstools.linux import files
+from cfstools.linux import verity as kernel_verity
+from cfstools.store.base import store_error
+from cfstools.store.directory import DirectoryStore
+from cfstools.verity import Params
+
+STAGE_PREFIX = b".mkcfs-tmp-"
+
+# What the composefs C tools leave behind when they are killed.
+FOREIGN_TEMPORARY_PREFIX = b".tmp"
+
+FsVerity = Literal["off", "auto", "require"]
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether *name*, directly below a store, is that of temporaries: ours, or the C tools' ``.tmpXXXXXX``."""
+    return name.startswith(STAGE_PREFIX) or (name.startswith(FOREIGN_TEMPORARY_PREFIX) and len(name) == 10)
+
+
+class Temporary:
+    """Contents on their way: an open descriptor, or (sealed, named) a name in the private directory."""
+
+    __slots__ = ("fd", "name", "size")
+
+    def __init__(self, fd: int, name: bytes | None) -> None:
+        self.fd = fd
+        self.name = name
+        self.size = 0
+
+    def close(self) -> None:
+        """Close the descriptor; an anonymous temporary vanishes."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Scratch:
+    """Makes, seals, publishes and drops temporaries of *store*. Raises ``StoreError``; used from several threads."""
+
+    def __init__(self, store: DirectoryStore, *, named: bool, mode: int, fs_verity: FsVerity, params: Params) -> None:
+        self._store = store
+        self.named = named
+        self._mode = mode
+        self._fs_verity = fs_verity
+        self._params = params
+        self._stage_name = b""
+        self._stage_fd = -1
+        self._numbers = count()
+        self._lock = threading.Lock()
+        # Whether files come out of the open with the wanted mode; found out with the first.
+        self._mode_is_right: bool | None = None
+
+    def create(self) -> Temporary:
+        """A new, empty temporary, open for reading and writing. ``OSError`` only for too many open files."""
+        try:
+            if not self.named:
+                fd = files.open_tmpfile(self._store.fd, self._mode)
+                if fd is not None:
+                    return Temporary(fd, None)
+                self.named = True
+            stage = self._stage()
+            name = b"%d" % next(self._numbers)
+            return Temporary(os.open(name, _NEW_FILE, self._mode, dir_fd=stage), name)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
+
+    def _stage(self) -> int:
+        with self._lock:
+            if self._stage_fd < 0:
+                name = STAGE_PREFIX + secrets.token_hex(8).encode()
+                os.mkdir(name, 0o700, dir_fd=self._store.fd)
+                self._stage_name = name
+                self._stage_fd = os.open(
+                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._store.fd
+                )
+            return self._stage_fd
+
+    def seal(self, temporary: Temporary) -> None:
+        """The contents are complete: set the mode, turn on fs-verity where asked, close what need not stay open."""
+        try:
+            if self._mode_is_right is None:
+                self._mode_is_right = os.fstat(temporary.fd).st_mode & 0o7777 == self._mode
+            if not self._mode_is_right:
+                os.fchmod(temporary.fd, self._mode)
+            if self._fs_verity != "off":
+                self._enable_verity(temporary)
+        except OSError as error:
+            raise store_error(error, "cannot complete an object", self._store.path) from error
+        if temporary.name is not None:
+            temporary.close()
+
+    def _enable_verity(self, temporary: Temporary) -> None:
+        """The kernel refuses while anyone can write to the file, so it is opened again, for reading only."""
+        reader = os.open(f"/proc/self/fd/{temporary.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        temporary.close()
+        temporary.fd = reader
+        params = self._params
+        try:
+            kernel_verity.enable(reader, params.algorithm.number, params.block_size, params.salt)
+        except OSError as error:
+            if self._fs_verity == "require":
+                raise StoreError(
+                    f"cannot turn on fs-verity: {error.strerror}",
+                    subject=self._store.path,
+                    hint="the file system must have the verity feature",
+                ) from error
+            if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                # Not on this file system: do not try again.
+                self._fs_verity = "off"
+
+    def publish(self, temporary: Temporary, prefix: bytes, name: bytes) -> bool:
+        """Give the temporary its place ``prefix/name``; ``False`` when something has it already. It is used up.
+
+        Raises plain ``OSError``. The contents must be durable by now.
+        """
+        with self._store.prefix_fd(prefix, create=True) as directory:
+            try:
+                if temporary.name is None:
+                    files.link_tmpfile(temporary.fd, directory, name)
+                else:
+                    files.rename_noreplace(self._stage_fd, temporary.name, directory, name)
+                    temporary.name = None
+            except FileExistsError:
+                return False
+            else:
+                return True
+            finally:
+                self.drop(temporary)
+
+    def drop(self, temporary: Temporary) -> None:
+        """Forget the temporary and its contents."""
+        temporary.close()
+        if temporary.name is not None:
+            # A stage that is left behind is recognised as stale later; nothing to report now.
+            self._remove(temporary.name)
+            temporary.name = None
+
+    def _remove(self, name: bytes | str) -> None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=self._stage_fd)
+
+    def close(self) -> None:
+        """Remove the private directory with whatever is left in it."""
+        with self._lock:
+            if self._stage_fd >= 0:
+                for name in os.listdir(self._stage_fd):
+                    self._remove(name)
+                os.close(self._stage_fd)
+                self._stage_fd = -1
+                with suppress(OSError):
+                    os.rmdir(self._stage_name, dir_fd=self._store.fd)

@@ -1,0 +1,165 @@
+"""Adding objects to a store: from bytes, files and streams, each read once where possible."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cfstools.errors import os_error
+from cfstools.linux import files
+from cfstools.progress import SILENT, Progress
+from cfstools.store.base import Store, store_error
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.publisher import Publisher, StoredObject, StoreReport
+from cfstools.store.scratch import FsVerity, Scratch, Temporary
+from cfstools.store.stream import SMALL, ObjectStream, add_small
+from cfstools.verity import DEFAULT, Params, hash_fd
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+BATCH_FILES = 3000
+BATCH_BYTES = 256 << 20
+
+
+class StoreWriter:
+    """Adds objects to *store*; may be used from several threads.
+
+    Contents that any of *others* has are not added, an object there with another length than the contents counts
+    as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose.
+    Leaving a ``with`` block commits (unless ``deferred``); an error drops what was not published yet.
+    The store is locked shared until the end, so that nobody removes objects meanwhile.
+    All methods raise ``StoreError`` for the store, ``InputError`` for the contents read.
+    """
+
+    def __init__(
+        self,
+        store: DirectoryStore,
+        *,
+        params: Params = DEFAULT,
+        others: Sequence[Store] = (),
+        batch_files: int = BATCH_FILES,
+        batch_bytes: int = BATCH_BYTES,
+        object_mode: int = 0o644,
+        fs_verity: FsVerity = "off",
+        deferred: bool = False,
+    ) -> None:
+        self.store = store
+        self.params = params
+        self._deferred = deferred
+        # Whether clones work between a source's file system and the store's.
+        self._clones: dict[int, bool] = {}
+        scratch = Scratch(store, named=deferred, mode=object_mode, fs_verity=fs_verity, params=params)
+        self._publisher = Publisher(
+            store, others, scratch, batch_files=batch_files, batch_bytes=batch_bytes, deferred=deferred
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._deferred:
+                self.commit()
+        finally:
+            self.close()
+
+    @property
+    def report(self) -> StoreReport:
+        """What was done so far; objects count as new once they are published."""
+        return self._publisher.report
+
+    def add_bytes(self, data: Buffer) -> StoredObject:
+        """Add *data*."""
+        return add_small(self._publisher, data, self.params)
+
+    def add_fd(self, fd: int, *, progress: Progress = SILENT) -> StoredObject:
+        """Add what *fd* holds from its start (a pipe: from where it stands) to its end.
+
+        A regular file is cloned where the file systems can; else its contents are read once when they are small or
+        probably new, and hashed before they are copied when most contents so far were in the store. The result
+        tells what was stored, whatever happened to the file meanwhile. ``progress`` is advanced in bytes.
+        """
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return self._copy(fd, progress, seekable=False)
+            if status.st_size > SMALL:
+                return self._add_large(fd, status, progress)
+            data = os.pread(fd, status.st_size + 1, 0)
+        except OSError as error:
+            raise os_error(error, "cannot read") from error
+        if len(data) == status.st_size:
+            progress.advance(len(data))
+            return self.add_bytes(data)
+        # A short read, or the file is not as long as it said: take it as it comes.
+        return self._copy(fd, progress, seekable=True)
+
+    def open_stream(self) -> ObjectStream:
+        """Contents that arrive piece by piece."""
+        return ObjectStream(self._publisher, self.params)
+
+    def _add_large(self, fd: int, status: os.stat_result, progress: Progress) -> StoredObject:
+        cloned = self._clone(fd, status.st_dev)
+        if cloned is not None:
+            try:
+                digest, cloned.size = hash_fd(cloned.fd, self.params, progress=progress)
+            except BaseException:
+                self._publisher.drop(cloned)
+                raise
+            return self._publisher.accept(cloned, digest)
+        if self._publisher.expects_shared():
+            digest, size = hash_fd(fd, self.params, progress=progress)
+            if self._publisher.seen(digest, size):
+                return self._publisher.count_shared(digest, size)
+            progress = SILENT
+        return self._copy(fd, progress, seekable=True)
+
+    def _clone(self, fd: int, device: int) -> Temporary | None:
+        if not self._clones.get(device, True):
+            return None
+        temporary = self._publisher.create()
+        try:
+            if files.reflink(fd, temporary.fd):
+                self._clones[device] = True
+                return temporary
+        except OSError as error:
+            self._publisher.drop(temporary)
+            raise store_error(error, "cannot clone into the store", self.store.path) from error
+        self._clones[device] = False
+        self._publisher.drop(temporary)
+        return None
+
+    def _copy(self, fd: int, progress: Progress, *, seekable: bool) -> StoredObject:
+        buffer = bytearray(SMALL)
+        view = memoryview(buffer)
+        with self.open_stream() as stream:
+            while True:
+                try:
+                    got = os.preadv(fd, [buffer], stream.size) if seekable else os.readv(fd, [buffer])
+                except OSError as error:
+                    raise os_error(error, "cannot read") from error
+                if not got:
+                    return stream.finish()
+                stream.write(view[:got])
+                progress.advance(got)
+
+    def discard(self, digest: bytes) -> bool:
+        """Drop an object that is not wanted after all; ``False`` when it is not waiting (published or never new)."""
+        return self._publisher.discard(digest)
+
+    def commit(self, keep: Collection[bytes] | None = None) -> StoreReport:
+        """Publish what is waiting, make it durable, and say what was done; more may be added afterwards.
+
+        With *keep*, objects waiting whose digest is not in it are dropped (of use with ``deferred``).
+        """
+        return self._publisher.commit(keep)
+
+    def close(self) -> None:
+        """Drop what was not published and let go of the store's lock."""
+        self._publisher.close()
