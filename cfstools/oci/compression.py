@@ -1,0 +1,307 @@
+"""Decompression in one bounded pass: gzip, zstd, bzip2 and xz, recognised by content (OCI reading, section 3.2)."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import importlib
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from types import ModuleType
+from typing import Protocol, cast
+
+from cfstools.errors import CompressionError, LimitExceeded
+from cfstools.oci.bytesource import ByteSource, Read
+from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, ZSTD_MAGIC, zstd_chunks
+
+CHUNK = 1 << 18  # at most so much comes out of a decoder at once
+_FIRST_PIECE = 1 << 12  # a stream of many short members should not copy a whole buffer for each
+_GZIP_FIELD_MAX = 1 << 16  # file name or comment in a gzip header
+_XZ_MEMORY_EXTRA = 16 << 20  # what the decoder needs besides its window
+
+_GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
+_HEAD = 6
+_GZIP_PLAIN_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+_FHCRC, _FEXTRA, _FNAME, _FCOMMENT, _RESERVED = 0x02, 0x04, 0x08, 0x10, 0xE0
+
+
+class Compression(Enum):
+    """How a byte stream is compressed."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    ZSTD = "zstd"
+    BZIP2 = "bzip2"
+    XZ = "xz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecompressionLimits:
+    """What a compressed stream may grow to, in bytes; beyond one of them is a :class:`LimitExceeded`.
+
+    The ratio counts only once *ratio_from* bytes have come out: zeros reach 1030:1 in gzip and more in zstd,
+    and a file of zeros in an otherwise small layer is legitimate.
+    """
+
+    total: int = 64 << 30
+    ratio: int = 1000
+    ratio_from: int = 1 << 30
+    window: int = 128 << 20  # history the decoder must keep in memory: what zstd --long=27 and xz -9 need
+
+
+def sniff(head: bytes) -> Compression:
+    """Recognise the compression from the first six bytes of a stream."""
+    if head.startswith(_GZIP_MAGIC):
+        return Compression.GZIP
+    if head.startswith(ZSTD_MAGIC) or (head[:1] in SKIPPABLE_FIRST and head[1:4] == SKIPPABLE_REST):
+        return Compression.ZSTD
+    if head.startswith(_BZIP2_MAGIC):
+        return Compression.BZIP2
+    if head.startswith(_XZ_MAGIC):
+        return Compression.XZ
+    return Compression.NONE
+
+
+class Decompressed:
+    """The decompressed side of a stream: ``kind`` is how it is compressed, ``size`` what has come out.
+
+    ``read(n)`` gives 1 to *n* bytes, or none at the end, which is reached only when the source is read to
+    its end and every member was whole and followed by nothing else. Raises :class:`CompressionError` and
+    :class:`LimitExceeded` with the offset in the compressed stream, and again on every later call.
+    """
+
+    def __init__(self, kind: Compression, source: ByteSource, chunks: Iterator[bytes], limits: DecompressionLimits):
+        self.kind = kind
+        self.size = 0
+        self._source = source
+        self._chunks = chunks
+        self._limits = limits
+        self._chunk = b""
+        self._at = 0
+        self._failed: BaseException | None = None
+
+    @property
+    def compressed_size(self) -> int:
+        """Bytes read from the source so far."""
+        return self._source.received
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, at most *count*; none only at the end."""
+        if self._at == len(self._chunk):
+            self._next()
+        start = self._at
+        chunk = self._chunk
+        if start == 0 and len(chunk) <= count:
+            self._at = len(chunk)
+            return chunk
+        piece = chunk[start : start + count]
+        self._at = start + len(piece)
+        return piece
+
+    def _next(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+        self._at, self._chunk = 0, b""
+        try:
+            chunk = next(self._chunks, b"")
+            self._check(self.size + len(chunk))
+        except BaseException as error:
+            self._failed = error
+            raise
+        self.size += len(chunk)
+        self._chunk = chunk
+
+    def _check(self, size: int) -> None:
+        limits = self._limits
+        if size > limits.total:
+            what = f"more than {limits.total} bytes come out of the {self.kind.value} stream"
+        elif (
+            self.kind is not Compression.NONE
+            and size > limits.ratio_from
+            and size > limits.ratio * self._source.received
+        ):
+            what = f"the {self.kind.value} stream grows more than {limits.ratio} times"
+        else:
+            return
+        raise LimitExceeded(what, where=self._source.where, hint="raise the limit if the source is trusted")
+
+
+class HashingReader:
+    """Passes a stream through and hashes it: ``size`` and :meth:`hexdigest` hold for what has been read.
+
+    *algorithms* are hashlib's names. A digest covers the whole stream once ``read`` has given nothing.
+    """
+
+    def __init__(self, read: Read, *algorithms: str) -> None:
+        self._read = read
+        self._hashes = {name: hashlib.new(name) for name in algorithms or ("sha256",)}
+        self._updates = [each.update for each in self._hashes.values()]
+        self.size = 0
+
+    def read(self, count: int) -> bytes:
+        """The next bytes of the stream, at most *count*; none at the end."""
+        data = self._read(count)
+        for update in self._updates:
+            update(data)
+        self.size += len(data)
+        return data
+
+    def hexdigest(self, algorithm: str = "sha256") -> str:
+        """Digest of all bytes read so far, in lower-case hex."""
+        return self._hashes[algorithm].hexdigest()
+
+
+def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True) -> Decompressed:
+    """Recognise how the stream that ``read(n)`` gives is compressed, and decompress it as it is read.
+
+    ``read(n)`` gives 1 to *n* bytes, or none at the end. gzip members, zstd frames, bzip2 and xz streams may
+    follow each other; skippable zstd frames are passed over. Without *accelerate*, or without the package
+    ``isal``, gzip goes through zlib. Memory is bounded by the window and a few buffers of 256 KiB.
+    """
+    limits = limits or DecompressionLimits()
+    source = ByteSource(read)
+    kind = sniff(source.peek(_HEAD))
+    if kind is Compression.GZIP:
+        chunks = _gzip(source, accelerate=accelerate)
+    elif kind is Compression.ZSTD:
+        chunks = zstd_chunks(source, limits.window)
+    elif kind is Compression.BZIP2:
+        chunks = _streams(source, "bzip2", _BZIP2_MAGIC, bz2.BZ2Decompressor)
+    elif kind is Compression.XZ:
+        memory = limits.window + _XZ_MEMORY_EXTRA
+        chunks = _streams(source, "xz", _XZ_MAGIC, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memory))
+    else:
+        chunks = _plain(source)
+    return Decompressed(kind, source, chunks, limits)
+
+
+class _Decoder(Protocol):
+    """Decoder of one member, as bz2, lzma and igzip_lib have it."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Zlib:
+    """zlib's decoder of one gzip member in the shape of the others."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._decoder.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
+
+
+def _import_isal() -> ModuleType | None:
+    try:
+        return importlib.import_module("isal.igzip_lib")
+    except ImportError:  # the extra "fast" is not installed
+        return None
+
+
+_ISAL = _import_isal()
+_FOREIGN: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
+if _ISAL is not None:
+    _FOREIGN = (*_FOREIGN, _ISAL.IsalError)
+
+
+def _gzip_decoder(*, accelerate: bool) -> _Decoder:
+    if accelerate and _ISAL is not None:
+        return cast("_Decoder", _ISAL.IgzipDecompressor(flag=_ISAL.DECOMP_GZIP))
+    return _Zlib()
+
+
+def _plain(source: ByteSource) -> Iterator[bytes]:
+    while chunk := source.some(CHUNK):
+        yield chunk
+
+
+def _gzip(source: ByteSource, *, accelerate: bool) -> Iterator[bytes]:
+    """All members of a gzip stream; behind the last one nothing may follow."""
+    while True:
+        _pass_gzip_header(source)
+        # isal loses its place in a header that comes in pieces, so headers are read here and replaced.
+        yield from _member(source, "gzip", _gzip_decoder(accelerate=accelerate), _GZIP_PLAIN_HEADER)
+        following = source.peek(2)
+        if not following:
+            return
+        if following != _GZIP_MAGIC:
+            raise _trailing(source, "gzip")
+
+
+def _pass_gzip_header(source: ByteSource) -> None:
+    """Read and check one member's header (RFC 1952, section 2.3)."""
+    header = source.take(10, "gzip header")
+    flags = header[3]
+    if header[2] != 8 or flags & _RESERVED:
+        raise CompressionError("unknown method or flags in a gzip header", where=source.where)
+    if flags & _FEXTRA:
+        length = source.take(2, "gzip header")
+        header += length + source.take(int.from_bytes(length, "little"), "gzip header")
+    for flag in (_FNAME, _FCOMMENT):
+        if flags & flag:
+            header += source.take_until(b"\0", _GZIP_FIELD_MAX, "gzip header")
+    if flags & _FHCRC:
+        stated = int.from_bytes(source.take(2, "gzip header"), "little")
+        if stated != zlib.crc32(header) & 0xFFFF:
+            raise CompressionError("the checksum of a gzip header does not hold", where=source.where)
+
+
+def _streams(source: ByteSource, name: str, magic: bytes, new: Callable[[], _Decoder]) -> Iterator[bytes]:
+    """All streams of a bzip2 or xz file; xz allows zeros in fours between and behind them."""
+    while True:
+        yield from _member(source, name, new(), b"")
+        if name == "xz":
+            while source.peek(4) == bytes(4):
+                source.take(4, "xz stream")
+        following = source.peek(len(magic))
+        if not following:
+            return
+        if following != magic:
+            raise _trailing(source, name)
+
+
+def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
+    """Contents of one member; the source stands behind it afterwards. *data* goes in before the source."""
+    piece = _FIRST_PIECE
+    while True:
+        if decoder.needs_input:
+            more = source.some(piece)
+            if not more:
+                raise CompressionError(f"the {name} stream is cut", where=source.where)
+            data += more
+            piece = CHUNK
+        try:
+            chunk = decoder.decompress(data, CHUNK)
+        except _FOREIGN as error:
+            raise CompressionError(f"the {name} stream is damaged: {error}", where=source.where) from error
+        data = b""
+        if chunk:
+            yield chunk
+        if decoder.eof:
+            source.give_back(len(decoder.unused_data))
+            return
+
+
+def _trailing(source: ByteSource, name: str) -> CompressionError:
+    return CompressionError(f"something else follows the {name} stream", where=source.where)
