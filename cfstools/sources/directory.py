@@ -192,7 +192,11 @@ class _Walk:
 
     def run(self, fd: int) -> Directory:
         if self._inodes.xattrs.wanted and not os.path.isdir(b"/proc/self/fd/%d" % fd):
-            raise Unsupported("extended attributes are read through /proc, which is not mounted")
+            raise Unsupported(
+                "extended attributes are read through /proc, which is not mounted",
+                subject=self._place.name(b""),
+                hint="mount /proc, or leave extended attributes out",
+            )
         stack = self._stack
         try:
             root = self._enter(b".", b"", fd, None)
