@@ -1,1 +1,46 @@
-"""Keys, signatures and the policy over them; the only importer of cryptography."""
+"""Keys, signatures and the policy over them; the only importer of cryptography.
+
+This package itself imports no cryptography: :mod:`cfstools.signing.keys` and :mod:`cfstools.signing.pkcs7` do,
+so they are imported where a key is really used.
+"""
+
+from cfstools.signing.attach import MAX_TRAILER, Attached, find_trailer, make_trailer, starts_trailer
+from cfstools.signing.envelope import (
+    KeyState,
+    Signature,
+    SignatureCheck,
+    Signer,
+    Verifier,
+    add_signatures,
+    check_signatures,
+    parse_envelope,
+    sign_envelope,
+)
+from cfstools.signing.policy import SignatureReport, Verdict, VerifiedEnvelope, judge, verify_envelope
+from cfstools.signing.statement import ImageDigests, Statement, make_statement, parse_statement
+
+__all__ = [
+    "MAX_TRAILER",
+    "Attached",
+    "ImageDigests",
+    "KeyState",
+    "Signature",
+    "SignatureCheck",
+    "SignatureReport",
+    "Signer",
+    "Statement",
+    "Verdict",
+    "VerifiedEnvelope",
+    "Verifier",
+    "add_signatures",
+    "check_signatures",
+    "find_trailer",
+    "judge",
+    "make_statement",
+    "make_trailer",
+    "parse_envelope",
+    "parse_statement",
+    "sign_envelope",
+    "starts_trailer",
+    "verify_envelope",
+]

@@ -1,0 +1,334 @@
+"""Plain keys: Ed25519, ECDSA over P-256 and P-384, RSA (docs/signatures.md, "Keys").
+
+Importing this module imports cryptography; ``cfstools.signing`` alone does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+from cfstools.errors import KeyUnusable, PassphraseNeeded, UsageError
+
+MAX_KEY_FILE = 1 << 16
+MAX_KEY_BLOCK = 1 << 14
+MAX_PASSPHRASE = 1023
+MIN_RSA_BITS = 2048
+MAX_RSA_BITS = 16384
+MIN_NEW_RSA_BITS = 3072
+MAX_NEW_RSA_BITS = 8192
+MIN_RSA_EXPONENT = 65537
+MAX_RSA_EXPONENT = 1 << 32
+
+PublicNumbers = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PrivateNumbers = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+_CURVES: dict[str, tuple[str, hashes.HashAlgorithm]] = {
+    "secp256r1": ("ECDSA P-256", hashes.SHA256()),
+    "secp384r1": ("ECDSA P-384", hashes.SHA384()),
+}
+# The y coordinates of the eight points of small order and their encodings above the prime: under such a key
+# anybody can make a signature that holds for every message (RFC 8032, section 8.9, "small subgroups").
+_SMALL_ORDER = frozenset(
+    y.to_bytes(32, "little")
+    for y in (
+        0,
+        1,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+        2**255 - 20,
+        2**255 - 19,
+        2**255 - 18,
+    )
+)
+_PRIVATE = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"})
+_PUBLIC = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"})
+_SIGSTORE = frozenset({"ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"})
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----\r?\n.*?-----END \1-----", re.DOTALL)
+
+
+class KeyType(Enum):
+    """The kinds of key that can be made; the value is the word for the command line."""
+
+    ED25519 = "ed25519"
+    P256 = "ecdsa-p256"
+    P384 = "ecdsa-p384"
+    RSA = "rsa"
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A public key fit for use: the :class:`cfstools.signing.Verifier` for real keys."""
+
+    numbers: PublicNumbers
+
+    def __post_init__(self) -> None:
+        _refuse_weak(self.numbers)
+
+    @cached_property
+    def der(self) -> bytes:
+        """SubjectPublicKeyInfo in DER."""
+        return self.numbers.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    @cached_property
+    def key_id(self) -> str:
+        """SHA-256 of :attr:`der` in hexadecimal."""
+        return hashlib.sha256(self.der).hexdigest()
+
+    @property
+    def algorithm(self) -> str:
+        """``Ed25519``, ``ECDSA P-256``, ``ECDSA P-384`` or ``RSA-`` and its bits."""
+        match self.numbers:
+            case ed25519.Ed25519PublicKey():
+                return "Ed25519"
+            case rsa.RSAPublicKey():
+                return f"RSA-{self.numbers.key_size}"
+            case _:
+                return _CURVES[self.numbers.curve.name][0]
+
+    def pem(self) -> bytes:
+        """SubjectPublicKeyInfo in PEM (``PUBLIC KEY``)."""
+        return self.numbers.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        """Whether *signature* is this key's over *data*.
+
+        Ed25519 (RFC 8032) takes *data* itself; ECDSA is in DER over SHA-256 (P-256) or SHA-384 (P-384); RSA is
+        PKCS#1 v1.5 over SHA-256.
+        """
+        try:
+            match self.numbers:
+                case ed25519.Ed25519PublicKey():
+                    self.numbers.verify(signature, data)
+                case rsa.RSAPublicKey():
+                    self.numbers.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+                case _:
+                    self.numbers.verify(signature, data, ec.ECDSA(_CURVES[self.numbers.curve.name][1]))
+        except InvalidSignature:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class PrivateKey:
+    """A private key fit for use: the :class:`cfstools.signing.Signer` for real keys."""
+
+    numbers: PrivateNumbers
+
+    def __post_init__(self) -> None:
+        _refuse_weak(self.numbers.public_key())
+
+    def __repr__(self) -> str:
+        return f"PrivateKey({self.algorithm}, {self.key_id})"
+
+    @cached_property
+    def verifier(self) -> PublicKey:
+        """The public half."""
+        return PublicKey(self.numbers.public_key())
+
+    @property
+    def key_id(self) -> str:
+        """The key id of the public half."""
+        return self.verifier.key_id
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of the public half."""
+        return self.verifier.algorithm
+
+    def sign(self, data: bytes) -> bytes:
+        """The signature over *data*, as :meth:`PublicKey.verify` wants it.
+
+        Same data, same bytes: for ECDSA by RFC 6979, which needs OpenSSL 3.2; with an older one ECDSA
+        signatures are random.
+        """
+        match self.numbers:
+            case ed25519.Ed25519PrivateKey():
+                return self.numbers.sign(data)
+            case rsa.RSAPrivateKey():
+                return self.numbers.sign(data, padding.PKCS1v15(), hashes.SHA256())
+            case _:
+                return self.numbers.sign(data, _ecdsa(_CURVES[self.numbers.curve.name][1]))
+
+    def pem(self, passphrase: bytes | None = None) -> bytes:
+        """PKCS#8 in PEM, encrypted if there is a *passphrase* (PBES2; ``openssl pkey`` reads it).
+
+        ``UsageError`` for a passphrase that is empty or longer than OpenSSL takes.
+        """
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase is not None:
+            if not 1 <= len(passphrase) <= MAX_PASSPHRASE:
+                raise UsageError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes, not {len(passphrase)}")
+            encryption = serialization.BestAvailableEncryption(passphrase)
+        return self.numbers.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def generate(kind: KeyType = KeyType.ED25519, *, rsa_bits: int = MIN_NEW_RSA_BITS) -> PrivateKey:
+    """Make a new key. ``UsageError`` for RSA sizes that are too small or no multiple of 256 bits."""
+    if kind is KeyType.ED25519:
+        return PrivateKey(ed25519.Ed25519PrivateKey.generate())
+    if kind is KeyType.P256:
+        return PrivateKey(ec.generate_private_key(ec.SECP256R1()))
+    if kind is KeyType.P384:
+        return PrivateKey(ec.generate_private_key(ec.SECP384R1()))
+    if not MIN_NEW_RSA_BITS <= rsa_bits <= MAX_NEW_RSA_BITS or rsa_bits % 256:
+        raise UsageError(
+            f"{rsa_bits} bits are no size for a new RSA key: "
+            f"{MIN_NEW_RSA_BITS} to {MAX_NEW_RSA_BITS}, a multiple of 256"
+        )
+    return PrivateKey(rsa.generate_private_key(MIN_RSA_EXPONENT, rsa_bits))
+
+
+def load_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey:
+    """Read the one private key of a PEM text: PKCS#8, or the traditional forms of EC and RSA.
+
+    A *passphrase* is used only if the key is encrypted. ``PassphraseNeeded`` if it is and there is none,
+    ``KeyUnusable`` for everything else that is wrong. Deriving the key takes the time the file asks for.
+    """
+    label, block = _pick(_blocks(data), _PRIVATE, "private")
+    if not _encrypted(label, block):
+        passphrase = None
+    elif not passphrase:
+        raise PassphraseNeeded("the private key is encrypted", hint="give its passphrase")
+    elif len(passphrase) > MAX_PASSPHRASE:
+        raise KeyUnusable(f"a passphrase has at most {MAX_PASSPHRASE} bytes")
+    wrong = "the private key is damaged or not supported"
+    with _translated(f"wrong passphrase, or {wrong}" if passphrase else wrong):
+        numbers = serialization.load_pem_private_key(block, passphrase)
+    if not isinstance(numbers, PrivateNumbers):
+        _refuse_kind(numbers)
+    return PrivateKey(numbers)
+
+
+def load_public_key(data: bytes) -> PublicKey:
+    """Read the one public key of a PEM text, or that of its first certificate, whose dates are not looked at.
+
+    ``KeyUnusable`` for anything else, also for a private key: a verifier should not have one.
+    """
+    label, block = _pick(_blocks(data), _PUBLIC, "public")
+    if label == "CERTIFICATE":
+        return certificate_key(load_certificate(block))
+    with _translated("the public key is damaged or not supported"):
+        numbers = serialization.load_pem_public_key(block)
+    return _public(numbers)
+
+
+def load_certificate(data: bytes) -> x509.Certificate:
+    """Read the first certificate of a PEM text; ``KeyUnusable`` if there is none or it is damaged."""
+    block = next((block for label, block in _blocks(data) if label == "CERTIFICATE"), None)
+    if block is None:
+        raise KeyUnusable("there is no certificate in it")
+    with _translated("the certificate is damaged"):
+        return x509.load_pem_x509_certificate(block)
+
+
+def certificate_key(certificate: x509.Certificate) -> PublicKey:
+    """The key that *certificate* is for; ``KeyUnusable`` if it is not fit for use."""
+    with _translated("the key of the certificate is damaged or not supported"):
+        numbers = certificate.public_key()
+    return _public(numbers)
+
+
+def _public(numbers: object) -> PublicKey:
+    if not isinstance(numbers, PublicNumbers):
+        _refuse_kind(numbers)
+    return PublicKey(numbers)
+
+
+def _blocks(data: bytes) -> list[tuple[str, bytes]]:
+    """The PEM blocks of *data*, each with its label."""
+    if len(data) > MAX_KEY_FILE:
+        raise KeyUnusable(f"{len(data)} bytes are too many for a key: at most {MAX_KEY_FILE}")
+    found = [(match[1].decode("ascii"), match[0] + b"\n") for match in _BLOCK.finditer(data)]
+    if not found:
+        raise KeyUnusable(
+            "it is not in PEM form", hint="`openssl pkey -inform DER -in KEY -out KEY.pem` turns DER into PEM"
+        )
+    return found
+
+
+def _pick(blocks: list[tuple[str, bytes]], labels: frozenset[str], kind: str) -> tuple[str, bytes]:
+    """The one block with a label out of *labels*; of several certificates the first."""
+    fit = [(label, block) for label, block in blocks if label in labels]
+    if not fit:
+        _refuse_label(blocks[0][0], kind)
+    if len(fit) > 1 and any(label != "CERTIFICATE" for label, _ in fit):
+        raise KeyUnusable(f"there are {len(fit)} {kind} keys in it, and it should be one")
+    if len(fit[0][1]) > MAX_KEY_BLOCK:
+        raise KeyUnusable(f"the {kind} key is too large: at most {MAX_KEY_BLOCK} bytes of PEM")
+    return fit[0]
+
+
+def _refuse_label(label: str, kind: str) -> NoReturn:
+    hint = None
+    if label in _SIGSTORE:
+        hint = (
+            "cosign's own encryption is not read here: make the key with `openssl genpkey` and give it to cosign "
+            "by `cosign import-key-pair`, or give us the plain PEM it was imported from"
+        )
+    elif label == "OPENSSH PRIVATE KEY":
+        hint = "`ssh-keygen -p -m PKCS8 -f KEY` turns it into PKCS#8"
+    elif label in _PUBLIC and kind == "private":
+        hint = "this is the public half; signing needs the private one"
+    elif label in _PRIVATE and kind == "public":
+        hint = "this is a private key; `openssl pkey -in KEY -pubout` gives its public half"
+    raise KeyUnusable(f"there is no {kind} key in it that can be used, but {label}", hint=hint)
+
+
+def _encrypted(label: str, block: bytes) -> bool:
+    return label == "ENCRYPTED PRIVATE KEY" or b"\nProc-Type: 4,ENCRYPTED" in block
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turn whatever cryptography says into *what*: its own texts may quote the input."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise KeyUnusable(what) from None
+
+
+def _refuse_kind(numbers: object) -> NoReturn:
+    name = type(numbers).__name__.removesuffix("PrivateKey").removesuffix("PublicKey")
+    raise KeyUnusable(f"keys of type {name} are not used for signing here: use Ed25519, ECDSA P-256 or P-384, or RSA")
+
+
+def _refuse_weak(numbers: PublicNumbers) -> None:
+    """``KeyUnusable`` with the reason for a key that nobody should rely on."""
+    if isinstance(numbers, rsa.RSAPublicKey):
+        exponent = numbers.public_numbers().e
+        if not MIN_RSA_BITS <= numbers.key_size <= MAX_RSA_BITS:
+            raise KeyUnusable(f"the RSA key has {numbers.key_size} bits: {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted")
+        if exponent % 2 == 0 or not MIN_RSA_EXPONENT <= exponent < MAX_RSA_EXPONENT:
+            raise KeyUnusable(
+                f"the RSA key has the public exponent {exponent}: odd ones from {MIN_RSA_EXPONENT} "
+                f"to {MAX_RSA_EXPONENT - 1} are accepted"
+            )
+    elif isinstance(numbers, ec.EllipticCurvePublicKey):
+        if numbers.curve.name not in _CURVES:
+            raise KeyUnusable(f"the curve {numbers.curve.name} is not accepted: P-256 and P-384 are")
+    else:
+        raw = numbers.public_bytes_raw()
+        if raw[:31] + bytes([raw[31] & 0x7F]) in _SMALL_ORDER:
+            raise KeyUnusable("the Ed25519 key is a point of small order: anybody could sign for it")
+
+
+def _ecdsa(digest: hashes.HashAlgorithm) -> ec.ECDSA:
+    try:
+        return ec.ECDSA(digest, deterministic_signing=True)
+    except UnsupportedAlgorithm:
+        return ec.ECDSA(digest)

@@ -1,0 +1,189 @@
+"""From the states of single signatures to one answer about an image (docs/signatures.md, "Verifying")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from cfstools.errors import SignatureInvalid, UsageError
+from cfstools.report import Report
+from cfstools.signing.envelope import (
+    Envelope,
+    KeyState,
+    SignatureCheck,
+    Verifier,
+    check_signatures,
+    parse_envelope,
+)
+from cfstools.signing.statement import ImageDigests, Statement, parse_statement
+
+
+class Verdict(Enum):
+    """What is known about an image's signature."""
+
+    VERIFIED = "verified"
+    NOT_CHECKED = "not checked"
+    MISSING = "missing"
+    MISMATCH = "mismatch"
+    UNKNOWN_KEY = "unknown key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignatureReport(Report):
+    """The answer: its ``state``, the ids of the keys whose signatures hold, every signature, every problem.
+
+    ``statement`` is there only when enough signatures hold, also if it is about another image.
+    """
+
+    state: Verdict
+    required: int
+    verified_by: tuple[str, ...] = ()
+    signatures: tuple[SignatureCheck, ...] = ()
+    statement: Statement | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was asked for is wrong: no key, no question."""
+        return not self.problems
+
+    def require(self) -> None:
+        """``SignatureInvalid`` with all problems unless :attr:`ok`."""
+        if self.problems:
+            raise SignatureInvalid("; ".join(self.problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedEnvelope:
+    """An envelope enough of whose signatures hold, and what it says."""
+
+    payload: bytes
+    statement: Statement
+    verified_by: tuple[str, ...]
+    signatures: tuple[SignatureCheck, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Count:
+    """The signatures of one envelope against a threshold."""
+
+    state: Verdict
+    checks: tuple[SignatureCheck, ...]
+    verified_by: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def judge(
+    envelope: bytes | None, image: ImageDigests, keys: Sequence[Verifier], *, threshold: int = 1
+) -> SignatureReport:
+    """Check the *envelope* of an image, None if there is none, against *keys*.
+
+    Verified means: signatures of at least *threshold* different keys hold, none that names a given key fails,
+    and the statement is about *image*. Without keys an envelope is only read, not checked. ``UsageError`` for a
+    threshold that the keys cannot reach; everything else is in the report.
+    """
+    _check_threshold(keys, threshold)
+    required = threshold if keys else 0
+    if envelope is None:
+        unsigned = ("there is no signature",) if keys else ()
+        return SignatureReport(state=Verdict.MISSING, required=required, problems=unsigned)
+    try:
+        parsed = parse_envelope(envelope)
+    except SignatureInvalid as error:
+        return SignatureReport(state=Verdict.MISMATCH, required=required, problems=(str(error),))
+    if not keys:
+        claims = tuple(SignatureCheck(key_id=one.key_id, state=KeyState.NOT_CHECKED) for one in parsed.signatures)
+        return SignatureReport(state=Verdict.NOT_CHECKED, required=required, signatures=claims)
+    count = _count(parsed, keys, threshold)
+    state, statement, problems = count.state, None, count.problems
+    if state is Verdict.VERIFIED:
+        statement, problem = _read_statement(parsed.payload, image)
+        if problem:
+            state, problems = Verdict.MISMATCH, (problem,)
+    return SignatureReport(
+        state=state,
+        required=required,
+        verified_by=count.verified_by,
+        signatures=count.checks,
+        statement=statement,
+        problems=problems,
+    )
+
+
+def verify_envelope(envelope: bytes, keys: Sequence[Verifier], *, threshold: int = 1) -> VerifiedEnvelope:
+    """Check an envelope without an image at hand; compare with ``statement.difference`` afterwards.
+
+    ``SignatureInvalid`` for a malformed envelope, too few signatures that hold, one of a given key that does
+    not, or a statement that is not ours.
+    """
+    if not keys:
+        raise UsageError("there is no key to verify with")
+    _check_threshold(keys, threshold)
+    parsed = parse_envelope(envelope)
+    count = _count(parsed, keys, threshold)
+    if count.problems:
+        raise SignatureInvalid("; ".join(count.problems))
+    return VerifiedEnvelope(
+        payload=parsed.payload,
+        statement=parse_statement(parsed.payload),
+        verified_by=count.verified_by,
+        signatures=count.checks,
+    )
+
+
+def _check_threshold(keys: Sequence[Verifier], threshold: int) -> None:
+    different = len({key.key_id for key in keys})
+    if threshold < 1:
+        raise UsageError(f"a threshold of {threshold} would accept anything")
+    if keys and threshold > different:
+        raise UsageError(f"a threshold of {threshold} cannot be reached with {different} different key(s)")
+
+
+def _read_statement(payload: bytes, image: ImageDigests) -> tuple[Statement | None, str | None]:
+    """What the signed *payload* says, and why it does not fit *image*."""
+    try:
+        statement = parse_statement(payload)
+    except SignatureInvalid as error:
+        return None, str(error)
+    difference = statement.difference(image)
+    return statement, f"the signature holds, but {difference}" if difference else None
+
+
+def _count(envelope: Envelope, keys: Sequence[Verifier], threshold: int) -> _Count:
+    checks = check_signatures(envelope, keys)
+    verified = tuple(check.key_id for check in checks if check.state is KeyState.VERIFIED)
+    strangers = [check for check in checks if check.state is KeyState.UNKNOWN_KEY]
+    problems = [_mismatch(number, check) for number, check in enumerate(checks, 1) if check.state is KeyState.MISMATCH]
+    state = Verdict.MISMATCH if problems else Verdict.VERIFIED
+    if len(verified) < threshold:
+        if state is Verdict.VERIFIED:
+            state = Verdict.UNKNOWN_KEY if strangers else Verdict.MISSING
+        problems.append(f"{len(verified)} of {threshold} required signatures hold{_others(checks, keys)}")
+    return _Count(state=state, checks=checks, verified_by=verified, problems=tuple(problems))
+
+
+def _mismatch(number: int, check: SignatureCheck) -> str:
+    return (
+        f"signature {number} names the key {check.key_id} ({check.algorithm}) and is not its signature of this "
+        "statement: one of them was changed, or a key of another type made it"
+    )
+
+
+def _others(checks: Sequence[SignatureCheck], keys: Sequence[Verifier]) -> str:
+    """What the envelope has instead of the signatures that are missing."""
+    made = sorted(
+        {
+            ascii(check.key_id)[1:81].strip("'") or "a key without id"
+            for check in checks
+            if check.state is KeyState.UNKNOWN_KEY
+        }
+    )
+    twice = sorted({check.key_id for check in checks if check.state is KeyState.DUPLICATE})
+    given = ", ".join(f"{key.key_id} ({key.algorithm})" for key in keys)
+    parts = []
+    if made:
+        parts.append(f"made by unknown keys: {', '.join(made)}")
+    if twice:
+        parts.append(f"counted once though there twice: {', '.join(twice)}")
+    return "".join(f"; {part}" for part in [*parts, f"keys given: {given}"])
