@@ -31,6 +31,10 @@ _VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+class _Stopped(BaseException):
+    """A signal asked us to stop; unwinding removes temporaries. Not KeyboardInterrupt, which click answers itself."""
+
+
 class _Verbs(click.Group):
     """A group that imports a verb's module when the verb is called."""
 
@@ -89,7 +93,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
         sys.stdout.flush()
@@ -102,14 +107,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; there is nobody left to tell. Keep the interpreter from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
-    except (CfsError, KeyboardInterrupt, click.Abort, MemoryError, OSError) as error:
+    except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
         return _report(error, debug="--debug" in arguments)
     return 0
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """A polite termination unwinds like an interrupt, so that temporaries are removed."""
-    raise KeyboardInterrupt
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise _Stopped
 
 
 def _report(error: BaseException, *, debug: bool) -> int:

@@ -90,6 +90,11 @@ def plan_image(
     return place(nodes, header)
 
 
+def format_word(version: int, algorithm: Algorithm) -> str:
+    """What decides the bytes of an image in one word, like ``v0-sha256-12`` (12: the logarithm of the block size)."""
+    return f"v{version}-{algorithm.value}-{fmt.BLOCK_BITS}"
+
+
 def escape_key(key: bytes) -> bytes:
     """A key that overlayfs would act on, with one more ``overlay.`` so that it does not (section 4.5)."""
     return ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key

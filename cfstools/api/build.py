@@ -1,0 +1,184 @@
+"""Verb ``build``: any source to a composefs image, its contents into a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from cfstools.api.output import Sink, output_file
+from cfstools.api.stores import payload_exists
+from cfstools.errors import naming
+from cfstools.formats.composefs import format_word, plan_image, select_version
+from cfstools.formats.erofs.layout import INLINE_THRESHOLD
+from cfstools.formats.erofs.writer import Placed
+from cfstools.formats.listing import object_payloads
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.sources.directory import WalkOptions
+from cfstools.sources.open import SourceTree, open_source
+from cfstools.store import DirectoryStore, StoreWriter
+from cfstools.store.ingest import ingest
+from cfstools.tree.filters import clamp_mtime
+from cfstools.tree.xattrs import XattrPolicy
+from cfstools.verity import Algorithm, MerkleHasher, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What decides the bytes of an image besides its source.
+
+    Versions that are ``None`` follow the reference: neither given means 0 to 1, else the one not given is 0.
+    ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
+    """
+
+    algorithm: Algorithm = Algorithm.SHA256
+    min_version: int | None = None
+    max_version: int | None = None
+    use_epoch: bool = False
+    skip_devices: bool = False
+    xattrs: XattrPolicy = XattrPolicy.ALL
+    hardlinks: bool = True
+    clamp_mtime: int | None = None
+    exclude: tuple[bytes, ...] = ()
+    from_file: bool = False
+
+    def versions(self) -> tuple[int, int]:
+        """The lowest and highest composefs version allowed (composefs format, section 1.4)."""
+        if self.min_version is None and self.max_version is None:
+            return 0, 1
+        return self.min_version or 0, self.max_version or 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport(Report):
+    """What a build made. Sizes are in bytes; ``image`` and ``store`` are paths as text.
+
+    ``objects_missing`` counts objects a dump or an image names that none of the stores has.
+    """
+
+    image: str | None
+    format: str
+    digest: str
+    image_size: int
+    inodes: int
+    store: str | None = None
+    objects_new: int = 0
+    objects_shared: int = 0
+    bytes_new: int = 0
+    bytes_shared: int = 0
+    objects_missing: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def build(
+    source: bytes,
+    image: bytes | BinaryIO | None,
+    *,
+    stores: Sequence[bytes] = (),
+    options: BuildOptions | None = None,
+    threads: int = 1,
+    stdin: BinaryIO | None = None,
+    progress: Progress = SILENT,
+) -> BuildReport:
+    """Build the image of *source*.
+
+    *image* is a path, replaced once the new image is whole and durable, or a stream, or ``None`` to compute the digest
+    only. Contents go into the first of *stores*, unless one of them has the object; without stores they are only
+    digested. *stdin* is what a source of ``-`` is read from. Objects are durable before the image appears, and a
+    running build keeps ``store gc`` waiting until it does.
+
+    Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
+    """
+    options = options or BuildOptions()
+    params = Params(algorithm=options.algorithm)
+    minimum, maximum = options.versions()
+    select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
+    walk = WalkOptions(
+        use_epoch=options.use_epoch,
+        skip_devices=options.skip_devices,
+        xattrs=options.xattrs,
+        hardlinks=options.hardlinks,
+        exclude=options.exclude,
+    )
+    with (
+        _writer(stores, params) as writer,
+        open_source(
+            source,
+            options=walk,
+            algorithm=options.algorithm,
+            from_file=options.from_file,
+            stdin=stdin,
+            progress=progress,
+        ) as tree,
+    ):
+        if options.clamp_mtime is not None:
+            clamp_mtime(tree.root, options.clamp_mtime)
+        if tree.blobs is not None:
+            ingest(
+                tree.root,
+                tree.blobs,
+                writer,
+                params=params,
+                inline_threshold=INLINE_THRESHOLD,
+                threads=threads,
+                progress=progress,
+            )
+        if writer is not None:
+            writer.commit()
+        with naming(source):
+            plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
+        digest = _write(plan, image, params)
+        missing = 0 if tree.blobs is not None else _count_missing(tree, stores)
+        stored = writer.report if writer is not None else None
+    return BuildReport(
+        image=os.fsdecode(image) if isinstance(image, bytes) else None,
+        format=format_word(plan.header.composefs_version, options.algorithm),
+        digest=digest.hex(),
+        image_size=plan.size,
+        inodes=len(plan.nodes),
+        store=os.fsdecode(stores[0]) if stores else None,
+        objects_new=stored.objects_new if stored else 0,
+        objects_shared=stored.objects_shared if stored else 0,
+        bytes_new=stored.bytes_new if stored else 0,
+        bytes_shared=stored.bytes_shared if stored else 0,
+        objects_missing=missing,
+        warnings=(f"{missing} objects of the image are in none of the stores",) if missing else (),
+    )
+
+
+def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
+    """Objects that a dump or an image names and no store has; without stores nobody asked."""
+    if not stores:
+        return 0
+    return sum(not payload_exists(stores, payload) for payload in object_payloads(tree.root))
+
+
+@contextmanager
+def _writer(stores: Sequence[bytes], params: Params) -> Iterator[StoreWriter | None]:
+    if not stores:
+        yield None
+        return
+    first = DirectoryStore(stores[0], create=True)
+    others = [DirectoryStore(path) for path in stores[1:]]
+    with StoreWriter(first, params=params, others=others) as writer:
+        yield writer
+
+
+def _write(plan: Placed, image: bytes | BinaryIO | None, params: Params) -> bytes:
+    hasher = MerkleHasher(params)
+    if isinstance(image, bytes):
+        with output_file(image) as sink:
+            _emit(plan, hasher, sink)
+    else:
+        _emit(plan, hasher, image)
+    return hasher.digest()
+
+
+def _emit(plan: Placed, hasher: MerkleHasher, sink: Sink | None) -> None:
+    for chunk in plan.chunks():
+        hasher.update(chunk)
+        if sink is not None:
+            sink.write(chunk)

@@ -1,0 +1,27 @@
+"""Verb ``digest``: fs-verity digests of ordinary files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.verity import DEFAULT, Params, digest_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest(Report):
+    """The digest of one file; ``path`` is as it was given."""
+
+    path: bytes
+    algorithm: str
+    digest: bytes
+
+
+def digest(paths: Iterable[bytes], *, params: Params = DEFAULT, progress: Progress = SILENT) -> Iterator[FileDigest]:
+    """Compute the fs-verity digest of each file, one after the other. Raises InputError naming the file."""
+    for path in paths:
+        yield FileDigest(
+            path=path, algorithm=params.algorithm.value, digest=digest_file(path, params, progress=progress)
+        )

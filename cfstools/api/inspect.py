@@ -1,0 +1,109 @@
+"""Verb ``inspect``: what an image is, what it holds, and where its bytes went."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cfstools.errors import InputError
+from cfstools.formats.composefs import format_word
+from cfstools.formats.composefs_info import ImageInfo, image_info
+from cfstools.formats.composefs_reader import read_image
+from cfstools.formats.erofs.regions import Region, regions
+from cfstools.formats.escape import escape
+from cfstools.linux.mapping import mapped_file
+from cfstools.report import Report
+from cfstools.tree import Device, Directory, HardLink, Leaf, RegularFile, Symlink
+from cfstools.tree.walk import inode_of, iter_entries, lookup
+from cfstools.verity import Algorithm, Params, digest_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport(Report):
+    """What an image is and holds.
+
+    ``format`` is the word that decides the bytes, ``digest`` the fs-verity digest and ``sha256`` the plain one, both
+    of the image without anything appended to it. ``contents`` counts what is inside.
+    """
+
+    path: str
+    format: str
+    digest: str
+    sha256: str
+    contents: ImageInfo
+
+
+def inspect(path: bytes) -> InspectReport:
+    """Read the whole image at *path* and say what it is. Raises InputError and ImageError."""
+    with mapped_file(path) as data:
+        info = image_info(data, allow_tail=True)
+        algorithm = info.algorithm or Algorithm.SHA256
+        with data[: info.size] as image:
+            digest = digest_bytes(image, Params(algorithm=algorithm))
+            sha256 = hashlib.sha256(image).hexdigest()
+    return InspectReport(
+        path=os.fsdecode(path),
+        format=format_word(info.composefs_version, algorithm),
+        digest=digest.hex(),
+        sha256=sha256,
+        contents=info,
+    )
+
+
+class TreeLine(NamedTuple):
+    """One name of a tree listing: ``depth`` below the place the listing starts at, columns as ``ls -l`` has them."""
+
+    depth: int
+    mode: str
+    owner: str
+    size: str
+    name: str
+    target: str | None
+
+
+def tree(path: bytes, start: bytes = b"/") -> Iterator[TreeLine]:
+    """The names below *start* in the image at *path*. Raises InputError where there is no such name."""
+    with mapped_file(path) as data:
+        root = read_image(data, allow_tail=True)
+    entry = lookup(root, start)
+    if entry is None:
+        raise InputError(f"no {_text(start)} in the image", subject=os.fsdecode(path))
+    yield from _tree(entry, start)
+
+
+def _tree(entry: Directory | Leaf | HardLink, start: bytes) -> Iterator[TreeLine]:
+    if not isinstance(entry, Directory):
+        yield _tree_line(0, start, inode_of(entry))
+        return
+    for path, name, below in iter_entries(entry):
+        depth = 0 if path == b"/" else path.count(b"/")
+        yield _tree_line(depth, name or start, inode_of(below))
+
+
+def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
+    target = None
+    size = ""
+    match inode:
+        case RegularFile():
+            size = str(inode.size)
+        case Symlink():
+            target = _text(inode.target)
+        case Device():
+            size = f"{os.major(inode.rdev)},{os.minor(inode.rdev)}"
+        case _:
+            pass
+    return TreeLine(depth, stat.filemode(inode.mode), f"{inode.uid}:{inode.gid}", size, _text(name), target)
+
+
+def layout(path: bytes) -> Iterator[Region]:
+    """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
+    with mapped_file(path) as data:
+        yield from regions(data, allow_tail=True)
+
+
+def _text(data: bytes) -> str:
+    return escape(data).decode("ascii")

@@ -1,0 +1,148 @@
+"""Verbs ``ls``, ``dump`` and ``objects``: what images hold, in the line formats of ``composefs-info``."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from cfstools.api.stores import payload_exists
+from cfstools.formats.composefs_reader import read_image
+from cfstools.formats.dump import print_dump
+from cfstools.formats.escape import escape
+from cfstools.formats.listing import ls_lines, object_payloads
+from cfstools.linux.mapping import mapped_file
+from cfstools.report import Report
+from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
+from cfstools.tree.walk import inode_of, iter_entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryReport(Report):
+    """One name of an image. Text is escaped as in dump texts; ``link_to`` is the first name of a hard link."""
+
+    path: str
+    type: str
+    mode: str
+    uid: int
+    gid: int
+    nlink: int
+    mtime_sec: int
+    mtime_nsec: int
+    size: int | None = None
+    target: str | None = None
+    rdev: int | None = None
+    payload: str | None = None
+    digest: str | None = None
+    content: str | None = None
+    link_to: str | None = None
+    xattrs: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectReport(Report):
+    """An object that images need."""
+
+    payload: str
+
+
+def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
+    """The tree of the image at *path*, or only the named children of its root. Raises InputError and ImageError."""
+    with mapped_file(path) as data:
+        return read_image(data, filters=frozenset(filters) or None, allow_tail=True)
+
+
+def ls(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
+    """Lines as ``composefs-info ls`` prints them, image after image."""
+    for image in images:
+        yield from ls_lines(load_image(image, filters))
+
+
+def dump(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
+    """Lines of composefs-dump(5) text as ``composefs-info dump`` prints them, image after image."""
+    for image in images:
+        yield from print_dump(load_image(image, filters))
+
+
+def objects(
+    images: Sequence[bytes],
+    *,
+    filters: Collection[bytes] = (),
+    missing_from: Sequence[bytes] | None = None,
+) -> list[bytes]:
+    """Sorted unique object paths the images need; with *missing_from*, only those in none of these stores."""
+    payloads: set[bytes] = set()
+    for image in images:
+        payloads.update(object_payloads(load_image(image, filters)))
+    if missing_from is None:
+        return sorted(payloads)
+    return sorted(payload for payload in payloads if not payload_exists(missing_from, payload))
+
+
+def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:
+    """Every name of the images as a report, depth-first in byte order."""
+    for image in images:
+        root = load_image(image, filters)
+        first_names: dict[int, str] = {}
+        for path, _, entry in iter_entries(root):
+            text = escape(path).decode("ascii")
+            inode = inode_of(entry)
+            link_to = first_names.get(id(inode)) if isinstance(entry, HardLink) else None
+            first_names.setdefault(id(inode), text)
+            yield _entry_report(text, inode, link_to)
+
+
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character-device",
+    stat.S_IFBLK: "block-device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def type_name(mode: int) -> str:
+    """The kind of an inode in words, by its mode."""
+    return _TYPES[stat.S_IFMT(mode)]
+
+
+def _entry_report(path: str, inode: Directory | Leaf, link_to: str | None) -> EntryReport:
+    size = target = rdev = payload = digest = content = None
+    match inode:
+        case RegularFile(content=External() as external):
+            size = inode.size
+            payload = _text(external.payload)
+            digest = external.digest.hex() if external.digest else None
+        case RegularFile(content=bytes() as data):
+            size = inode.size
+            content = _text(data)
+        case Symlink():
+            target = _text(inode.target)
+        case Device():
+            rdev = inode.rdev
+        case _:
+            pass
+    return EntryReport(
+        path=path,
+        type=type_name(inode.mode),
+        mode=f"{stat.S_IMODE(inode.mode):04o}",
+        uid=inode.uid,
+        gid=inode.gid,
+        nlink=inode.nlink,
+        mtime_sec=inode.mtime_sec,
+        mtime_nsec=inode.mtime_nsec,
+        size=size,
+        target=target,
+        rdev=rdev,
+        payload=payload,
+        digest=digest,
+        content=content,
+        link_to=link_to,
+        xattrs={escape(key).decode("ascii"): escape(value).decode("ascii") for key, value in inode.xattrs.items()},
+    )
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else escape(data).decode("ascii")

@@ -1,0 +1,142 @@
+"""``mkcfs build``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from cfstools.api.build import BuildOptions, BuildReport
+from cfstools.api.build import build as run_build
+from cfstools.cli.params import PATH, examples, json_option, store_option
+from cfstools.cli.session import Session, binary_stdout, print_json
+from cfstools.cli.text import size_text
+from cfstools.errors import UsageError
+from cfstools.tree.xattrs import XattrPolicy
+from cfstools.verity import Algorithm
+
+_STDIO = b"-"
+
+
+@click.command(
+    epilog=examples(
+        "mkcfs build rootfs/ image.cfs --store ./objects",
+        "mkcfs build rootfs/ --print-digest-only",
+        "mkcfs build rootfs/ small.cfs --store ./objects --exclude '/var/cache/**' --clamp-mtime 1700000000",
+        "mkcfs build --from-file tree.dump image.cfs --print-digest",
+    )
+)
+@click.argument("source", type=PATH)
+@click.argument("image", type=PATH, required=False)
+@store_option("Put file contents here; further stores are only looked in for objects already there.")
+@click.option("--from-file", is_flag=True, help="SOURCE is a composefs-dump(5) text; - is standard input.")
+@click.option("--print-digest", is_flag=True, help="Print the image's fs-verity digest.")
+@click.option("--print-digest-only", is_flag=True, help="Print the digest and write nothing.")
+@click.option(
+    "--hash",
+    "algorithm",
+    type=click.Choice([algorithm.value for algorithm in Algorithm]),
+    default=Algorithm.SHA256.value,
+    show_default=True,
+    help="Algorithm of all objects and of the image.",
+)
+@click.option("--use-epoch", is_flag=True, help="Set all modification times to 0.")
+@click.option(
+    "--clamp-mtime", type=int, metavar="SECONDS", help="Set later modification times to this time since the epoch."
+)
+@click.option("--skip-devices", is_flag=True, help="Leave out device nodes.")
+@click.option("--skip-xattrs", is_flag=True, help="Leave out extended attributes.")
+@click.option("--user-xattrs", is_flag=True, help="Keep only user.* extended attributes.")
+@click.option("--exclude", "excludes", metavar="GLOB", multiple=True, help="Leave out names that match; repeatable.")
+@click.option("--no-hardlinks", is_flag=True, help="Make every name a file of its own, as mkcomposefs does.")
+@click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1.")
+@click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1.")
+@click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@json_option
+@click.pass_obj
+def build(
+    session: Session,
+    *,
+    source: bytes,
+    image: bytes | None,
+    stores: list[bytes],
+    from_file: bool,
+    print_digest: bool,
+    print_digest_only: bool,
+    algorithm: str,
+    use_epoch: bool,
+    clamp_mtime: int | None,
+    skip_devices: bool,
+    skip_xattrs: bool,
+    user_xattrs: bool,
+    excludes: tuple[str, ...],
+    no_hardlinks: bool,
+    min_version: int | None,
+    max_version: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Turn SOURCE into the composefs image IMAGE.
+
+    SOURCE is a directory, an image, or with --from-file a composefs-dump(5) text. The bytes equal those of
+    mkcomposefs with the same options, except that hard links are kept (see --no-hardlinks). IMAGE is replaced only
+    once it is whole; - writes it to standard output.
+    """
+    _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
+    report = run_build(
+        source,
+        binary_stdout("an image") if image == _STDIO else image,
+        stores=() if print_digest_only else stores,
+        options=BuildOptions(
+            algorithm=Algorithm(algorithm),
+            min_version=min_version,
+            max_version=max_version,
+            use_epoch=use_epoch,
+            skip_devices=skip_devices,
+            xattrs=_xattr_policy(skip=skip_xattrs, user=user_xattrs),
+            hardlinks=not no_hardlinks,
+            clamp_mtime=clamp_mtime,
+            exclude=tuple(map(os.fsencode, excludes)),
+            from_file=from_file,
+        ),
+        threads=threads or len(os.sched_getaffinity(0)),
+        stdin=sys.stdin.buffer if source == _STDIO else None,
+        progress=session.progress(),
+    )
+    for warning in report.warnings:
+        session.warn(warning)
+    if as_json:
+        print_json(report.to_dict())
+    elif print_digest or print_digest_only:
+        click.echo(report.digest)
+    session.summary(_summary(report))
+
+
+def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_json: bool) -> None:
+    if only and image is not None:
+        raise UsageError("--print-digest-only writes no image: leave IMAGE out")
+    if not only and image is None:
+        raise UsageError("no IMAGE to write", hint="name one, or use --print-digest-only")
+    if image == _STDIO and (as_json or print_digest):
+        raise UsageError("the image itself goes to standard output: it cannot hold a digest or a report as well")
+
+
+def _xattr_policy(*, skip: bool, user: bool) -> XattrPolicy:
+    if skip and user:
+        raise UsageError("--skip-xattrs and --user-xattrs contradict each other")
+    if skip:
+        return XattrPolicy.NONE
+    return XattrPolicy.USER if user else XattrPolicy.ALL
+
+
+def _summary(report: BuildReport) -> str:
+    lines = [
+        f"{report.image or 'image'}: {report.format} {report.digest}, {report.image_size} bytes, {report.inodes} inodes"
+    ]
+    if report.store is not None:
+        lines.append(
+            f"{report.store}: {report.objects_new} objects new ({size_text(report.bytes_new)}), "
+            f"{report.objects_shared} shared ({size_text(report.bytes_shared)})"
+        )
+    return "\n".join(lines)

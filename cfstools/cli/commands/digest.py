@@ -1,0 +1,70 @@
+"""``mkcfs digest``."""
+
+from __future__ import annotations
+
+import click
+
+from cfstools.api.digest import digest as compute
+from cfstools.cli.params import PATH, examples, json_lines_option
+from cfstools.cli.session import Session, print_json_lines, write_lines
+from cfstools.errors import UsageError
+from cfstools.verity import Algorithm, Params, formatted_digest
+
+
+@click.command(
+    epilog=examples(
+        "mkcfs digest rootfs/etc/hostname",
+        "mkcfs digest --compact --hash-alg sha512 image.cfs",
+        "mkcfs digest --block-size 1024 --salt 00ff image.cfs",
+    )
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option("--compact", is_flag=True, help="Print the digests alone.")
+@click.option(
+    "--hash-alg",
+    type=click.Choice([algorithm.value for algorithm in Algorithm]),
+    default=Algorithm.SHA256.value,
+    show_default=True,
+    help="Hash algorithm.",
+)
+@click.option("--block-size", type=int, default=4096, show_default=True, metavar="BYTES", help="Merkle tree block.")
+@click.option("--salt", default="", metavar="HEX", help="Salt, up to 32 bytes in hexadecimal.")
+@click.option("--for-builtin-sig", is_flag=True, help="Print what the kernel's built-in signatures sign.")
+@json_lines_option
+@click.pass_obj
+def digest(
+    session: Session,
+    *,
+    files: tuple[bytes, ...],
+    compact: bool,
+    hash_alg: str,
+    block_size: int,
+    salt: str,
+    for_builtin_sig: bool,
+    as_json: bool,
+) -> None:
+    """Print the fs-verity digest of each FILE, as `fsverity digest` prints it."""
+    params = Params(algorithm=Algorithm(hash_alg), block_size=block_size, salt=_salt(salt))
+    reports = compute(files, params=params, progress=session.progress())
+    if as_json:
+        print_json_lines(
+            {**report.to_dict(), "path": report.path.decode("utf-8", "surrogateescape")} for report in reports
+        )
+        return
+    for report in reports:
+        value = report.digest
+        if for_builtin_sig:
+            value = formatted_digest(value)
+        text = value.hex()
+        if not compact:
+            text = text if for_builtin_sig else f"{report.algorithm}:{text}"
+            write_lines([text.encode() + b" " + report.path + b"\n"])
+        else:
+            write_lines([text.encode() + b"\n"])
+
+
+def _salt(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise UsageError(f"salt {text!r} is not hexadecimal") from None

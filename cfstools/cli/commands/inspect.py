@@ -1,0 +1,101 @@
+"""``mkcfs inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from cfstools.api import inspect as api
+from cfstools.cli.params import PATH, examples, json_option
+from cfstools.cli.session import print_json, write_lines
+from cfstools.cli.text import size_text
+from cfstools.errors import UsageError
+from cfstools.formats.erofs.regions import Region
+from cfstools.report import Json
+
+_ROOT = b"/"
+
+
+@click.command(
+    epilog=examples(
+        "mkcfs inspect image.cfs",
+        "mkcfs inspect image.cfs --tree /etc",
+        "mkcfs inspect image.cfs --layout",
+        "mkcfs inspect image.cfs --json",
+    )
+)
+@click.argument("image", type=PATH)
+@click.option("--tree", type=PATH, is_flag=False, flag_value=_ROOT, metavar="[PATH]", help="List the names below PATH.")
+@click.option("--layout", is_flag=True, help="Name every byte range of the image.")
+@json_option
+def inspect(*, image: bytes, tree: bytes | None, layout: bool, as_json: bool) -> None:
+    """Say what IMAGE is and what it holds.
+
+    Prints the format in one word, the fs-verity digest, counts and sizes by kind, sharing of objects and of extended
+    attributes, and the largest files.
+    """
+    if tree is not None and layout:
+        raise UsageError("--tree and --layout are two different answers: ask for one")
+    if tree is not None:
+        lines = api.tree(image, tree)
+        if as_json:
+            print_json({"schema": 1, "names": [line._asdict() for line in lines]})
+        else:
+            write_lines(_tree_text(lines))
+    elif layout:
+        if as_json:
+            print_json({"schema": 1, "regions": [_region_dict(region) for region in api.layout(image)]})
+        else:
+            write_lines(_layout_text(image))
+    else:
+        report = api.inspect(image)
+        if as_json:
+            print_json(report.to_dict())
+        else:
+            click.echo(_report_text(report))
+
+
+def _region_dict(region: Region) -> Json:
+    return {**region._asdict(), "kind": region.kind.value}
+
+
+def _layout_text(image: bytes) -> Iterator[bytes]:
+    for region in api.layout(image):
+        size = region.end - region.start
+        yield f"{region.start:#010x} {size:>9} {region.kind.value:<14} {region.label}\n".encode()
+
+
+def _tree_text(lines: Iterator[api.TreeLine]) -> Iterator[bytes]:
+    for line in lines:
+        arrow = "" if line.target is None else f" -> {line.target}"
+        indent = "  " * line.depth
+        yield f"{line.mode} {line.owner:>11} {line.size:>11} {indent}{line.name}{arrow}\n".encode()
+
+
+def _report_text(report: api.InspectReport) -> str:
+    info = report.contents
+    kinds = ", ".join(f"{count} {kind}" for kind, count in info.inodes.items())
+    rows = [
+        ("image", report.path),
+        ("format", report.format + (", with POSIX ACLs" if info.has_acl else "")),
+        ("fs-verity", report.digest),
+        ("sha256", report.sha256),
+        ("size", f"{info.size} bytes ({size_text(info.size)})"),
+        ("inodes", f"{sum(info.inodes.values())}: {kinds}"),
+        ("links", f"{info.hard_links} further names by hard links"),
+        ("inline", f"{info.inline_files} files, {size_text(info.inline_bytes)}"),
+        ("external", f"{info.external_files} files, {size_text(info.external_bytes)}"),
+        (
+            "objects",
+            f"{info.objects}, {size_text(info.object_bytes)}; {info.objects_shared} are shared by several files",
+        ),
+        ("xattrs", f"{info.shared_xattrs} shared entries, used {info.xattr_references} times"),
+    ]
+    if info.appended:
+        rows.append(("appended", f"{info.appended} bytes behind the image"))
+    lines = [f"{label + ':':<11}{value}" for label, value in rows]
+    if info.largest:
+        lines.append("largest files:")
+        lines += [f"{size_text(size):>12}  {path}" for size, path in info.largest]
+    return "\n".join(lines)

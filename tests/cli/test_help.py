@@ -1,0 +1,87 @@
+"""Every verb explains itself, and the examples in its help work as printed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cfstools.cli.app import mkcfs as group
+
+VERBS = group.list_commands(click.Context(group))
+
+
+def leaves(command: click.Command, words: tuple[str, ...]) -> list[tuple[tuple[str, ...], click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(words, command)]
+    context = click.Context(command)
+    found = []
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None
+        found += leaves(below, (*words, name))
+    return found
+
+
+COMMANDS = dict(leaves(group, ()))
+
+
+def examples_of(command: click.Command) -> list[str]:
+    text = command.epilog or ""
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("mkcfs ")]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A directory in which the examples of all verbs can run."""
+    rootfs = tmp_path / "rootfs"
+    (rootfs / "etc").mkdir(parents=True)
+    (rootfs / "etc/hostname").write_text("host\n")
+    (rootfs / "usr").mkdir()
+    (rootfs / "usr/large").write_bytes(bytes(10_000))
+    (tmp_path / "tree.dump").write_text("/ 4096 40755 2 0 0 0 0.0 - - -\n/f 2 100644 1 0 0 0 0.0 - hi -\n")
+    run(tmp_path, "mkcfs build rootfs/ image.cfs --store ./objects")
+    return tmp_path
+
+
+def run(workplace: Path, line: str) -> None:
+    words = shlex.split(line)
+    assert words[0] == "mkcfs"
+    done = subprocess.run(
+        [sys.executable, "-m", "cfstools.cli", *words[1:]],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, (line, done.stderr.decode())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_work_as_printed(words: tuple[str, ...], workplace: Path) -> None:
+    lines = examples_of(COMMANDS[words])
+    assert lines, f"{words} has no example"
+    for line in lines:
+        run(workplace, line)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_is_explained(words: tuple[str, ...]) -> None:
+    command = COMMANDS[words]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert parameter.help, parameter.name
+
+
+def test_every_verb_in_the_table_has_a_command() -> None:
+    for verb in VERBS:
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None
+        assert command.name == verb
