@@ -1,0 +1,272 @@
+"""Containers of images: OCI layouts, docker archives and bare layer tars, over files wherever they lie.
+
+Every container answers the same three questions: which images are there, what is this image made of, and what
+are the bytes of this layer (OCI reading, section 3.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cfstools.errors import CheckFailed, LimitExceeded, OciError
+from cfstools.oci.bytesource import Read
+from cfstools.oci.descriptor import Descriptor, Digest, Platform
+from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
+from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, quoted, within
+from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, parse_config, parse_index, parse_manifest
+from cfstools.oci.select import ANY, Choice, candidates, choose, is_named, platform_rank
+
+_BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
+_CONFIG_PATH = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSource:
+    """One layer before it is read: its place, and what is promised of it (``None``: nothing)."""
+
+    path: str
+    digest: Digest | None = None
+    size: int | None = None
+    media_type: str | None = None
+    diff_id: Digest | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """One image before its layers are read; bare layers have neither manifest nor config."""
+
+    layers: tuple[LayerSource, ...]
+    names: tuple[str, ...] = ()
+    manifest: Descriptor | None = None
+    config_digest: Digest | None = None
+    config: ImageConfig | None = None
+
+    @property
+    def platform(self) -> Platform | None:
+        """What the image runs on, as far as it says."""
+        return self.config.platform if self.config is not None and self.config.platform.os else None
+
+
+class ImageContainer(Protocol):
+    """Something that holds images. ``kind`` names its form."""
+
+    kind: str
+
+    def names(self) -> list[str]:
+        """What :meth:`image` can be asked for, in words."""
+
+    def image(self, choice: Choice = ANY) -> ImageSource:
+        """The image meant, its manifest and config read and checked. Raises ``OciError``, ``CheckFailed``, …"""
+
+    def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
+        """A layer's bytes as stored. One layer at a time."""
+
+    def close(self) -> None:
+        """Give back what is held open."""
+
+
+class OciImages:
+    """An OCI layout, whether a directory, an archive or in memory. Takes over *files*."""
+
+    def __init__(self, files: BlobFiles, kind: str = "oci") -> None:
+        self.kind = kind
+        self._files = files
+        layout = Fields(_json(files, "oci-layout"), "oci-layout")
+        version = layout.required_text("imageLayoutVersion")
+        if not version.startswith("1."):
+            raise OciError(f"layout version {quoted(version)} is not 1.*", where="oci-layout")
+        with within("index.json"):
+            self._index = parse_index(read_all(files, "index.json", MAX_JSON))
+
+    def names(self) -> list[str]:
+        """The images, each with its tag or digest and its platform."""
+        return [str(one) for one in candidates(self._index, self._load)]
+
+    def image(self, choice: Choice = ANY) -> ImageSource:
+        """The image meant, read and checked."""
+        chosen = choose(candidates(self._index, self._load), choice)
+        with within(f"manifest {chosen.manifest.digest}"):
+            manifest = parse_manifest(self._blob(chosen.manifest))
+        with within(f"config {manifest.config.digest}"):
+            config = parse_config(self._blob(manifest.config), len(manifest.layers))
+            check_platform(config, choice)
+        return ImageSource(
+            names=chosen.names,
+            manifest=chosen.manifest,
+            config_digest=manifest.config.digest,
+            config=config,
+            layers=tuple(
+                self._layer(layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+            ),
+        )
+
+    def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
+        """A layer's bytes as stored."""
+        if layer.data is not None:
+            return MemoryFiles({layer.path: layer.data}).open(layer.path)
+        return self._files.open(layer.path)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _layer(self, layer: Descriptor, diff_id: Digest) -> LayerSource:
+        path = blob_path(layer.digest)
+        layer.digest.hasher()
+        size = self._files.size(path) if layer.data is None else layer.size
+        if size is None:
+            raise missing(path)
+        if size != layer.size:
+            raise OciError(f"{size} bytes long, its descriptor says {layer.size}", where=path)
+        return LayerSource(
+            path=path, digest=layer.digest, size=size, media_type=layer.media_type, diff_id=diff_id, data=layer.data
+        )
+
+    def _load(self, descriptor: Descriptor) -> Index:
+        with within(f"index {descriptor.digest}"):
+            return parse_index(self._blob(descriptor))
+
+    def _blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, size first, then digest, before anyone looks inside."""
+        if descriptor.size > MAX_JSON:
+            raise LimitExceeded(f"{descriptor.size} bytes are more than {MAX_JSON}", where=str(descriptor.digest))
+        if descriptor.data is not None:
+            return descriptor.data
+        path = blob_path(descriptor.digest)
+        size = self._files.size(path)
+        if size is None:
+            raise missing(path)
+        if size != descriptor.size:
+            raise OciError(f"{size} bytes long, its descriptor says {descriptor.size}", where=path)
+        return descriptor.check(read_all(self._files, path, descriptor.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DockerImage:
+    config: str
+    tags: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+class DockerImages:
+    """A docker archive: ``manifest.json`` and what it names. Takes over *files*."""
+
+    def __init__(self, files: BlobFiles, kind: str = "docker-archive") -> None:
+        self.kind = kind
+        self._files = files
+        value = _json(files, "manifest.json")
+        if not isinstance(value, list):
+            raise OciError("not an array of images", where="manifest.json")
+        with within("manifest.json"):
+            self._images = [self._entry(Fields(item, f"[{number}]")) for number, item in enumerate(value)]
+
+    def names(self) -> list[str]:
+        """The images, each by its first name, or its number."""
+        return [image.tags[0] if image.tags else f"@{number}" for number, image in enumerate(self._images)]
+
+    def image(self, choice: Choice = ANY) -> ImageSource:
+        """The image meant, read and checked; a name of ``@N`` is the image of that number, from 0."""
+        chosen = self._chosen(choice)
+        data = read_all(self._files, chosen.config, MAX_JSON)
+        digest = Digest("sha256", hashlib.sha256(data).hexdigest())
+        named = _CONFIG_PATH.fullmatch(chosen.config)
+        if named is not None and named[1] != digest.encoded:
+            raise CheckFailed(f"the contents have digest {digest}, not the one in the name", where=chosen.config)
+        with within(chosen.config):
+            config = parse_config(data, len(chosen.layers))
+            check_platform(config, choice)
+        layers = zip(chosen.layers, config.diff_ids, strict=True)
+        return ImageSource(
+            names=chosen.tags,
+            config_digest=digest,
+            config=config,
+            layers=tuple(self._layer(path, diff_id) for path, diff_id in layers),
+        )
+
+    def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
+        """A layer's bytes as stored."""
+        return self._files.open(layer.path)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _entry(self, fields: Fields) -> _DockerImage:
+        layers = fields.texts("Layers")
+        if len(layers) > MAX_LAYERS:
+            raise LimitExceeded(f"{len(layers)} layers are more than {MAX_LAYERS}", where=fields.place("Layers"))
+        tags = tuple(fields.texts("RepoTags"))
+        return _DockerImage(config=fields.required_text("Config"), tags=tags, layers=tuple(layers))
+
+    def _layer(self, path: str, diff_id: Digest) -> LayerSource:
+        size = self._files.size(path)
+        if size is None:
+            raise missing(quoted(path))
+        named = _BLOB_PATH.fullmatch(path)
+        return LayerSource(path=path, digest=Digest("sha256", named[1]) if named else None, size=size, diff_id=diff_id)
+
+    def _chosen(self, choice: Choice) -> _DockerImage:
+        if choice.digest is not None:
+            raise OciError(f"a docker archive has no manifest digests; there is {', '.join(self.names())}")
+        found = self._images
+        if choice.name is not None:
+            number = re.fullmatch(r"@([0-9]{1,6})", choice.name)
+            if number:
+                found = found[int(number[1]) : int(number[1]) + 1]
+            else:
+                found = [one for one in found if any(is_named(tag, choice.name) for tag in one.tags)]
+        if len(found) != 1:
+            what = f"{len(found)} images could be meant" if found else "no such image"
+            raise OciError(
+                f"{what}; there is {', '.join(self.names()[:12])}", hint="name one, or give its number as @N"
+            )
+        return found[0]
+
+
+class LayerTars:
+    """Layer tars in order, each opened by its function when its turn comes: no manifest, no config."""
+
+    kind = "layers"
+
+    def __init__(self, layers: Sequence[tuple[str, Callable[[], AbstractContextManager[Read]]]]) -> None:
+        self._layers = tuple(layers)
+
+    def names(self) -> list[str]:
+        """There is one image only."""
+        return []
+
+    def image(self, choice: Choice = ANY) -> ImageSource:
+        """The layers as an image."""
+        if choice != ANY:
+            raise OciError("layer tars have no names, digests or platforms to choose by")
+        return ImageSource(layers=tuple(LayerSource(path=path) for path, _ in self._layers))
+
+    def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
+        """A layer's bytes as stored."""
+        return next(opener for path, opener in self._layers if path == layer.path)()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def blob_path(digest: Digest) -> str:
+    """Where a layout keeps a blob."""
+    return f"blobs/{digest.algorithm}/{digest.encoded}"
+
+
+def check_platform(config: ImageConfig, choice: Choice) -> None:
+    """Raise :class:`OciError` for an image that says it is for another platform than the one asked for."""
+    offered = config.platform
+    if choice.platform is not None and offered.os and platform_rank(offered, choice.platform) is None:
+        raise OciError(f"the image is for {offered}, not for {choice.platform}")
+
+
+def _json(files: BlobFiles, path: str) -> object:
+    with within(path):
+        return parse_json(read_all(files, path, MAX_JSON))
