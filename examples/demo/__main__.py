@@ -52,10 +52,10 @@ class Demo:
         """Return the paths of the store's objects."""
         return {str(path.relative_to(self.place)) for path in (self.place / "objects").glob("??/*")}
 
-    def run(self) -> None:
-        """Show everything."""
+    def run(self, *, host: bool) -> None:
+        """Show everything; *host* says to use this machine's files in any case."""
         self.step("Take a real root file system")
-        origin = rootfs.take(self.place / "rootfs")
+        origin = rootfs.take(self.place / "rootfs", host=host)
         print(f"   rootfs/: {origin}; {rootfs.measure(self.place / 'rootfs')}")
         self.step("Build its image; file contents go into a store, each named by its fs-verity digest")
         digest = self.mkcfs("build", "rootfs", "image.cfs", "--store", "objects", "--print-digest").strip()
@@ -105,16 +105,17 @@ def main() -> int:
     """Run the demo in the directory asked for or a temporary one."""
     parser = argparse.ArgumentParser(prog="make demo ARGS=…", description=__doc__)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new directory to work in, which is left there")
+    parser.add_argument("--host", action="store_true", help="assemble the tree from this machine's own files")
     options = parser.parse_args()
     print("cfstools demo: a root file system becomes one small image and a store of objects")
     try:
         if options.keep:
             options.keep.mkdir(parents=True)
-            Demo(options.keep).run()
+            Demo(options.keep).run(host=options.host)
             print(f"\nEverything is left in {options.keep}.")
         else:
             with tempfile.TemporaryDirectory(prefix="cfstools-demo-") as place:
-                Demo(Path(place)).run()
+                Demo(Path(place)).run(host=options.host)
             print("\nDone; the temporary directory is removed (make demo ARGS='--keep DIR' leaves it).")
     except DemoFailed as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)

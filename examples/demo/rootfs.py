@@ -15,8 +15,10 @@ HOST_PARTS = ("etc", "usr/bin", "usr/lib/os-release", "usr/share/doc", "usr/shar
 HOST_BYTES = 150_000_000
 
 
-def take(rootfs: Path) -> str:
-    """Make *rootfs* a root file system and say where it comes from."""
+def take(rootfs: Path, *, host: bool) -> str:
+    """Make *rootfs* a root file system and say where it comes from; with *host* do not even try debootstrap."""
+    if host:
+        return assemble(rootfs)
     print("   asking debootstrap (half a minute the first time) …", flush=True)
     made = subprocess.run([SCRIPT, "bookworm"], capture_output=True, text=True, check=False)
     if made.returncode == 0:
