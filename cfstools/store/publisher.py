@@ -94,6 +94,7 @@ class Publisher:
 
     def create(self) -> Temporary:
         """A new, empty temporary."""
+        self._check_open()
         try:
             return self._scratch.create()
         except OSError:

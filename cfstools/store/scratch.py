@@ -67,6 +67,7 @@ class Scratch:
         self._stage_name = b""
         self._stage_fd = -1
         self._numbers = count()
+        self._closed = False
         self._lock = threading.Lock()
         # Whether files come out of the open with the wanted mode; found out with the first.
         self._mode_is_right: bool | None = None
@@ -89,6 +90,8 @@ class Scratch:
 
     def _stage(self) -> int:
         with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the writer is closed")
             if self._stage_fd < 0:
                 name = STAGE_PREFIX + secrets.token_hex(8).encode()
                 os.mkdir(name, 0o700, dir_fd=self._store.fd)
@@ -165,6 +168,7 @@ class Scratch:
     def close(self) -> None:
         """Remove the private directory with whatever is left in it."""
         with self._lock:
+            self._closed = True
             if self._stage_fd >= 0:
                 for name in os.listdir(self._stage_fd):
                     self._remove(name)

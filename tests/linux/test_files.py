@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -197,6 +198,44 @@ def test_open_beneath_without_openat2(tree: Path, monkeypatch: pytest.MonkeyPatc
     assert attempt(files.open_beneath, tree, b"a/b/file") == b"inside"
     assert attempt(files.open_beneath, tree, b"a/link/file") == errno.ELOOP
     assert attempt(files.open_beneath, tree, b"../secret") == errno.EXDEV
+
+
+def test_open_beneath_asks_again_after_a_race(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files._libc
+    answers = [errno.EAGAIN, errno.EINTR]
+
+    class Racing:
+        def syscall(self, *args: object) -> int:
+            if answers:
+                ctypes.set_errno(answers.pop())
+                return -1
+            return int(real.syscall(*args))
+
+    monkeypatch.setattr(files, "_libc", Racing())
+    assert attempt(files.open_beneath, tree, b"a/b/file") == b"inside"
+    assert answers == []
+
+
+@pytest.mark.parametrize("way", ["renameat2", "refused", "missing"])
+def test_rename_without_replacing(tmp_path: Path, dirfd: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_args: object) -> int:
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    if way != "renameat2":
+        monkeypatch.setattr(files, "_renameat2", refused if way == "refused" else None)
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(FileExistsError):
+        files.rename_noreplace(dirfd, b"a", dirfd, b"b")
+    with pytest.raises(FileNotFoundError):
+        files.rename_noreplace(dirfd, b"missing", dirfd, b"c")
+    files.rename_noreplace(dirfd, b"a", dirfd, b"d/c")
+    assert (tmp_path / "d" / "c").read_bytes() == b"a"
+    assert (tmp_path / "d" / "c").stat().st_nlink == 1
+    assert (tmp_path / "b").read_bytes() == b"b"
+    assert not (tmp_path / "a").exists()
 
 
 def test_raise_fd_limit() -> None:
