@@ -207,6 +207,10 @@ class TestPath:
         assert error.where == "line 6, field PATH"
         assert complaint in error.what
 
+    @pytest.mark.parametrize("path", [b"/", b"/x/f", b"/d", b"/.", b"/d/"])
+    def test_a_bad_mode_is_named_before_a_bad_place(self, path: bytes) -> None:
+        assert refusal(line(path=b"/d", mode=b"40755"), line(path=path, mode=b"9")).where == "line 3, field MODE"
+
     def test_longest_name(self) -> None:
         assert list(tree(line(path=b"/" + b"\\x6e" * 255)).entries) == [b"n" * 255]
 

@@ -71,9 +71,9 @@ def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict:
     """The tree that the dump text *data* describes; *data* may be a memory map and is not copied as a whole.
 
     *algorithm* says how long digests are. Without *strict* everything is accepted that the reference tool
-    accepts, but for what would leave the image undefined or unusable: a malformed digest or an enormous size of an
-    external file, and a hard link to a directory. *strict* also refuses what the reference refuses in its strict mode, and
-    malformed GID and RDEV fields. Raises :class:`DumpError` that names line and field.
+    accepts, but for what would leave the image undefined or unusable: a malformed digest or an enormous size of
+    an external file, and a hard link to a directory. *strict* also refuses what the reference refuses in its
+    strict mode, and malformed GID and RDEV fields. Raises :class:`DumpError` that names line and field.
     """
     parser = _Parser(algorithm, strict=strict)
     with memoryview(data) as whole, whole.cast("B") as view:
@@ -161,9 +161,9 @@ class _Parser:
         path = _field(PATH, parse_text, fields)
         if not path:
             raise _refusal(PATH, "the path is empty")
-        root = self._directories.get(b"")
-        if path == b"/" or root is None:
-            self._add_root(path, fields)
+        mode = self._mode(fields)
+        if path == b"/" or not self._directories:
+            self._add_root(path, mode, fields)
             return
         *parents, name = path.split(b"/")
         prefix = b"".join([b"/" + part for part in parents if part])
@@ -172,15 +172,14 @@ class _Parser:
             raise _refusal(PATH, f"{show(prefix)} is not a directory that an earlier line describes")
         self._add_below(parent, prefix, name, fields)
 
-    def _add_root(self, path: bytes, fields: list[bytes]) -> None:
+    def _add_root(self, path: bytes, mode: _Mode, fields: list[bytes]) -> None:
         if self._directories:
             raise _refusal(PATH, "the root was described before")
         if path != b"/":
             raise _refusal(PATH, f"the first line must describe the root directory '/', not {show(path)}")
-        bits, kind, is_link = self._mode(fields)
-        if kind != S_IFDIR or is_link:
+        if mode.kind != S_IFDIR or mode.is_link:
             raise _refusal(MODE, "the root must be a directory")
-        self._directories[b""] = self._directory(bits, fields)
+        self._directories[b""] = self._directory(mode.bits, fields)
 
     def _add_below(self, parent: Directory, prefix: bytes, name: bytes, fields: list[bytes]) -> None:
         """Add the entry *name* of *parent*, whose plain path is *prefix*."""
