@@ -1,0 +1,251 @@
+"""Images as sources: streamed layer by layer into a tree and an object store, every digest checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from cfstools.errors import CheckFailed, FormatError
+from cfstools.oci.bytesource import Read
+from cfstools.oci.compression import DecompressionLimits
+from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
+from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
+from cfstools.oci.mapping import KeptXattrs, Mapping, XattrKeeper, apply_canonical
+from cfstools.oci.select import ANY, Choice
+from cfstools.oci.tar import Member, TarLimits, TarReader
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.store.ingest import INLINE_THRESHOLD
+from cfstools.store.writer import StoreWriter
+from cfstools.tree.layers import DEFAULT_RULES, MAX_WARNINGS, LayeredTree, LayerRules
+from cfstools.tree.model import Content, Directory, External, RegularFile
+from cfstools.tree.resolve import shown
+from cfstools.tree.walk import iter_inodes
+from cfstools.verity import DEFAULT, MerkleHasher, Params, digest_bytes, object_path
+
+_WHOLE = 1 << 18
+_DISK_SYMLINK_MODE = 0o777
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciOptions:
+    """How an image becomes a tree.
+
+    *xattrs* left open is ``security.capability`` for the canonical mapping and all for the plain one. *rules* say
+    what layers may do, the limits what they may ask for; *skip_unknown* passes over members of unknown type.
+    """
+
+    mapping: Mapping = Mapping.COMPOSEFS
+    xattrs: KeptXattrs | None = None
+    rules: LayerRules = DEFAULT_RULES
+    tar_limits: TarLimits = field(default_factory=TarLimits)
+    decompression_limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    skip_unknown: bool = False
+
+    @property
+    def kept_xattrs(self) -> KeptXattrs:
+        """Which extended attributes stay."""
+        if self.xattrs is not None:
+            return self.xattrs
+        return KeptXattrs.CAPABILITY if self.mapping is Mapping.COMPOSEFS else KeptXattrs.ALL
+
+
+DEFAULT_OPTIONS = OciOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciWarning(Report):
+    """Something accepted that other tools see differently: layer (or empty), place in it, and what."""
+
+    layer: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.layer, self.where, self.text) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciReport(Report):
+    """An image as read: where it came from, what it is, its layers, and where other tools would differ."""
+
+    kind: str
+    names: tuple[str, ...]
+    platform: str | None
+    manifest: str | None
+    config: str | None
+    created: str | None
+    mapping: str
+    xattrs: str
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[OciWarning, ...]
+    warnings_dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciTree:
+    """The tree of an image, and the report of how it came about."""
+
+    root: Directory
+    report: OciReport
+
+
+def read_oci(
+    container: ImageContainer,
+    *,
+    choice: Choice = ANY,
+    options: OciOptions = DEFAULT_OPTIONS,
+    writer: StoreWriter | None = None,
+    params: Params = DEFAULT,
+    progress: Progress = SILENT,
+) -> OciTree:
+    """Read the image meant, base layer first, in one pass; progress counts bytes of layers as stored.
+
+    Contents over 64 bytes go to *writer* while they arrive; without one only their digests, by *params*, are
+    computed. A writer should be ``deferred`` and be told to commit :func:`kept_objects` afterwards, so that nothing
+    is published for an image that turns out wrong, nor for files a later layer removes.
+
+    Raises :class:`CheckFailed` for a manifest, config, layer or DiffID that does not have its digest,
+    :class:`FormatError` for anything malformed, :class:`InputError`, :class:`StoreError`.
+    """
+    image = container.image(choice)
+    reading = _Reading(options, _Contents(writer, writer.params if writer is not None else params))
+    progress.start("layers", _total(image), "B")
+    layers = []
+    for number, source in enumerate(image.layers, 1):
+        with container.open_layer(source) as read:
+            layers.append(reading.layer(f"layer {number}", source, read, progress))
+    progress.finish()
+    root = reading.finish()
+    config = image.config
+    return OciTree(
+        root=root,
+        report=OciReport(
+            kind=container.kind,
+            names=image.names,
+            platform=str(image.platform) if image.platform else None,
+            manifest=str(image.manifest.digest) if image.manifest else None,
+            config=str(image.config_digest) if image.config_digest else None,
+            created=config.created if config else None,
+            mapping=options.mapping.value,
+            xattrs=options.kept_xattrs.value,
+            layers=tuple(layers),
+            warnings=tuple(reading.warnings),
+            warnings_dropped=reading.dropped,
+        ),
+    )
+
+
+def kept_objects(root: Directory) -> set[bytes]:
+    """The digests of all objects that a tree needs, to be given to the writer's ``commit``."""
+    digests: set[bytes] = set()
+    for inode in iter_inodes(root):
+        if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.digest is not None:
+            digests.add(inode.content.digest)
+    return digests
+
+
+def _total(image: ImageSource) -> int | None:
+    total = 0
+    for layer in image.layers:
+        if layer.size is None:
+            return None
+        total += layer.size
+    return total
+
+
+class _Contents:
+    """Where the contents of files go: into the inode, to the writer, or only through the hash."""
+
+    def __init__(self, writer: StoreWriter | None, params: Params) -> None:
+        self._writer = writer
+        self._params = params
+
+    def __call__(self, reader: TarReader, member: Member) -> Content:
+        """Take the contents of one file, which is not empty."""
+        size = member.size
+        if size <= INLINE_THRESHOLD:
+            return reader.read_content(member)
+        if size <= _WHOLE:
+            data = reader.read_content(member)
+            if self._writer is not None:
+                return _external(self._writer.add_bytes(data).digest)
+            return _external(digest_bytes(data, self._params))
+        if self._writer is not None:
+            with self._writer.open_stream() as stream:
+                for chunk in reader.iter_content(member):
+                    stream.write(chunk)
+                return _external(stream.finish().digest)
+        hasher = MerkleHasher(self._params)
+        for chunk in reader.iter_content(member):
+            hasher.update(chunk)
+        return _external(hasher.digest())
+
+
+def _external(digest: bytes) -> External:
+    return External(digest, object_path(digest))
+
+
+class _Reading:
+    """One image on its way to a tree."""
+
+    def __init__(self, options: OciOptions, contents: _Contents) -> None:
+        self._plain = options.mapping is Mapping.PLAIN
+        self._contents = contents
+        self._tree = LayeredTree(options.rules)
+        self._layer_options = LayerOptions(
+            xattrs=XattrKeeper(options.kept_xattrs),
+            symlink_mode=_DISK_SYMLINK_MODE if self._plain else None,
+            tar_limits=options.tar_limits,
+            decompression_limits=options.decompression_limits,
+            skip_unknown=options.skip_unknown,
+        )
+        self.warnings: list[OciWarning] = []
+        self.dropped = 0
+
+    def layer(self, label: str, source: LayerSource, read: Read, progress: Progress) -> LayerReport:
+        """Read one layer and apply it."""
+        staged = self._tree.layer(label)
+        with _in_layer(label):
+            report = read_layer(
+                read,
+                source,
+                staged,
+                options=self._layer_options,
+                content=self._contents,
+                progress=progress,
+                on_warning=lambda where, text: self._warn(label, where, text),
+            )
+            staged.apply()
+        return report
+
+    def finish(self) -> Directory:
+        """The finished tree, mapped."""
+        tree = self._tree
+        if not self._plain:
+            for path, text in apply_canonical(tree.root):
+                tree.warn("mapping", path, text)
+        elif not tree.root_described:
+            tree.warn("mapping", b"", "no layer describes the root: it is 0755, owner 0:0, time 0")
+        for warning in tree.warnings:
+            self._warn(warning.layer, shown(warning.path), warning.text)
+        self.dropped += tree.warnings_dropped
+        return tree.finish()
+
+    def _warn(self, layer: str, where: str, text: str) -> None:
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(OciWarning(layer=layer, where=where, text=text))
+        else:
+            self.dropped += 1
+
+
+@contextmanager
+def _in_layer(label: str) -> Iterator[None]:
+    """Say in errors which layer they are about, unless they do."""
+    try:
+        yield
+    except (FormatError, CheckFailed) as error:
+        if error.where is None or not error.where.startswith(f"{label}: "):
+            error.where = f"{label}: {error.where}" if error.where else label
+        raise

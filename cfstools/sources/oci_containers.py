@@ -1,0 +1,197 @@
+"""Where images come from: what a user wrote, what a path holds, and the container opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+from cfstools.errors import FormatError, OciError, UsageError, naming, os_error
+from cfstools.oci.archive import ArchiveFiles, member_path
+from cfstools.oci.bytesource import Read
+from cfstools.oci.compression import DecompressionLimits, open_compressed
+from cfstools.oci.descriptor import Digest, parse_digest
+from cfstools.oci.files import BlobFiles, DirectoryFiles
+from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
+from cfstools.oci.tar import TarReader
+
+_STDIN = b"-"
+# What the members at the top of an image archive are called; a layer hardly begins with one of these.
+_ARCHIVE_TOPS = frozenset({"blobs", "oci-layout", "index.json", "manifest.json", "repositories", "VERSION"})
+
+
+class Form(Enum):
+    """The forms of images; the value is the prefix that asks for it."""
+
+    OCI = "oci"
+    OCI_ARCHIVE = "oci-archive"
+    DOCKER_ARCHIVE = "docker-archive"
+    LAYERS = "layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a user wrote: the form, the path, and the image's name or digest if one was given."""
+
+    form: Form
+    path: bytes
+    name: str | None = None
+    digest: Digest | None = None
+
+
+def parse_reference(text: bytes) -> Reference | None:
+    """``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, each with ``:NAME`` or ``@DIGEST`` behind it.
+
+    ``None`` when *text* has no such prefix. Paths may hold colons: the shortest part that exists is the path, the
+    whole text first. Raises :class:`UsageError` for a digest that is none.
+    """
+    prefix, colon, rest = text.partition(b":")
+    form = next((form for form in Form if form.value.encode() == prefix), None)
+    if not colon or form is None:
+        return None
+    path, chosen = _split(rest) if form is not Form.LAYERS else (rest, b"")
+    if not path:
+        raise UsageError(f"{os.fsdecode(text)!r} names no path")
+    if chosen.startswith(b"@") and b":" in chosen:
+        try:
+            return Reference(form=form, path=path, digest=parse_digest(os.fsdecode(chosen[1:]), "digest"))
+        except OciError as error:
+            raise UsageError(str(error)) from error
+    name = os.fsdecode(chosen[1:] if chosen.startswith(b":") else chosen) or None
+    return Reference(form=form, path=path, name=name)
+
+
+def _split(rest: bytes) -> tuple[bytes, bytes]:
+    """Path, and the name with its ``:`` or ``@`` (empty: none)."""
+    cuts = [at for at, byte in enumerate(rest) if byte in b":@" and at]
+    if os.path.lexists(rest) or not cuts:
+        return rest, b""
+    cut = next((at for at in cuts if os.path.lexists(rest[:at])), cuts[0])
+    # In ":@1" the name is "@1", the image's number; in "@sha256:…" it is a digest.
+    return rest[:cut], rest[cut:]
+
+
+def recognise(path: bytes) -> Form | None:
+    """What form of image *path* holds, ``None`` when none; layers are told from archives by their first member.
+
+    Raises :class:`InputError` for what cannot be read. A compressed file that holds no tar archive is ``None`` too.
+    """
+    if os.path.isdir(path):
+        # A tree that only happens to have one of these is still a tree.
+        files = (os.path.join(path, name) for name in (b"oci-layout", b"index.json"))
+        return Form.OCI if all(map(os.path.isfile, files)) else None
+    fd = _open_file(path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        return _recognise_file(_reader(fd))
+    finally:
+        os.close(fd)
+
+
+def _recognise_file(read: Read) -> Form | None:
+    try:
+        reader = TarReader(open_compressed(read).read)
+        for member in reader:
+            path = member_path(member.name)
+            if path is None:
+                continue
+            top = path.partition("/")[0]
+            if top in _ARCHIVE_TOPS or (path == top and top.endswith(".json")) or _is_id(top):
+                return Form.OCI_ARCHIVE
+            return Form.LAYERS
+    except FormatError:
+        return None
+    return None
+
+
+def _is_id(top: str) -> bool:
+    """Whether this is how docker names an image's or layer's part of an archive."""
+    stem = top.removesuffix(".tar")
+    return len(stem) == 64 and set(stem) <= set("0123456789abcdef")
+
+
+@contextmanager
+def open_images(
+    form: Form,
+    paths: Sequence[bytes],
+    *,
+    stdin: int | None = None,
+    limits: DecompressionLimits | None = None,
+) -> Iterator[ImageContainer]:
+    """Open what *paths* hold (several only for layers); errors inside the block name the path.
+
+    ``b"-"`` is the descriptor *stdin*: one layer tar may come from a pipe, an archive only from a file that can be
+    read in several places. Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
+    """
+    if not paths or (len(paths) > 1 and form is not Form.LAYERS):
+        raise UsageError("only layer tars can be several")
+    with naming("standard input" if paths[0] == _STDIN else paths[0]):
+        container = _open(form, paths, stdin, limits)
+        try:
+            yield container
+        finally:
+            container.close()
+
+
+def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
+    if form is Form.LAYERS:
+        if list(paths).count(_STDIN) > 1:
+            raise UsageError("standard input can be one layer only")
+        return LayerTars([(os.fsdecode(path), _layer_opener(path, stdin)) for path in paths])
+    if form is Form.OCI:
+        return _closing(DirectoryFiles(paths[0]), OciImages)
+    archive = ArchiveFiles(_descriptor(paths[0], stdin), limits=limits)
+    # Newer docker writes both forms into one archive; the index says more.
+    if "index.json" not in archive and ("manifest.json" in archive or form is Form.DOCKER_ARCHIVE):
+        return _closing(archive, DockerImages)
+    return _closing(archive, lambda files: OciImages(files, "oci-archive"))
+
+
+def _closing(files: BlobFiles, make: Callable[[BlobFiles], ImageContainer]) -> ImageContainer:
+    try:
+        return make(files)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _layer_opener(path: bytes, stdin: int | None) -> Callable[[], AbstractContextManager[Read]]:
+    @contextmanager
+    def opener() -> Iterator[Read]:
+        with naming("standard input" if path == _STDIN else path):
+            fd = _descriptor(path, stdin)
+            try:
+                yield _reader(fd)
+            finally:
+                os.close(fd)
+
+    return opener
+
+
+def _reader(fd: int) -> Read:
+    def read(count: int) -> bytes:
+        try:
+            return os.read(fd, count)
+        except OSError as error:
+            raise os_error(error, "cannot read") from error
+
+    return read
+
+
+def _descriptor(path: bytes, stdin: int | None) -> int:
+    if path != _STDIN:
+        return _open_file(path)
+    if stdin is None:
+        raise UsageError("standard input is not at hand here")
+    return os.dup(stdin)
+
+
+def _open_file(path: bytes) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error

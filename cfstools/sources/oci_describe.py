@@ -1,0 +1,105 @@
+"""What an image is, without building it: its manifest, config and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cfstools.oci.compression import DecompressionLimits, open_compressed
+from cfstools.oci.images import ImageContainer, LayerSource
+from cfstools.oci.select import ANY, Choice
+from cfstools.oci.streams import READ_SIZE, HashingReader
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDescription(Report):
+    """One layer: where it is, and digest and size as stored; the DiffID is that of its uncompressed bytes."""
+
+    path: str
+    media_type: str | None
+    digest: str | None
+    size: int | None
+    diff_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDescription(Report):
+    """One image of a container, and what images there are."""
+
+    kind: str
+    images: tuple[str, ...]
+    names: tuple[str, ...]
+    manifest: str | None
+    manifest_size: int | None
+    config: str | None
+    platform: str | None
+    created: str | None
+    author: str | None
+    labels: Mapping[str, str]
+    layers: tuple[LayerDescription, ...]
+
+
+def describe(
+    container: ImageContainer,
+    *,
+    choice: Choice = ANY,
+    limits: DecompressionLimits | None = None,
+    progress: Progress = SILENT,
+) -> ImageDescription:
+    """Describe the image meant.
+
+    Manifest and config are read and checked. Layers are not read, except bare layer tars, of which nothing else
+    tells digest and size. Raises as :func:`cfstools.sources.oci.read_oci` does for documents.
+    """
+    image = container.image(choice)
+    progress.start("layers", None, "B")
+    layers = tuple(
+        _promised(layer) if layer.diff_id is not None else _measured(container, layer, limits, progress)
+        for layer in image.layers
+    )
+    progress.finish()
+    config, manifest = image.config, image.manifest
+    return ImageDescription(
+        kind=container.kind,
+        images=tuple(container.names()),
+        names=image.names,
+        manifest=str(manifest.digest) if manifest else None,
+        manifest_size=manifest.size if manifest else None,
+        config=str(image.config_digest) if image.config_digest else None,
+        platform=str(image.platform) if image.platform else None,
+        created=config.created if config else None,
+        author=config.author if config else None,
+        labels=config.labels if config else {},
+        layers=layers,
+    )
+
+
+def _promised(layer: LayerSource) -> LayerDescription:
+    return LayerDescription(
+        path=layer.path,
+        media_type=layer.media_type,
+        digest=str(layer.digest) if layer.digest else None,
+        size=layer.size,
+        diff_id=str(layer.diff_id),
+    )
+
+
+def _measured(
+    container: ImageContainer, layer: LayerSource, limits: DecompressionLimits | None, progress: Progress
+) -> LayerDescription:
+    with container.open_layer(layer) as read:
+        stored = HashingReader(read)
+        plain = HashingReader(open_compressed(stored.read, limits=limits).read)
+        told = 0
+        while plain.read(READ_SIZE):
+            progress.advance(stored.size - told)
+            told = stored.size
+    return LayerDescription(
+        path=layer.path,
+        media_type=None,
+        digest=f"sha256:{stored.hexdigest()}",
+        size=stored.size,
+        diff_id=f"sha256:{plain.hexdigest()}",
+    )
