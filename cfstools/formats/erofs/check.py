@@ -1,0 +1,273 @@
+"""Everything that is wrong with an image, not only the first thing (composefs format, section 10.2).
+
+The reader refuses what would mislead a program; this check also finds what the kernel and most readers overlook:
+bytes that should be zero, name filters that hide xattrs, link counts, inodes that overlap or that nothing reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from cfstools.errors import ImageError
+from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr, parse_dirents, place_name
+from cfstools.formats.erofs.regions import ExtentMap, Owner, nonzero_bytes
+from cfstools.formats.erofs.walk import Step, Walk
+from cfstools.formats.erofs.xattrs import filter_bit, split_key
+from cfstools.report import Report
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_FINDINGS = 10_000
+_SHARED = (Owner.SHARED_XATTR, Owner.UNREFERENCED)
+
+Rules = Callable[[Step, Sequence[Xattr]], Iterable[str]]
+"""More rules, for the first name of each inode and its xattrs: what is wrong, in words."""
+
+
+class Severity(Enum):
+    """How bad a finding is."""
+
+    ERROR = "error"  # the image breaks a rule of the format
+    WARNING = "warning"  # allowed by the format, but not what a careful writer makes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Report):
+    """One thing that is wrong: ``where`` names the inode, its offset and path, ``what`` says what is wrong."""
+
+    severity: Severity
+    what: str
+    where: str | None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+    @property
+    def error(self) -> ImageError:
+        """The finding as an exception."""
+        return ImageError(self.what, where=self.where)
+
+
+def check_image(
+    data: Buffer, *, allow_tail: bool = False, strict: bool = False, rules: Rules | None = None
+) -> list[Finding]:
+    """All problems of an image; an empty list says that there are none.
+
+    What is broken is left out and the check goes on behind it. What needs the whole tree (link counts, the number
+    of inodes, that every byte has one owner) is only judged if all of the tree could be read. Link counts of
+    files that contradict the number of names are warnings, because the reference takes them from its input
+    (section 2.3); with *strict* they are errors. *rules* adds findings for each inode. After MAX_FINDINGS the
+    check gives up, with a last finding that says so.
+    """
+    findings = _Findings()
+    try:
+        image = Image(data, allow_tail=allow_tail)
+        _Check(image, findings, strict=strict, rules=rules).run()
+    except ImageError as error:
+        findings.add(error)
+    except _TooMany:
+        findings.items.append(
+            Finding(severity=Severity.ERROR, what=f"more than {MAX_FINDINGS} problems, stopped here", where=None)
+        )
+    return findings.items
+
+
+class _TooMany(Exception):
+    """There is no point in going on."""
+
+
+class _Findings:
+    def __init__(self) -> None:
+        self.items: list[Finding] = []
+
+    def add(self, error: ImageError, severity: Severity = Severity.ERROR) -> None:
+        if len(self.items) >= MAX_FINDINGS:
+            raise _TooMany
+        self.items.append(Finding(severity=severity, what=error.what, where=error.where))
+
+
+@dataclass(slots=True, eq=False)
+class _OpenDirectory:
+    """A directory whose entries are being visited."""
+
+    inode: DiskInode
+    path: str
+    subdirectories: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Links:
+    """A file whose link count or number of names is not 1."""
+
+    nlink: int
+    path: str
+    names: int = field(default=1)
+
+
+class _Check:
+    def __init__(self, image: Image, findings: _Findings, *, strict: bool, rules: Rules | None) -> None:
+        self._image = image
+        self._findings = findings
+        self._links_severity = Severity.ERROR if strict else Severity.WARNING
+        self._rules = rules
+        self._walk = Walk(image, report=self._broken)
+        self._map = ExtentMap(image)
+        self._complete = True
+        self._inodes = 0
+        self._open: list[_OpenDirectory] = []
+        self._links: dict[int, _Links] = {}
+        self._filter_bits: dict[bytes, int] = {}
+        self._deferred: list[ImageError] = []
+
+    def run(self) -> None:
+        self._check_heads()
+        for step in self._walk:
+            if step.first:
+                self._visit(step)
+            self._count(step)
+        self._close_directories(0)
+        if self._complete:
+            self._judge_whole()
+
+    def _broken(self, error: ImageError) -> None:
+        """Part of the tree could not be read."""
+        self._complete = False
+        self._findings.add(error)
+
+    def _wrong(self, what: str, inode: DiskInode) -> None:
+        self._findings.add(ImageError(what, where=f"{inode.where} ({self._walk.path()})"))
+
+    def _check_heads(self) -> None:
+        data = self._image.data
+        superblock = self._image.superblock
+        where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
+        if nonzero_bytes(data[16 : fmt.COMPOSEFS_HEADER.size]):
+            self._findings.add(ImageError("reserved bytes are not zero", where="composefs header at offset 0x0"))
+        start = fmt.SUPERBLOCK_OFFSET
+        unused = superblock._replace(checksum=0, uuid=bytes(16), volume_name=bytes(16))
+        if fmt.SUPERBLOCK.pack(*unused) != data[start : start + fmt.SUPERBLOCK.size]:
+            self._findings.add(ImageError("fields that composefs does not use are not zero", where=where))
+        if superblock.feature_compat != fmt.FEATURE_COMPAT:
+            what = f"compatible features {superblock.feature_compat:#x}; composefs has {fmt.FEATURE_COMPAT:#x}"
+            self._findings.add(ImageError(what, where=where))
+
+    def _visit(self, step: Step) -> None:
+        inode = step.inode
+        self._inodes += 1
+        self._check_record(inode)
+        try:
+            xattrs = self._image.xattrs(inode)
+            if inode.kind == SYMLINK:
+                self._image.symlink_target(inode)
+        except ImageError as error:
+            self._walk.fail(error)
+            return
+        self._map.add(inode)
+        if xattrs:
+            self._check_area(inode, xattrs)
+        if inode.kind == DIRECTORY:
+            self._check_blocks(inode)
+        if self._rules is not None:
+            for what in self._rules(step, xattrs):
+                self._wrong(what, inode)
+
+    def _check_record(self, inode: DiskInode) -> None:
+        record = fmt.COMPACT_INODE if inode.compact else fmt.EXTENDED_INODE
+        stored = self._image.data[inode.offset : inode.xattr_start]
+        if record.pack(*record.unpack(stored)) != stored:
+            self._wrong("reserved bytes of the inode are not zero", inode)
+        if inode.compact:
+            return
+        superblock = self._image.superblock
+        if (inode.mtime_sec, inode.mtime_nsec) < (superblock.build_time_sec, superblock.build_time_nsec):
+            self._wrong("the mtime is before the build time of the superblock, which is the smallest", inode)
+
+    def _check_area(self, inode: DiskInode, xattrs: Sequence[Xattr]) -> None:
+        """Name filter, reserved bytes and padding of an xattr area (section 4.4)."""
+        data = self._image.data
+        expected = 0xFFFFFFFF
+        for key, _, _ in xattrs:
+            expected &= ~self._filter_bit(key)
+        stored, count = fmt.XATTR_HEADER.unpack_from(data, inode.xattr_start)
+        if stored != expected:
+            self._wrong(f"the xattr name filter is {stored:#010x}, the names give {expected:#010x}", inode)
+        position = inode.xattr_start + fmt.XATTR_HEADER.size
+        if nonzero_bytes(data[position - 7 : position]):
+            self._wrong("reserved bytes of the xattr area are not zero", inode)
+        position += count * fmt.XATTR_UNIT
+        while position < inode.tail_start:
+            position = self._check_entry_padding(position, inode.where)
+
+    def _filter_bit(self, key: bytes) -> int:
+        bit = self._filter_bits.get(key)
+        if bit is None:
+            bit = filter_bit(*split_key(key))
+            if len(self._filter_bits) < MAX_FINDINGS:
+                self._filter_bits[key] = bit
+        return bit
+
+    def _check_entry_padding(self, start: int, where: str) -> int:
+        name_length, _, value_length = fmt.XATTR_ENTRY.unpack_from(self._image.data, start)
+        used: int = start + fmt.XATTR_ENTRY.size + name_length + value_length
+        end = -(-used // fmt.XATTR_UNIT) * fmt.XATTR_UNIT
+        if nonzero_bytes(self._image.data[used:end]):
+            self._findings.add(ImageError(f"the padding of the xattr at {start:#x} is not zero", where=where))
+        return end
+
+    def _check_blocks(self, inode: DiskInode) -> None:
+        """Reserved bytes and padding of directory blocks (section 3.3); what the walk refuses is left to it."""
+        for start, length in self._image.directory_blocks(inode):
+            block = bytes(self._image.data[start : start + length])
+            try:
+                entries, used = parse_dirents(block)
+            except ImageError:
+                return
+            if any(block[fmt.DIRENT.size - 1 : len(entries) * fmt.DIRENT.size : fmt.DIRENT.size]):
+                self._wrong(f"reserved bytes of directory entries at {start:#x} are not zero", inode)
+            if any(block[used:]):
+                self._wrong(f"the padding of directory entries at {start:#x} is not zero", inode)
+
+    def _count(self, step: Step) -> None:
+        """Count subdirectories and names, to be compared with link counts."""
+        inode = step.inode
+        self._close_directories(step.depth)
+        if inode.kind == DIRECTORY:
+            if self._open:
+                self._open[-1].subdirectories += 1
+            self._open.append(_OpenDirectory(inode, self._walk.path()))
+        elif not step.first:
+            self._links.setdefault(inode.nid, _Links(inode.nlink, self._walk.path())).names += 1
+        elif inode.nlink != 1:
+            self._links[inode.nid] = _Links(inode.nlink, self._walk.path())
+
+    def _close_directories(self, depth: int) -> None:
+        while len(self._open) > depth:
+            directory = self._open.pop()
+            inode = directory.inode
+            links = directory.subdirectories + 2
+            if inode.nlink != links:
+                what = f"link count {inode.nlink} of a directory with {directory.subdirectories} subdirectories"
+                self._deferred.append(ImageError(what, where=f"{inode.where} ({directory.path})"))
+
+    def _judge_whole(self) -> None:
+        """What can be said only of a tree that was read completely."""
+        for error in self._deferred:
+            self._findings.add(error)
+        for nid, links in self._links.items():
+            if links.nlink != links.names:
+                what = f"link count {links.nlink}, but the number of names is {links.names}"
+                self._findings.add(ImageError(what, where=f"{place_name(nid)} ({links.path})"), self._links_severity)
+        if self._inodes != self._image.superblock.inode_count:
+            what = f"the superblock counts {self._image.superblock.inode_count} inodes, the tree has {self._inodes}"
+            self._findings.add(ImageError(what, where=f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"))
+        for start, end, owner, _ in self._map.cover():
+            if owner in _SHARED:
+                self._check_entry_padding(start, "shared xattrs")
+            elif owner is Owner.NOBODY and nonzero_bytes(self._image.data[start:end]):
+                what = f"bytes up to {end:#x} belong to nothing and are not zero"
+                self._findings.add(ImageError(what, where=f"offset {start:#x}"))

@@ -1,0 +1,147 @@
+"""All names of an image, depth-first in byte order, each directory once (composefs format, section 10.2).
+
+The walk is iterative and its work is bounded by the image's size, whatever the image says: a directory that is
+met again (a cycle, a hard link) is not entered, and the ranges of all inodes together cannot be larger than the
+image, because in an image of any writer they do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from cfstools.errors import ImageError
+from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.layout import FileType
+from cfstools.formats.erofs.reader import DIRECTORY, TYPE_MASK, DirentTuple, DiskInode, Image
+from cfstools.formats.escape import escape
+
+Report = Callable[[ImageError], None]
+_PATH_SHOWN = 4096
+
+
+class Step(NamedTuple):
+    """One name: ``depth`` is 0 for the root, ``first`` says whether the inode was not met before."""
+
+    depth: int
+    name: bytes
+    inode: DiskInode
+    first: bool
+
+
+class Walk:
+    """Iterates over the :class:`Step` of every name but ``.`` and ``..``, the root first.
+
+    With *filters*, of the root's children only those names are visited. *report* is given each ImageError and the
+    walk goes on behind what is broken; without it the first error is raised.
+    """
+
+    def __init__(self, image: Image, *, filters: Collection[bytes] | None = None, report: Report | None = None) -> None:
+        self._image = image
+        self._filters = filters
+        self._report = report
+        self._names = [b""]
+        self._met = bytearray(image.length // fmt.SLOT_SIZE // 8 + 1)
+        self._budget = image.length
+
+    def path(self) -> str:
+        """Path of the current step, escaped as in a dump; a very long one is cut at the front."""
+        return show_path(reversed(self._names))
+
+    def located(self, error: ImageError) -> ImageError:
+        """*error* with the current path added to its place."""
+        error.where = f"{error.where} ({self.path()})"
+        return error
+
+    def fail(self, error: ImageError) -> None:
+        """Report *error*, which names an inode, with the current path; raise it if there is no one to report to."""
+        if self._report is None:
+            raise self.located(error)
+        self._report(self.located(error))
+
+    def __iter__(self) -> Iterator[Step]:
+        root = self._image.root
+        self._names = [b""]
+        names = self._names
+        self._meet(root)
+        yield Step(0, b"", root, first=True)
+        stack = [self._children(root, root.nid)]
+        parents = [root.nid]
+        names.append(b"")
+        while stack:
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
+                parents.pop()
+                names.pop()
+                continue
+            name = names[-1] = entry[0]
+            if self._filters is not None and len(stack) == 1 and name not in self._filters:
+                continue
+            try:
+                inode = self._entry_inode(entry)
+                first = self._meet(inode)
+            except ImageError as error:
+                self.fail(error)
+                if self._budget < 0:
+                    return
+                continue
+            yield Step(len(stack), name, inode, first)
+            if inode.mode & TYPE_MASK == DIRECTORY:
+                stack.append(self._children(inode, parents[-1]))
+                parents.append(inode.nid)
+                names.append(b"")
+
+    def _entry_inode(self, entry: DirentTuple) -> DiskInode:
+        _, nid, file_type = entry
+        inode = self._image.inode(nid)
+        actual = fmt.FILE_TYPE_OF_MODE[inode.mode >> 12]
+        if actual != file_type:
+            raise ImageError(f"the directory entry says file type {file_type}, the inode {actual}", where=inode.where)
+        return inode
+
+    def _meet(self, inode: DiskInode) -> bool:
+        """Whether *inode* is new. Raises ImageError for a directory that is not, and when the image is used up."""
+        nid = inode.nid
+        bit = 1 << (nid & 7)
+        if self._met[nid >> 3] & bit:
+            if inode.mode & TYPE_MASK == DIRECTORY:
+                raise ImageError("the directory is reached a second time", where=inode.where)
+            return False
+        self._met[nid >> 3] |= bit
+        self._budget -= inode.tail_start - inode.offset + inode.tail_size + inode.data_size
+        if self._budget < 0:
+            raise ImageError("inodes overlap: together they are larger than the image", where=inode.where)
+        return True
+
+    def _children(self, inode: DiskInode, parent: int) -> Iterator[DirentTuple]:
+        """The entries of a directory without ``.`` and ``..``, which are checked."""
+        dots = {b".": inode.nid, b"..": parent}
+        wrong = []
+        try:
+            for entry in self._image.dirents(inode):
+                if entry[0] not in dots:
+                    yield entry
+                elif entry[1:] != (dots.pop(entry[0]), FileType.DIRECTORY):
+                    wrong.append(f"{entry[0].decode()!r} is inode {entry[1]} of file type {entry[2]}, the wrong one")
+        except ImageError as error:
+            self._names[-1] = b""
+            self.fail(error)
+        else:
+            wrong.extend(f"the directory has no entry {name.decode()!r}" for name in dots)
+        self._names[-1] = b""
+        for what in wrong:
+            self.fail(ImageError(what, where=inode.where))
+
+
+def show_path(names: Iterator[bytes]) -> str:
+    """Path text of the *names* from the last one up to the root (whose name is empty)."""
+    parts: list[bytes] = []
+    size = 0
+    for name in names:
+        if name:
+            parts.append(name)
+            size += len(name) + 1
+            if size > _PATH_SHOWN:
+                return "..." + "".join("/" + escape(part).decode("ascii") for part in reversed(parts))
+    return "/" + "/".join(escape(part).decode("ascii") for part in reversed(parts))
