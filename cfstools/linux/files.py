@@ -13,12 +13,17 @@ import os
 import resource
 import stat
 import struct
+from typing import TYPE_CHECKING
 
 from cfstools.linux.ioctl import IOC_WRITE, ioctl_number
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FICLONE = ioctl_number(IOC_WRITE, 0x94, 9, 4)  # linux/fs.h: _IOW(0x94, 9, int)
 
 _AT_EMPTY_PATH = 0x1000
+_PATH_MAX = 4096
 _RENAME_NOREPLACE = 1
 
 # linux/openat2.h; the system call has this number on every architecture that matters (all since 5.6 share it).
@@ -120,6 +125,14 @@ def copy_range(src_fd: int, dst_fd: int, offset: int, length: int) -> int | None
         raise
 
 
+def write_all(fd: int, data: Buffer) -> None:
+    """Write all of *data*, however little the kernel takes at once."""
+    view = memoryview(data)
+    done = os.write(fd, view)
+    while done < view.nbytes:
+        done += os.write(fd, view.cast("B")[done:])
+
+
 def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
     """Open the relative *path* below *dirfd* without following any symbolic link, and never outside of it.
 
@@ -143,6 +156,22 @@ def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
         # EAGAIN: something was renamed while the kernel looked; it cannot say, so ask again.
         if number not in (errno.EINTR, errno.EAGAIN):
             raise OSError(number, os.strerror(number), path)
+
+
+def open_below(dirfd: int, path: bytes, flags: int) -> int:
+    """:func:`open_beneath` for paths of any length; an empty path is *dirfd* itself."""
+    here = dirfd
+    try:
+        while len(path) >= _PATH_MAX and (cut := path.rfind(b"/", 1, _PATH_MAX)) > 0:
+            there = open_beneath(here, path[:cut], os.O_PATH | os.O_DIRECTORY)
+            path = path[cut + 1 :]
+            if here != dirfd:
+                os.close(here)
+            here = there
+        return open_beneath(here, path or b".", flags)
+    finally:
+        if here != dirfd:
+            os.close(here)
 
 
 def _open_stepwise(dirfd: int, path: bytes, flags: int, mode: int) -> int:

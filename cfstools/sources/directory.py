@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
-from cfstools.linux.files import open_beneath
+from cfstools.linux.files import open_below
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, Place, stamp_of
 from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, Unread
@@ -30,7 +30,6 @@ MAX_PATH = 16384
 MAX_OPEN = 256
 """How many directories on the way down are held open; further up they are found again through ``..``."""
 
-_PATH_MAX = 4096
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -69,7 +68,7 @@ class DirectorySource:
         """
         path = unread.path
         try:
-            fd = _open_below(self._fd, path, _FILE)
+            fd = open_below(self._fd, path, _FILE)
         except OSError as error:
             raise self._place.failed(error, "cannot open", path) from error
         try:
@@ -141,23 +140,6 @@ def _open_root(path: bytes) -> int:
         raise InputError("a path cannot contain a zero byte", subject=subject) from None
     except OSError as error:
         raise os_error(error, "cannot open", subject=subject) from error
-
-
-def _open_below(root: int, path: bytes, flags: int) -> int:
-    """:func:`open_beneath` for paths of any length."""
-    here = root
-    try:
-        while len(path) >= _PATH_MAX:
-            cut = path.rfind(b"/", 0, _PATH_MAX)
-            there = open_beneath(here, path[:cut], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            path = path[cut + 1 :]
-            if here != root:
-                os.close(here)
-            here = there
-        return open_beneath(here, path, flags)
-    finally:
-        if here != root:
-            os.close(here)
 
 
 class _Frame:

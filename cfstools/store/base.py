@@ -22,6 +22,12 @@ class Store(Protocol):
     def open(self, digest: bytes) -> int:
         """A descriptor to read the object with, which the caller closes. Raises ``ObjectMissing``, ``StoreError``."""
 
+    def open_path(self, path: bytes) -> int:
+        """A descriptor to read what is at *path* below the store with, for images that name no digest.
+
+        Slashes before the path do not matter; it never leads out of the store. Raises as :meth:`open` does.
+        """
+
     def objects(self) -> Iterator[bytes]:
         """The digests of all objects, each once, in byte order."""
 

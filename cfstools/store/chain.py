@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from cfstools.errors import ObjectMissing, StoreError
@@ -39,15 +40,22 @@ class StoreChain:
 
         Raises ``ObjectMissing`` when no store has it, else the first ``StoreError`` met.
         """
+        return self._first(lambda store: store.open(digest), digest.hex())
+
+    def open_path(self, path: bytes) -> int:
+        """A descriptor of what is at *path* in the first store that can open it; raises as :meth:`open` does."""
+        return self._first(lambda store: store.open_path(path), os.fsdecode(path))
+
+    def _first(self, opener: Callable[[Store], int], subject: str) -> int:
         failure: StoreError | None = None
         for store in self.stores:
             try:
-                return store.open(digest)
+                return opener(store)
             except ObjectMissing:
                 continue
             except StoreError as error:
                 failure = failure or error
-        raise failure or ObjectMissing("object is in no store", subject=digest.hex())
+        raise failure or ObjectMissing("object is in no store", subject=subject)
 
     def objects(self) -> Iterator[bytes]:
         """The digests of all stores, each once, in order."""

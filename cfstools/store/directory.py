@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
@@ -96,19 +96,18 @@ class DirectoryStore:
     def open(self, digest: bytes) -> int:
         """A descriptor to read the object with; raises ``ObjectMissing``, ``StoreError``."""
         prefix, name = split_digest(digest)
-        try:
+
+        def opener() -> int:
             with self.prefix_fd(prefix) as directory:
-                fd = os.open(name, _OBJECT_FLAGS, dir_fd=directory)
-        except FileNotFoundError as error:
-            raise ObjectMissing("no such object", subject=self.describe(digest)) from error
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise StoreError("not a regular file", subject=self.describe(digest)) from error
-            raise store_error(error, "cannot open the object", self.describe(digest)) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise StoreError("not a regular file", subject=self.describe(digest))
-        return fd
+                return os.open(name, _OBJECT_FLAGS, dir_fd=directory)
+
+        return _open_object(opener, self.describe(digest))
+
+    def open_path(self, path: bytes) -> int:
+        """A descriptor to read what is at *path* with; no link on the way is followed. Raises as :meth:`open`."""
+        path = path.lstrip(b"/")
+        subject = os.path.join(self.path, os.fsdecode(path))
+        return _open_object(lambda: files.open_below(self.fd, path, _OBJECT_FLAGS), subject)
 
     def objects(self) -> Iterator[bytes]:
         """The digests of all objects in order; whatever is not an object's file is passed over."""
@@ -190,3 +189,19 @@ class DirectoryStore:
             yield held
         finally:
             os.close(fd)
+
+
+def _open_object(opener: Callable[[], int], subject: str) -> int:
+    """Call *opener*; what it opens must be a regular file."""
+    try:
+        fd = opener()
+    except FileNotFoundError as error:
+        raise ObjectMissing("no such object", subject=subject) from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StoreError("not a regular file", subject=subject) from error
+        raise store_error(error, "cannot open the object", subject) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreError("not a regular file", subject=subject)
+    return fd

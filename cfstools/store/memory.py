@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ObjectMissing
-from cfstools.store.base import store_error
+from cfstools.linux.files import write_all
+from cfstools.store.base import digest_of, store_error
 from cfstools.verity import DEFAULT, Params, digest_bytes
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._objects: dict[bytes, bytes] = {}
+        self._others: dict[bytes, bytes] = {}
 
     def add(self, data: Buffer, params: Params = DEFAULT) -> bytes:
         """Keep *data* and return its digest."""
@@ -26,6 +28,10 @@ class MemoryStore:
         digest = digest_bytes(kept, params)
         self._objects[digest] = kept
         return digest
+
+    def put(self, path: bytes, data: Buffer) -> None:
+        """Keep *data* at *path*, which is no object's: for images that name no digest."""
+        self._others[path] = bytes(data)
 
     def size(self, digest: bytes) -> int | None:
         """The object's length, ``None`` when it is not there."""
@@ -37,14 +43,18 @@ class MemoryStore:
         data = self._objects.get(digest)
         if data is None:
             raise ObjectMissing("no such object", subject=self.describe(digest))
-        try:
-            fd = os.memfd_create(digest.hex(), os.MFD_CLOEXEC)
-            with open(os.dup(fd), "wb") as file:
-                file.write(data)
-            os.lseek(fd, 0, os.SEEK_SET)
-        except OSError as error:
-            raise store_error(error, "cannot open the object", self.describe(digest)) from error
-        return fd
+        return _memory_file(data, self.describe(digest))
+
+    def open_path(self, path: bytes) -> int:
+        """A descriptor of a memory file with what was put at *path*; raises ``ObjectMissing``."""
+        path = path.lstrip(b"/")
+        data = self._others.get(path)
+        if data is not None:
+            return _memory_file(data, os.fsdecode(path))
+        digest = digest_of(*path.split(b"/")) if path.count(b"/") == 1 else None
+        if digest is None:
+            raise ObjectMissing("no such object", subject=os.fsdecode(path))
+        return self.open(digest)
 
     def objects(self) -> Iterator[bytes]:
         """All digests in order."""
@@ -53,3 +63,17 @@ class MemoryStore:
     def describe(self, digest: bytes) -> str:
         """The digest: there is no path."""
         return f"object {digest.hex()} in memory"
+
+
+def _memory_file(data: bytes, subject: str) -> int:
+    try:
+        fd = os.memfd_create("object", os.MFD_CLOEXEC)
+        try:
+            write_all(fd, data)
+            os.lseek(fd, 0, os.SEEK_SET)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise store_error(error, "cannot open the object", subject) from error
+    return fd

@@ -178,6 +178,38 @@ def test_open_beneath_refuses_nul(tree: Path) -> None:
     assert attempt(files.open_beneath, tree, b"a\0b") == errno.EINVAL
 
 
+def test_open_below_takes_paths_of_any_length(tmp_path: Path) -> None:
+    dirfd = top = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    name = b"n" * 200
+    for _ in range(50):
+        os.mkdir(name, dir_fd=dirfd)
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dirfd)
+        if dirfd != top:
+            os.close(dirfd)
+        dirfd = below
+    os.close(os.open(b"file", os.O_CREAT | os.O_WRONLY, dir_fd=dirfd))
+    os.symlink(name, b"link", dir_fd=top)
+    for fd in (dirfd, top):
+        os.close(fd)
+    path = b"/".join([name] * 50)
+    assert attempt(files.open_below, tmp_path, path + b"/file") == b""
+    assert attempt(files.open_below, tmp_path, path) is None
+    assert attempt(files.open_below, tmp_path, b"") is None
+    assert attempt(files.open_below, tmp_path, path + b"/missing") == errno.ENOENT
+    assert attempt(files.open_below, tmp_path, b"link/" + path + b"/file") == errno.ELOOP
+    assert attempt(files.open_below, tmp_path, path + b"/../file") == errno.EXDEV
+    assert attempt(files.open_below, tmp_path, b"n" * 5000) == errno.ENAMETOOLONG
+
+
+def test_write_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
+    with (tmp_path / "file").open("wb") as file:
+        for data in (b"", b"1", b"2345678", memoryview(bytearray(b"90ab"))):
+            files.write_all(file.fileno(), data)
+    assert (tmp_path / "file").read_bytes() == b"1234567890ab"
+
+
 def test_open_beneath_creates(tree: Path) -> None:
     dirfd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
     for path, opener in [(b"a/new", files.open_beneath), (b"a/newer", files._open_stepwise)]:

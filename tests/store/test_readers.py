@@ -9,12 +9,16 @@ import pytest
 
 from cfstools.errors import ObjectMissing, StoreError
 from cfstools.store import DirectoryStore, MemoryStore, Store, StoreChain, StoreWriter
-from cfstools.verity import digest_bytes
+from cfstools.verity import digest_bytes, object_path
 
 
 def read(store: Store, digest: bytes) -> bytes:
-    fd = store.open(digest)
-    with os.fdopen(fd, "rb") as file:
+    with os.fdopen(store.open(digest), "rb") as file:
+        return file.read()
+
+
+def read_path(store: Store, path: bytes) -> bytes:
+    with os.fdopen(store.open_path(path), "rb") as file:
         return file.read()
 
 
@@ -38,9 +42,12 @@ def test_memory_store_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_args: object) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(os, "memfd_create", refuse)
-    with pytest.raises(StoreError, match="cannot open the object: Too many open files"):
-        store.open(digest)
+    before = os.listdir("/proc/self/fd")
+    for function in ("write", "memfd_create"):
+        monkeypatch.setattr(os, function, refuse)
+        with pytest.raises(StoreError, match="cannot open the object: Too many open files"):
+            store.open(digest)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_chain(store: DirectoryStore) -> None:
@@ -87,3 +94,30 @@ def test_chain_goes_on_after_a_broken_store(store: DirectoryStore) -> None:
         with pytest.raises(StoreError, match="not a regular file"):
             attempt(digest)
     assert alone.describe(digest) == store.describe(digest)
+
+
+def test_objects_by_path(store: DirectoryStore, tmp_path: Path) -> None:
+    with StoreWriter(store) as writer:
+        mine = object_path(writer.add_bytes(b"mine").digest)
+    memory = MemoryStore()
+    theirs = object_path(memory.add(b"theirs"))
+    place = Path(store.path)
+    (place / "lib").mkdir()
+    (place / "lib/file").write_bytes(b"named")
+    (place / "link").symlink_to("lib")
+    (place / "out").symlink_to(tmp_path)
+    (tmp_path / "secret").write_bytes(b"secret")
+    memory.put(b"lib/file", b"other")
+    memory.put(b"etc/one", b"1")
+    chain = StoreChain([store, memory])
+    assert [read_path(chain, path) for path in (mine, b"/" + mine, theirs)] == [b"mine", b"mine", b"theirs"]
+    assert [read_path(chain, path) for path in (b"lib/file", b"//lib//file", b"etc/one")] == [b"named", b"named", b"1"]
+    for path in (b"missing", b"lib/missing", b"ab/cd/ef", b"x/file", object_path(digest_bytes(b"missing"))):
+        for each in (store, memory, chain):
+            with pytest.raises(ObjectMissing, match=f"{os.fsdecode(path)}|{digest_bytes(b'missing').hex()}"):
+                each.open_path(path)
+    for path in (b"link/file", b"out/secret", b"../secret", b"lib/../../secret", b"", b"lib"):
+        with pytest.raises(StoreError) as caught:
+            store.open_path(path)
+        assert type(caught.value) is StoreError, path
+        assert caught.value.subject
