@@ -66,7 +66,7 @@ class Demo:
         self.mkcfs("inspect", "image.cfs")
         self.step("Check it: the digest covers the image, the image names every object by digest")
         self.check(digest, first)
-        self.step("Change one file, build again: only what changed is new")
+        self.step("Add one file, build again: only that is new")
         self.rebuild(digest, first)
 
     def check(self, digest: str, objects: set[str]) -> None:
