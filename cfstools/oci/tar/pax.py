@@ -58,8 +58,8 @@ def parse_records(data: bytes) -> list[tuple[bytes, bytes]]:
         if not digits.isdigit():
             raise TarError(f"a PAX record at byte {at} of its header has no length")
         end = at + int(digits)
-        if end > total:
-            raise TarError(f"a PAX record at byte {at} of its header is longer than the header")
+        if not space < end <= total:
+            raise TarError(f"a PAX record at byte {at} of its header states an impossible length")
         equals = data.find(b"=", space + 1, end - 1)
         if equals <= space + 1 or data[end - 1] != 0x0A:
             raise TarError(f"a PAX record at byte {at} of its header is not LENGTH KEY=VALUE and a newline")
