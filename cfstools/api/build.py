@@ -32,6 +32,7 @@ class BuildOptions:
 
     Versions that are ``None`` follow the reference: neither given means 0 to 1, else the one not given is 0.
     ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
+    ``strict`` refuses dump texts that only the reference's leniency accepts.
     """
 
     algorithm: Algorithm = Algorithm.SHA256
@@ -44,6 +45,7 @@ class BuildOptions:
     clamp_mtime: int | None = None
     exclude: tuple[bytes, ...] = ()
     from_file: bool = False
+    strict: bool = False
 
     def versions(self) -> tuple[int, int]:
         """The lowest and highest composefs version allowed (composefs format, section 1.4)."""
@@ -110,6 +112,7 @@ def build(
             options=walk,
             algorithm=options.algorithm,
             from_file=options.from_file,
+            strict=options.strict,
             stdin=stdin,
             progress=progress,
         ) as tree,

@@ -44,13 +44,15 @@ def open_source(
     options: WalkOptions,
     algorithm: Algorithm = Algorithm.SHA256,
     from_file: bool = False,
+    strict: bool = False,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[SourceTree]:
     """Open *path* as a tree, with the *options* applied whatever kind of source it is.
 
     *from_file* says that it is a dump text, which may be ``b"-"`` for *stdin*; else a directory is walked, and an
-    image or a dump text is recognised by how it starts. *algorithm* is that of the digests in dumps and images.
+    image or a dump text is recognised by how it starts. *strict* refuses lenient dump texts. *algorithm* is that of
+    the digests in dumps and images.
     Raises InputError, FormatError and UsageError, naming the path.
     """
     if not from_file and os.path.isdir(path):
@@ -62,17 +64,17 @@ def open_source(
             text = stdin.read()
             if not from_file and not text.startswith(_DUMP_START):
                 raise InputError("is not a dump text", hint="add --from-file to read it as one")
-            tree = SourceTree(root=parse_dump(text, algorithm=algorithm), blobs=None, kind="dump")
+            tree = SourceTree(root=parse_dump(text, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
     else:
         with mapped_file(path) as data:
-            tree = _from_bytes(data, algorithm=algorithm, from_file=from_file)
+            tree = _from_bytes(data, algorithm=algorithm, from_file=from_file, strict=strict)
     _apply(tree.root, options)
     yield tree
 
 
-def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool) -> SourceTree:
+def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool, strict: bool) -> SourceTree:
     if from_file or data[: len(_DUMP_START)] == _DUMP_START:
-        return SourceTree(root=parse_dump(data, algorithm=algorithm), blobs=None, kind="dump")
+        return SourceTree(root=parse_dump(data, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
         raise FormatError("is neither a directory nor an image nor a dump text")
     reader = TreeReader(Image(data, allow_tail=True))

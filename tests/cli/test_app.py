@@ -181,6 +181,16 @@ def test_malformed_dump_names_line_and_field(tmp_path: Path) -> None:
     assert not (tmp_path / "image.cfs").exists()
 
 
+def test_strict_dumps_by_option_and_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = tmp_path / "tree.dump"
+    dump.write_text("/ 4096 40755 2 0 0 7 0.0 - - -\n")
+    words: list[str | Path] = ["build", "--from-file", "--print-digest-only", dump]
+    mkcfs(*words)
+    assert "RDEV" in failing(*words, "--strict", code=1)
+    monkeypatch.setenv("CFS_PARSE_STRICT", "")
+    assert "RDEV" in failing(*words, code=1)
+
+
 def test_a_failed_build_leaves_the_old_image(tmp_path: Path) -> None:
     image = tmp_path / "image.cfs"
     mkcfs("build", small_tree(tmp_path), image)

@@ -31,6 +31,9 @@ _STDIO = b"-"
 @click.argument("image", type=PATH, required=False)
 @store_option("Put file contents here; further stores are only looked in for objects already there.")
 @click.option("--from-file", is_flag=True, help="SOURCE is a composefs-dump(5) text; - is standard input.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse lenient dump texts; CFS_PARSE_STRICT in the environment does so as well."
+)
 @click.option("--print-digest", is_flag=True, help="Print the image's fs-verity digest.")
 @click.option("--print-digest-only", is_flag=True, help="Print the digest and write nothing.")
 @click.option(
@@ -62,6 +65,7 @@ def build(
     image: bytes | None,
     stores: list[bytes],
     from_file: bool,
+    strict: bool,
     print_digest: bool,
     print_digest_only: bool,
     algorithm: str,
@@ -99,6 +103,7 @@ def build(
             clamp_mtime=clamp_mtime,
             exclude=tuple(map(os.fsencode, excludes)),
             from_file=from_file,
+            strict=strict or "CFS_PARSE_STRICT" in os.environ,
         ),
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer if source == _STDIO else None,
