@@ -231,6 +231,12 @@ def test_xattrs_kept(kept: KeptXattrs | None, expected: set[bytes]) -> None:
     assert entry(plain, "f").xattrs.keys() == (expected if kept else set(map(str.encode, names)))
 
 
+def test_empty_xattrs_are_kept() -> None:
+    # Go's reader, and with it umoci, drops them.
+    layer = tar(member("f", b"", pax_headers={"SCHILY.xattr.user.mark": ""}), form=tarfile.PAX_FORMAT)
+    assert entry(read(making.image([layer]), options=PLAIN), "f").xattrs == {b"user.mark": b""}
+
+
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
