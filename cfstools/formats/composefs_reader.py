@@ -57,8 +57,8 @@ AnyInode = TypeVar("AnyInode", bound=Inode)
 def read_image(data: Buffer, *, filters: Collection[bytes] | None = None, allow_tail: bool = False) -> Directory:
     """The tree of a composefs image.
 
-    With *filters* only these direct children of the root are loaded, each with all below it (section 8); unknown
-    names are ignored. With *allow_tail* bytes behind the image are ignored. Xattrs are in stored order, inline
+    With *filters* only these direct children of the root are loaded, each with all below it (section 8);
+    unknown names are ignored. With *allow_tail* bytes behind the image are ignored. Xattrs are in stored order, inline
     before shared. The first name of an inode, depth-first in byte order, is its primary name.
 
     Raises ImageError for anything the strict reader (section 10.2) does not accept, UsageError for a filter that
