@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import hashlib
 import importlib
 import lzma
 import zlib
@@ -127,31 +126,6 @@ class Decompressed:
         else:
             return
         raise LimitExceeded(what, where=self._source.where, hint="raise the limit if the source is trusted")
-
-
-class HashingReader:
-    """Passes a stream through and hashes it: ``size`` and :meth:`hexdigest` hold for what has been read.
-
-    *algorithms* are hashlib's names. A digest covers the whole stream once ``read`` has given nothing.
-    """
-
-    def __init__(self, read: Read, *algorithms: str) -> None:
-        self._read = read
-        self._hashes = {name: hashlib.new(name) for name in algorithms or ("sha256",)}
-        self._updates = [each.update for each in self._hashes.values()]
-        self.size = 0
-
-    def read(self, count: int) -> bytes:
-        """The next bytes of the stream, at most *count*; none at the end."""
-        data = self._read(count)
-        for update in self._updates:
-            update(data)
-        self.size += len(data)
-        return data
-
-    def hexdigest(self, algorithm: str = "sha256") -> str:
-        """Digest of all bytes read so far, in lower-case hex."""
-        return self._hashes[algorithm].hexdigest()
 
 
 def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True) -> Decompressed:

@@ -344,7 +344,11 @@ SEEDS: list[Callable[[], bytes]] = [
     lambda: (
         gnu_long(b"K", b"target" * 30) + gnu_long(b"L", b"name" * 30) + header(b"n", b"2", link=b"t", magic=GNU) + END
     ),
-    lambda: pax((b"GNU.sparse.map", b"1,2,3,4"), (b"GNU.sparse.size", b"99")) + file(b"a", b"123456") + END,
+    lambda: (
+        pax((b"GNU.sparse.map", b"1,2,3,4"), (b"GNU.sparse.size", b"99"), (b"GNU.sparse.numblocks", b"2"))
+        + file(b"a", b"123456")
+        + END
+    ),
     lambda: (
         pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"99"))
         + file(b"a", b"1\n0\n3\n".ljust(512, b"\0") + b"abc")
@@ -396,7 +400,10 @@ def test_random_bytes_raise_nothing_but_their_error(data: bytes) -> None:
             st.tuples(
                 st.sampled_from(
                     [b"path", b"linkpath", b"size", b"mtime", b"uid", b"SCHILY.xattr.a", b"LIBARCHIVE.xattr.%61"]
-                    + [b"GNU.sparse." + key for key in (b"map", b"size", b"offset", b"numbytes", b"major", b"minor")]
+                    + [
+                        b"GNU.sparse." + key
+                        for key in (b"map", b"size", b"offset", b"numbytes", b"numblocks", b"major", b"minor")
+                    ]
                 ),
                 st.one_of(st.binary(max_size=20), st.integers(-5, 1 << 70).map(lambda number: b"%d" % number)),
             ).map(lambda pair: pax(pair)[512:].rstrip(b"\0")),

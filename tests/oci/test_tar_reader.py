@@ -583,7 +583,15 @@ def test_old_sparse_files_with_extension_blocks() -> None:
 def pax_sparse(
     version: tuple[bytes, bytes] | None, data: bytes, *records: tuple[bytes, bytes], kind: bytes = b"0"
 ) -> bytes:
-    some = ((b"GNU.sparse.major", version[0]), (b"GNU.sparse.minor", version[1])) if version else ()
+    """A sparse file of a PAX version; the number of regions is counted unless it is among *records*."""
+    some: tuple[tuple[bytes, bytes], ...] = ()
+    if version:
+        some = ((b"GNU.sparse.major", version[0]), (b"GNU.sparse.minor", version[1]))
+    keys = [key for key, _ in records]
+    if b"GNU.sparse.numblocks" not in keys:
+        text = dict(records).get(b"GNU.sparse.map")
+        count = len(text.split(b",")) // 2 if text is not None else keys.count(b"GNU.sparse.offset")
+        some += ((b"GNU.sparse.numblocks", b"%d" % count),)
     return pax(*some, *records) + header(b"GNUSparseFile.0/f", kind, len(data), link=b"t") + padded(data)
 
 
@@ -643,7 +651,9 @@ def test_a_large_map_before_the_data_is_read_in_linear_time() -> None:
     [
         (pax_sparse((b"2", b"0"), b"abcd", REAL), "unknown version of the GNU sparse format"),
         (pax_sparse((b"1", b""), b"abcd", REAL), "unknown version"),
-        (pax_sparse(None, b"abcd", REAL), "without a version or a map"),
+        (pax((b"GNU.sparse.name", b"n")) + header(), "without a version or a map"),
+        (pax(SIZE, MAP) + file(b"f", b"abcd"), "is damaged"),
+        (pax_sparse(None, b"abcd", REAL), "covers 0 bytes"),
         (pax_sparse(None, b"abcd", MAP), "without the file's size"),
         (pax_sparse(None, b"abcd", MAP, (b"GNU.sparse.size", b"x")), "number of the sparse map is damaged"),
         (pax_sparse(None, b"abcd", SIZE, (b"GNU.sparse.map", b"2,3,10")), "number of entries"),

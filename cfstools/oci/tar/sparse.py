@@ -66,15 +66,18 @@ def real_size(extension: Extension) -> int:
 
 
 def pax_header_map(extension: Extension, packed: int, limits: TarLimits) -> SparseMap:
-    """Map of a version 0.0 (pairs of records) or 0.1 (one comma-separated record) sparse file."""
+    """Map of a version 0.0 (pairs of records) or 0.1 (one comma-separated record) sparse file.
+
+    The number of regions must be stated, as the engines' reader demands.
+    """
     numbers = extension.sparse_list
     text = extension.sparse.get(b"map")
     if text is not None:
         if numbers:
             raise TarError("two sparse maps for one file")
         numbers = text.split(b",") if text else []
-    stated = extension.sparse.get(b"numblocks")
-    if len(numbers) % 2 or (stated is not None and _decimal(stated) != len(numbers) // 2):
+    stated = _decimal(extension.sparse.get(b"numblocks", b""))
+    if len(numbers) % 2 or stated != len(numbers) // 2:
         raise TarError("the sparse map does not have the number of entries it states")
     _check_count(len(numbers) // 2, limits)
     return check_map(_pairs(numbers), real_size(extension), packed)
