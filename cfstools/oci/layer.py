@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
 from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import DecompressionLimits, open_compressed
+from cfstools.oci.compression import Compression, DecompressionLimits, open_compressed
 from cfstools.oci.descriptor import Digest, layer_compression
 from cfstools.oci.images import LayerSource
 from cfstools.oci.mapping import XattrKeeper
@@ -77,8 +77,10 @@ def read_layer(
     try:
         stream = open_compressed(stored.read, limits=options.decompression_limits)
         _check_type(source, stream.kind.value, on_warning)
-        plain = HashingReader(stream.read, _algorithm(source.diff_id))
-        with ReadAhead(plain.read) as ahead:
+        # What is not compressed need not be hashed twice.
+        once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
+        plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
+        with ReadAhead(stream.read if once else plain.read) as ahead:
             members = _Members(layer, options, content, on_warning).stage(ahead.read)
     except FormatError as error:
         # The thread is done; what is left of the layer decides whether its bytes are the right ones.

@@ -16,8 +16,7 @@ from cfstools.oci.select import ANY, Choice
 from cfstools.oci.tar import Member, TarLimits, TarReader
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store.ingest import INLINE_THRESHOLD
-from cfstools.store.writer import StoreWriter
+from cfstools.store import INLINE_THRESHOLD, StoreWriter
 from cfstools.tree.layers import DEFAULT_RULES, MAX_WARNINGS, LayeredTree, LayerRules
 from cfstools.tree.model import Content, Directory, External, RegularFile
 from cfstools.tree.resolve import shown

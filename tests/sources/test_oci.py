@@ -31,8 +31,7 @@ from cfstools.oci.mapping import KeptXattrs, Mapping
 from cfstools.sources.oci import OciOptions, OciTree, kept_objects, read_oci
 from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
 from cfstools.sources.oci_describe import describe
-from cfstools.store.directory import DirectoryStore
-from cfstools.store.writer import StoreWriter
+from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.tree.layers import MAX_WARNINGS, LayerRules
 from cfstools.tree.model import Device, External, HardLink
 from cfstools.verity import Algorithm, Params, digest_bytes
