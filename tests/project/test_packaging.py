@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 
 from tests.requirements import REPOSITORY
 
 
 def test_the_lower_group_is_exactly_the_lower_bounds() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    bounds = {re.sub(">=", "==", bound) for bound in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"].values()
+    bounds = {re.sub(">=", "==", bound) for bound in chain(project["project"]["dependencies"], *extras)}
     pinned = {entry for entry in project["dependency-groups"]["lower"] if isinstance(entry, str)}
     assert pinned == bounds
 
