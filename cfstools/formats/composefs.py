@@ -224,6 +224,8 @@ class _Planner:
             case Symlink(target=target):
                 if not 0 < len(target) <= fmt.SYMLINK_MAX:
                     raise _Rejected(inode, f"symlink target of {len(target)} bytes: 1 to {fmt.SYMLINK_MAX} are allowed")
+                if b"\0" in target:
+                    raise _Rejected(inode, "symlink target holds a NUL byte")
                 node.data, node.size = target, len(target)
             case Device():
                 self._fill_device(node, inode)

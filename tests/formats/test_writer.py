@@ -237,6 +237,7 @@ def one(entry: Entry, name: bytes = b"bad") -> Directory:
     [
         (one(Symlink(mode=0o120777, target=b"")), "symlink target of 0 bytes"),
         (one(Symlink(mode=0o120777, target=b"x" * 4096)), "symlink target of 4096 bytes"),
+        (one(Symlink(mode=0o120777, target=b"a\0b")), "NUL"),
         (one(empty_file(), b"n" * 256), "name of 256 bytes"),
         (one(empty_file(), b""), "name of 0 bytes"),
         (one(empty_file(), b"."), "'.'"),
