@@ -25,7 +25,12 @@ def implementations() -> list[ModuleType]:
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     before = native.IMPLEMENTATION
+    module = sys.modules.get("cfstools.native._native")
     yield
+    # A test may have put something else in the place of the module.
+    sys.modules.pop("cfstools.native._native", None)
+    if module is not None:
+        sys.modules["cfstools.native._native"] = module
     native.use(before)
 
 
