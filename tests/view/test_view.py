@@ -1,0 +1,330 @@
+"""Images and stores as read-only files: what paths lead to, and contents that are checked while they are read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cfstools.errors import CfsError, CheckFailed, InputError, StoreError
+from cfstools.linux import verity as kernel_verity
+from cfstools.store import DirectoryStore, MemoryStore, Store, StoreChain, StoreWriter
+from cfstools.tree import Directory, External, HardLink, RegularFile, Socket, Stamp, Symlink, Unread
+from cfstools.verity import Algorithm, Params, digest_bytes, object_path
+from cfstools.view import PIECE, View
+
+LARGE = bytes(range(256)) * (PIECE // 256 * 2) + b"and a bit more"
+
+
+def directory(**entries: Directory | RegularFile | Symlink | HardLink | Socket) -> Directory:
+    return Directory(mode=0o040755, entries={name.encode(): entry for name, entry in entries.items()})
+
+
+def file(content: bytes | External | Unread, size: int | None = None) -> RegularFile:
+    if size is None:
+        assert isinstance(content, bytes)
+        size = len(content)
+    return RegularFile(mode=0o100644, size=size, content=content)
+
+
+def link(target: bytes) -> Symlink:
+    return Symlink(mode=0o120777, target=target)
+
+
+def external(data: bytes, *, params: Params = Params()) -> RegularFile:  # noqa: B008 - frozen
+    digest = digest_bytes(data, params)
+    return file(External(digest, object_path(digest)), len(data))
+
+
+def read(view: View, inode: RegularFile) -> bytes:
+    with view.open(inode, b"/the file") as contents:
+        return b"".join(contents.pieces())
+
+
+def complaint(view: View, inode: RegularFile, kind: type[CfsError] = CheckFailed) -> str:
+    with pytest.raises(CfsError) as caught, view.open(inode, b"/the file") as contents:
+        for _ in contents.pieces():
+            pass
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+# Paths
+
+
+@pytest.fixture
+def tree() -> View:
+    leaf = file(b"leaf")
+    root = directory(
+        usr=directory(lib=directory(leaf=leaf, up=link(b"../../etc/conf")), bin=link(b"lib")),
+        etc=directory(conf=file(b"conf"), again=HardLink(leaf)),
+        lib=link(b"/usr/lib"),
+        out=link(b"../../../etc"),
+        loop=link(b"loop"),
+        dangling=link(b"missing/x"),
+        dot=link(b"."),
+        through=link(b"etc/conf/"),
+        empty=link(b""),
+        socket=Socket(mode=0o140755),
+    )
+    return View(root, MemoryStore())
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        (b"/usr/lib/leaf", b"leaf"),
+        (b"usr//lib/./leaf", b"leaf"),
+        (b"/etc/again", b"leaf"),
+        (b"/lib/leaf", b"leaf"),
+        (b"/usr/bin/leaf", b"leaf"),
+        (b"/usr/../../lib/leaf", b"leaf"),
+        (b"/out/conf", b"conf"),
+        (b"/dot/dot/out/conf", b"conf"),
+        (b"/lib/../lib/leaf", b"leaf"),
+        (b"/empty/etc/conf", b"conf"),
+    ],
+)
+def test_paths_lead_where_they_would_in_a_root(tree: View, path: bytes, wanted: bytes) -> None:
+    found = tree.lookup(path)
+    assert isinstance(found, RegularFile)
+    assert found.content == wanted
+    assert tree.lookup(path, follow=True) is found
+
+
+def test_the_last_link_is_followed_when_asked(tree: View) -> None:
+    assert isinstance(tree.lookup(b"/usr/lib/up"), Symlink)
+    followed = tree.lookup(b"/usr/lib/up", follow=True)
+    assert isinstance(followed, RegularFile)
+    assert followed.content == b"conf"
+    assert tree.lookup(b"/through", follow=True) is followed
+    assert tree.lookup(b"/lib", follow=True) is tree.lookup(b"/usr/lib")
+    assert tree.lookup(b"/socket", follow=True) is tree.root.entries[b"socket"]
+
+
+@pytest.mark.parametrize("path", [b"", b"/", b"..", b"/../..", b"/usr/..", b"//.//", b"/dot/."])
+def test_the_root(tree: View, path: bytes) -> None:
+    assert tree.lookup(path) is tree.root
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        (b"/missing", "/missing: no such name in the image"),
+        (b"/missing/..", "no such name"),
+        (b"/dangling", "no such name"),
+        (b"/etc/conf/x", "/etc/conf/x: not a directory on the way"),
+        (b"/etc/conf/..", "not a directory on the way"),
+        (b"/socket/x", "not a directory on the way"),
+        (b"/loop", "too many symbolic links"),
+        (b"/a b", r"/a\x20b: no such name"),
+    ],
+)
+def test_paths_that_lead_nowhere(tree: View, path: bytes, why: str) -> None:
+    with pytest.raises(InputError) as caught:
+        tree.lookup(path, follow=True)
+    assert why in str(caught.value)
+
+
+def test_forty_links_are_followed() -> None:
+    chain = {f"l{number}": link(f"l{number + 1}".encode()) for number in range(41)}
+    view = View(directory(**chain, l41=file(b"end")), MemoryStore())
+    assert isinstance(view.lookup(b"l1", follow=True), RegularFile)
+    with pytest.raises(InputError, match="too many"):
+        view.lookup(b"l0", follow=True)
+
+
+# Contents
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("size", [0, 1, 65, PIECE - 1, PIECE, PIECE + 1, len(LARGE)])
+def test_contents_are_read_whole(size: int, algorithm: Algorithm) -> None:
+    params = Params(algorithm=algorithm)
+    data = LARGE[:size]
+    store = MemoryStore()
+    store.add(data, params)
+    inode = external(data, params=params)
+    view = View(directory(f=inode), store)
+    assert read(view, inode) == data
+    with view.open(inode, b"/f") as contents:
+        assert contents.size == size
+        contents.check()
+        fd = contents.fd
+        assert fd is not None
+    contents.close()
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_contents_in_the_image() -> None:
+    view = View(directory(), StoreChain([]))
+    for inode, data in [(file(b"inline"), b"inline"), (file(b""), b""), (file(External(None, None), 0), b"")]:
+        assert read(view, inode) == data
+        with view.open(inode, b"/f") as contents:
+            assert contents.fd is None
+            contents.check()
+
+
+@pytest.mark.parametrize("size", [70, PIECE, len(LARGE)])
+@pytest.mark.parametrize("damage", ["flipped", "short", "long", "empty", "swapped"])
+def test_damage_is_met(tmp_path: Path, size: int, damage: str) -> None:
+    data = LARGE[:size]
+    with DirectoryStore(bytes(tmp_path / "store"), create=True) as store:
+        with StoreWriter(store) as writer:
+            digest = writer.add_bytes(data).digest
+        path = Path(store.describe(digest))
+        match damage:
+            case "flipped":
+                path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+                why = "is damaged: its fs-verity digest is "
+            case "short":
+                os.truncate(path, size - 1)
+                why = f"has {size - 1} bytes instead of {size}"
+            case "long":
+                path.write_bytes(data + b"more")
+                why = f"has more than {size} bytes instead of {size}"
+            case "empty":
+                path.write_bytes(b"")
+                why = f"has 0 bytes instead of {size}"
+            case _:
+                path.write_bytes(bytes(size))
+                why = f"is damaged: its fs-verity digest is {digest_bytes(bytes(size)).hex()}"
+        inode = external(data)
+        view = View(directory(f=inode), store)
+        assert complaint(view, inode).startswith(f"/the\\x20file: object {path} {why}")
+        given = []
+        with pytest.raises(CheckFailed), view.open(inode, b"/f") as contents:
+            given += [len(piece) for piece in contents.pieces()]
+        # Never is the last piece given out.
+        assert sum(given) <= max(0, size - 1) // PIECE * PIECE
+        with view.open(inode, b"/f") as contents, pytest.raises(CheckFailed, match="object"):
+            contents.check()
+
+
+def test_a_clone_is_checked(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.add(LARGE)
+    with View(directory(), store).open(external(LARGE), b"/f") as contents:
+        for data, right in [(LARGE, True), (LARGE[:-1], False), (LARGE[1:] + b"!", False), (LARGE + b"x", False)]:
+            (tmp_path / "clone").write_bytes(data)
+            with (tmp_path / "clone").open("rb") as clone:
+                if right:
+                    contents.check(clone.fileno())
+                else:
+                    with pytest.raises(CheckFailed, match=r"^/f: object "):
+                        contents.check(clone.fileno())
+
+
+def test_a_clone_without_a_digest(tmp_path: Path) -> None:
+    store = MemoryStore()
+    store.put(b"lib/file", b"data")
+    (tmp_path / "clone").write_bytes(b"else")
+    (tmp_path / "long").write_bytes(b"too long")
+    with View(directory(), store).open(file(External(None, b"/lib/file"), 4), b"/f") as contents:
+        with (tmp_path / "clone").open("rb") as clone:
+            contents.check(clone.fileno())
+        with (
+            (tmp_path / "long").open("rb") as clone,
+            pytest.raises(CheckFailed, match="lib/file has more than 4"),
+        ):
+            contents.check(clone.fileno())
+
+
+def test_where_objects_are_looked_for() -> None:
+    store = MemoryStore()
+    digest = digest_bytes(b"data")
+    by_payload = file(External(digest, b"/named/elsewhere"), 4)
+    store.put(b"named/elsewhere", b"data")
+    view = View(directory(), store)
+    assert read(view, by_payload) == b"data"
+    store.put(b"named/elsewhere", b"dada")
+    assert "/the\\x20file: object /named/elsewhere is damaged" in complaint(view, by_payload)
+    store.add(b"data")
+    assert read(view, by_payload) == b"data"
+    for content in (External(digest, None), External(None, object_path(digest)), External(None, b"named/elsewhere")):
+        assert read(view, file(content, 4)) in (b"data", b"dada")
+
+
+def test_what_is_missing_is_named() -> None:
+    view = View(directory(), StoreChain([MemoryStore(), MemoryStore()]))
+    digest = digest_bytes(b"data")
+    name = object_path(digest).decode()
+    for content, shown in [
+        (External(digest, object_path(digest)), name),
+        (External(digest, None), name),
+        (External(digest, b"other place"), name),
+        (External(None, b"other place"), r"other\x20place"),
+    ]:
+        assert complaint(view, file(content, 4)) == f"/the\\x20file: object {shown} is in none of the stores"
+    for unknown in (External(None, None), Unread(b"x", Stamp(0, 0, 4, 0, 0))):
+        said = complaint(view, file(unknown, 4), InputError)
+        assert said == "/the\\x20file: its contents are unknown: no object is named"
+
+
+def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
+    digest = digest_bytes(b"data")
+    with DirectoryStore(bytes(tmp_path / "store"), create=True) as store:
+        Path(store.describe(digest)).mkdir(parents=True)
+        said = complaint(View(directory(), store), external(b"data"), StoreError)
+    assert said.startswith("/the\\x20file: ")
+    assert said.endswith("not a regular file")
+
+
+@pytest.mark.parametrize("way", ["pieces", "check", "stat"])
+def test_reading_may_fail(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    store = MemoryStore()
+    store.add(b"data")
+
+    def fail(*_args: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with View(directory(), store).open(external(b"data"), b"/f") as contents:
+        monkeypatch.setattr(os, {"pieces": "pread", "check": "preadv", "stat": "fstat"}[way], fail)
+        reading: Callable[[], object] = contents.check if way != "pieces" else lambda: list(contents.pieces())
+        with pytest.raises(StoreError, match=r"^/f: object .* cannot be read: (cannot read: )?Input/output error$"):
+            reading()
+        monkeypatch.undo()
+
+
+def test_short_reads_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 100_000), offset))
+    store = MemoryStore()
+    store.add(LARGE)
+    inode = external(LARGE)
+    view = View(directory(), store)
+    with view.open(inode, b"/f") as contents:
+        pieces = list(contents.pieces())
+    assert b"".join(pieces) == LARGE
+    assert [len(piece) for piece in pieces[:-1]] == [PIECE] * (len(pieces) - 1)
+    longer = file(inode.content, len(LARGE) + PIECE)
+    assert f"has {len(LARGE)} bytes instead of" in complaint(view, longer)
+
+
+def test_what_the_kernel_guards_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every machine has fs-verity, so its answer is given here; the kernel would refuse the damaged reads."""
+    store: Store = MemoryStore()
+    inode = external(b"data")
+    assert isinstance(store, MemoryStore)
+    assert isinstance(inode.content, External)
+    digest = inode.content.digest
+    assert digest is not None
+    store._objects[digest] = b"else"
+    view = View(directory(), store)
+    monkeypatch.setattr(kernel_verity, "measure", lambda _fd: (1, digest))
+    assert read(view, inode) == b"else"
+    with view.open(inode, b"/f") as contents:
+        contents.check()
+    for answer in [(2, digest), (1, bytes(32)), None]:
+        monkeypatch.setattr(kernel_verity, "measure", lambda _fd, answer=answer: answer)
+        assert "is damaged" in complaint(view, inode)
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EOVERFLOW, "")
+
+    monkeypatch.setattr(kernel_verity, "measure", fail)
+    assert "is damaged" in complaint(view, inode)
