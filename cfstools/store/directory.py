@@ -82,9 +82,14 @@ class DirectoryStore:
     def size(self, digest: bytes) -> int | None:
         """The object's length, ``None`` when it is not there; ``StoreError`` when something else has its name."""
         prefix, name = split_digest(digest)
+        fd = self._prefixes.get(prefix)
         try:
-            with self.prefix_fd(prefix) as fd:
+            if fd is not None:
+                # The usual case, written out because it runs once for every file.
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            else:
+                with self.prefix_fd(prefix) as fd:
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
         except OSError as error:

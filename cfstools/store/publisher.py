@@ -159,11 +159,11 @@ class Publisher:
             self._shared[1] += size
         return StoredObject(digest, size, new=False)
 
-    def accept(self, temporary: Temporary, digest: bytes) -> StoredObject:
-        """Queue complete contents for publication, unless they are there by now."""
+    def accept(self, temporary: Temporary, digest: bytes, *, looked_up: bool = False) -> StoredObject:
+        """Queue complete contents for publication, unless they are there by now (or ``looked_up`` and absent)."""
         size = temporary.size
         try:
-            known = self.seen(digest, size)
+            known = not looked_up and self.seen(digest, size)
             if not known:
                 self._scratch.seal(temporary)
                 with self._lock:

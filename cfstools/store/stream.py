@@ -28,7 +28,7 @@ def add_small(publisher: Publisher, data: Buffer, params: Params) -> StoredObjec
     except BaseException:
         publisher.drop(temporary)
         raise
-    return publisher.accept(temporary, digest)
+    return publisher.accept(temporary, digest, looked_up=True)
 
 
 class ObjectStream:
