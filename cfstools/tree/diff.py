@@ -1,0 +1,322 @@
+"""What differs between two trees: a merge walk over both, names in byte order, nothing recursive.
+
+Contents are the same when their fs-verity digests are, wherever each tree keeps them. Hard links are compared as a
+structure, not name by name: which names of both trees share an inode.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from cfstools.tree.model import (
+    Device,
+    Directory,
+    Entry,
+    External,
+    Fifo,
+    HardLink,
+    Leaf,
+    RegularFile,
+    Socket,
+    Symlink,
+)
+from cfstools.tree.walk import inode_of, iter_directories, iter_inodes
+from cfstools.verity import Algorithm, Params, digest_bytes, object_path
+
+
+class Aspect(Enum):
+    """What of a name can differ; the value is its name in options and reports."""
+
+    TYPE = "type"
+    MODE = "mode"
+    OWNER = "owner"
+    MTIME = "mtime"
+    XATTRS = "xattrs"
+    CONTENT = "content"
+    DIGEST = "digest"  # only one of two files of equal size has one: whether contents differ is not known
+    PAYLOAD = "payload"  # contents are the same, or nothing is known of them, but another object is named
+    TARGET = "target"
+    RDEV = "rdev"
+    SIZE = "size"  # of devices, fifos and sockets, which only dump texts can give one
+    LINKS = "links"
+
+
+_NOTHING: frozenset[Aspect] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One name that differs: only in the new tree (``old`` is ``None``), only in the old one, or in ``aspects``.
+
+    ``xattrs`` are the keys whose presence or value differs, in byte order. ``old_link`` and ``new_link`` are the
+    name which this one is a further name of: the first of all where a tree has the name alone, else the first of
+    those that both trees have, and only given for :attr:`Aspect.LINKS`.
+    """
+
+    path: bytes
+    old: Directory | Leaf | None
+    new: Directory | Leaf | None
+    aspects: tuple[Aspect, ...] = ()
+    xattrs: tuple[bytes, ...] = ()
+    old_link: bytes | None = None
+    new_link: bytes | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Notes:
+    """What :func:`diff_trees` met that is no change: files counted, and the first name among each.
+
+    ``unknown``: same size and object path, but no digest on either side. ``incomparable``: same size, but digests of
+    different algorithms. ``moved``: same contents, inside the tree on one side and an object on the other.
+    """
+
+    unknown: int = 0
+    incomparable: int = 0
+    moved: int = 0
+    first_unknown: bytes | None = None
+    first_incomparable: bytes | None = None
+    first_moved: bytes | None = None
+
+
+def diff_trees(
+    old: Directory, new: Directory, *, ignore: Collection[Aspect] = _NOTHING, notes: Notes | None = None
+) -> Iterator[Change]:
+    """Yield every :class:`Change` from *old* to *new*, depth-first in byte order; none means that the trees agree.
+
+    All names below an added or removed directory are yielded as well. An inode with several names is compared once
+    for each pair it forms, at its first name. A change is yielded if an aspect besides those to *ignore* differs.
+    *notes* is filled while the iterator runs. Contents not read yet count as contents without a digest.
+    """
+    walk = _Walk(frozenset(ignore), notes or Notes(), _Links(old), _Links(new))
+    compare = walk.compare
+    stack: list[tuple[bytes, Entry | None, Entry | None]] = [(b"/", old, new)]
+    while stack:
+        path, before, after = stack.pop()
+        if before is None or after is None:
+            yield walk.lone(path, before, after)
+        elif (change := compare(path, before, after)) is not None:
+            yield change
+        _push_children(stack, path, before, after)
+
+
+def objects_of(root: Directory) -> dict[bytes, int]:
+    """The objects a tree needs, each once: digest, or payload where there is none, to its size in bytes."""
+    objects: dict[bytes, int] = {}
+    for inode in iter_inodes(root):
+        if type(inode) is RegularFile and inode.size and isinstance(inode.content, External):
+            name = inode.content.digest or inode.content.payload
+            if name is not None:
+                objects[name] = inode.size
+    return objects
+
+
+def _push_children(
+    stack: list[tuple[bytes, Entry | None, Entry | None]], path: bytes, before: Entry | None, after: Entry | None
+) -> None:
+    below = before.entries if type(before) is Directory else {}
+    above = after.entries if type(after) is Directory else {}
+    if not below and not above:
+        return
+    prefix = path if path == b"/" else path + b"/"
+    names = sorted(below.keys() | above.keys(), reverse=True)
+    stack += [(prefix + name, below.get(name), above.get(name)) for name in names]
+
+
+class _Links:
+    """Inodes of one tree with several names: how many, which is the first, and the first that both trees have."""
+
+    __slots__ = ("common", "first", "names")
+
+    def __init__(self, root: Directory) -> None:
+        self.names: dict[Leaf, int] = {}
+        self.first: dict[Leaf, bytes] = {}
+        self.common: dict[Leaf, bytes] = {}
+        names = self.names
+        for directory in iter_directories(root):
+            for entry in directory.entries.values():
+                if isinstance(entry, HardLink):
+                    names[entry.inode] = names.get(entry.inode, 1) + 1
+
+
+class _Walk:
+    """Compares pairs of entries; remembers what the names of one inode have in common."""
+
+    def __init__(self, ignore: frozenset[Aspect], notes: Notes, old: _Links, new: _Links) -> None:
+        self._ignore = ignore
+        self._notes = notes
+        self._old = old
+        self._new = new
+        self._met: set[tuple[Leaf, Leaf]] = set()
+
+    def lone(self, path: bytes, before: Entry | None, after: Entry | None) -> Change:
+        """The change for a name that one tree does not have."""
+        return Change(
+            path=path,
+            old=None if before is None else inode_of(before),
+            new=None if after is None else inode_of(after),
+            old_link=_first_name(self._old, before, path),
+            new_link=_first_name(self._new, after, path),
+        )
+
+    def compare(self, path: bytes, before: Entry, after: Entry) -> Change | None:
+        """The change for a name that both trees have, if there is one."""
+        old, new = inode_of(before), inode_of(after)
+        aspects: list[Aspect] = []
+        xattrs: tuple[bytes, ...] = ()
+        old_link = new_link = None
+        repeated = False
+        if not isinstance(old, Directory) and not isinstance(new, Directory):
+            if old in self._old.names or new in self._new.names:
+                _first_name(self._old, before, path)
+                _first_name(self._new, after, path)
+                old_link = _common_name(self._old, old, path)
+                new_link = _common_name(self._new, new, path)
+                repeated = (old, new) in self._met
+                self._met.add((old, new))
+            if old_link != new_link or (not repeated and self._excess(old, new)):
+                aspects.append(Aspect.LINKS)
+        if not repeated:
+            _compare_metadata(old, new, aspects)
+            if old.xattrs is not new.xattrs and old.xattrs != new.xattrs:
+                aspects.append(Aspect.XATTRS)
+                xattrs = _differing_keys(old, new)
+            data = _compare_data(old, new, self._notes, path)
+            if data is not None:
+                aspects.append(data)
+        wanted = [aspect for aspect in aspects if aspect not in self._ignore] if self._ignore else aspects
+        if not wanted:
+            return None
+        links = Aspect.LINKS in wanted
+        return Change(
+            path=path,
+            old=old,
+            new=new,
+            aspects=tuple(sorted(wanted, key=_ORDER.__getitem__)),
+            xattrs=xattrs if Aspect.XATTRS in wanted else (),
+            old_link=old_link if links else None,
+            new_link=new_link if links else None,
+        )
+
+    def _excess(self, old: Leaf, new: Leaf) -> bool:
+        """Whether link counts differ by something else than the names there are."""
+        return old.nlink - self._old.names.get(old, 1) != new.nlink - self._new.names.get(new, 1)
+
+
+_ORDER = {aspect: number for number, aspect in enumerate(Aspect)}
+
+
+def _first_name(links: _Links, entry: Entry | None, path: bytes) -> bytes | None:
+    """The first name of an inode with several, unless *path* is that one."""
+    inode = None if entry is None else inode_of(entry)
+    if inode is None or isinstance(inode, Directory) or inode not in links.names:
+        return None
+    first = links.first.setdefault(inode, path)
+    return None if first == path else first
+
+
+def _common_name(links: _Links, inode: Leaf, path: bytes) -> bytes | None:
+    if inode not in links.names:
+        return None
+    first = links.common.setdefault(inode, path)
+    return None if first == path else first
+
+
+def _compare_metadata(old: Directory | Leaf, new: Directory | Leaf, aspects: list[Aspect]) -> None:
+    if old.mode != new.mode:
+        if stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
+            aspects.append(Aspect.TYPE)
+        if stat.S_IMODE(old.mode) != stat.S_IMODE(new.mode):
+            aspects.append(Aspect.MODE)
+    if old.uid != new.uid or old.gid != new.gid:
+        aspects.append(Aspect.OWNER)
+    if old.mtime_sec != new.mtime_sec or old.mtime_nsec != new.mtime_nsec:
+        aspects.append(Aspect.MTIME)
+
+
+def _differing_keys(old: Directory | Leaf, new: Directory | Leaf) -> tuple[bytes, ...]:
+    before, after = old.xattrs, new.xattrs
+    return tuple(sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)))
+
+
+def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, path: bytes) -> Aspect | None:
+    """What differs in the part that only inodes of one type have; a difference of types says enough."""
+    match old, new:
+        case RegularFile(), RegularFile():
+            return _compare_files(old, new, notes, path)
+        case Symlink(), Symlink():
+            return Aspect.TARGET if old.target != new.target else None
+        case Device(), Device() if old.rdev != new.rdev:
+            return Aspect.RDEV
+        case (Device(size=size), Device(size=other)) | (Fifo(size=size), Fifo(size=other)):
+            return Aspect.SIZE if size != other else None
+        case Socket(size=size), Socket(size=other):
+            return Aspect.SIZE if size != other else None
+        case _:
+            return None
+
+
+def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, path: bytes) -> Aspect | None:
+    if old.size != new.size:
+        return Aspect.CONTENT
+    before, after = old.content, new.content
+    if not old.size or before is after:
+        return None
+    if isinstance(before, bytes) and isinstance(after, bytes):
+        return Aspect.CONTENT if before != after else None
+    digest = _digest(old, new)
+    other = _digest(new, old)
+    if digest is None or other is None:
+        return _compare_unknown(old, new, notes, path)
+    return _compare_digests(old, new, (digest, other), notes, path)
+
+
+def _compare_digests(
+    old: RegularFile, new: RegularFile, digests: tuple[bytes, bytes], notes: Notes, path: bytes
+) -> Aspect | None:
+    first, second = digests
+    if len(first) != len(second):
+        notes.incomparable += 1
+        notes.first_incomparable = notes.first_incomparable or path
+        named_so = _payload(old) == object_path(first) and _payload(new) == object_path(second)
+        return None if named_so or _payload(old) == _payload(new) else Aspect.PAYLOAD
+    if first != second:
+        return Aspect.CONTENT
+    if isinstance(old.content, bytes) or isinstance(new.content, bytes):
+        notes.moved += 1
+        notes.first_moved = notes.first_moved or path
+        return None
+    return Aspect.PAYLOAD if _payload(old) != _payload(new) else None
+
+
+def _compare_unknown(old: RegularFile, new: RegularFile, notes: Notes, path: bytes) -> Aspect | None:
+    """Two files of the same size, of which at least one has contents that nothing is known of."""
+    known = _has_digest(old) or _has_digest(new)
+    if known or isinstance(old.content, bytes) or isinstance(new.content, bytes):
+        return Aspect.DIGEST
+    if _payload(old) != _payload(new):
+        return Aspect.PAYLOAD
+    notes.unknown += 1
+    notes.first_unknown = notes.first_unknown or path
+    return None
+
+
+def _has_digest(file: RegularFile) -> bool:
+    return isinstance(file.content, External) and file.content.digest is not None
+
+
+def _payload(file: RegularFile) -> bytes | None:
+    return file.content.payload if isinstance(file.content, External) else None
+
+
+def _digest(file: RegularFile, other: RegularFile) -> bytes | None:
+    """The digest of a file's contents; bytes are digested as the *other* file's contents were."""
+    match file.content, other.content:
+        case External(digest=digest), _:
+            return digest
+        case bytes() as data, External(digest=bytes() as model):
+            return digest_bytes(data, Params(algorithm=Algorithm.from_digest_size(len(model))))
+        case _:
+            return None
