@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from cfstools.api.output import Sink, output_file
@@ -18,8 +18,9 @@ from cfstools.formats.listing import object_payloads
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.open import SourceTree, open_source
-from cfstools.store import DirectoryStore, StoreWriter
+from cfstools.sources.oci import OciReport, kept_objects
+from cfstools.sources.open import OciRequest, SourceTree, find_image, open_source
+from cfstools.store import DirectoryStore, StoreReport, StoreWriter
 from cfstools.store.ingest import ingest
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.xattrs import XattrPolicy
@@ -30,7 +31,8 @@ from cfstools.verity import Algorithm, MerkleHasher, Params
 class BuildOptions:
     """What decides the bytes of an image besides its source.
 
-    Versions that are ``None`` follow the reference: neither given means 0 to 1, else the one not given is 0.
+    Versions that are ``None`` follow the reference tool of the source. For a directory or a dump neither given means 0
+    to 1, else the one not given is 0; for a container image neither given means 1.
     ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
     ``strict`` refuses dump texts that only the reference's leniency accepts.
     """
@@ -46,19 +48,35 @@ class BuildOptions:
     exclude: tuple[bytes, ...] = ()
     from_file: bool = False
     strict: bool = False
+    oci: OciRequest = field(default_factory=OciRequest)
 
-    def versions(self) -> tuple[int, int]:
+    def versions(self, *, container: bool) -> tuple[int, int]:
         """The lowest and highest composefs version allowed (composefs format, section 1.4)."""
         if self.min_version is None and self.max_version is None:
-            return 0, 1
+            return (1, 1) if container else (0, 1)
         return self.min_version or 0, self.max_version or 0
+
+    @property
+    def walk(self) -> WalkOptions:
+        """The options that decide what of a source becomes part of the tree."""
+        return WalkOptions(
+            use_epoch=self.use_epoch,
+            skip_devices=self.skip_devices,
+            xattrs=self.xattrs,
+            hardlinks=self.hardlinks,
+            exclude=self.exclude,
+        )
+
+
+NOTHING_STORED = StoreReport(objects_new=0, bytes_new=0, objects_shared=0, bytes_shared=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport(Report):
     """What a build made. Sizes are in bytes; ``image`` and ``store`` are paths as text.
 
-    ``objects_missing`` counts objects a dump or an image names that none of the stores has.
+    ``objects_missing`` counts objects a dump or an image names that none of the stores has; ``source`` is there for
+    container images.
     """
 
     image: str | None
@@ -72,6 +90,7 @@ class BuildReport(Report):
     bytes_new: int = 0
     bytes_shared: int = 0
     objects_missing: int = 0
+    source: OciReport | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -96,46 +115,32 @@ def build(
     """
     options = options or BuildOptions()
     params = Params(algorithm=options.algorithm)
-    minimum, maximum = options.versions()
+    container = find_image(source, from_file=options.from_file, layered=bool(options.oci.layers)) is not None
+    minimum, maximum = options.versions(container=container)
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
-    walk = WalkOptions(
-        use_epoch=options.use_epoch,
-        skip_devices=options.skip_devices,
-        xattrs=options.xattrs,
-        hardlinks=options.hardlinks,
-        exclude=options.exclude,
-    )
     with (
-        _writer(stores, params) as writer,
+        _writer(stores, params, deferred=container) as writer,
         open_source(
             source,
-            options=walk,
+            options=options.walk,
             algorithm=options.algorithm,
             from_file=options.from_file,
             strict=options.strict,
+            oci=options.oci,
+            writer=writer,
             stdin=stdin,
             progress=progress,
         ) as tree,
     ):
-        if options.clamp_mtime is not None:
-            clamp_mtime(tree.root, options.clamp_mtime)
-        if tree.blobs is not None:
-            ingest(
-                tree.root,
-                tree.blobs,
-                writer,
-                params=params,
-                inline_threshold=INLINE_THRESHOLD,
-                threads=threads,
-                progress=progress,
-            )
-        if writer is not None:
-            writer.commit()
+        _complete(tree, writer, options, params, threads=threads, progress=progress)
         with naming(source):
             plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
+        if writer is not None:
+            # Objects that a later layer or a filter took out of the tree are not kept.
+            writer.commit(kept_objects(tree.root) if container else None)
         digest = _write(plan, image, params)
-        missing = 0 if tree.blobs is not None else _count_missing(tree, stores)
-        stored = writer.report if writer is not None else None
+        stored = writer.report if writer is not None else NOTHING_STORED
+    missing = _count_missing(tree, stores)
     return BuildReport(
         image=os.fsdecode(image) if isinstance(image, bytes) else None,
         format=format_word(plan.header.composefs_version, options.algorithm),
@@ -143,30 +148,64 @@ def build(
         image_size=plan.size,
         inodes=len(plan.nodes),
         store=os.fsdecode(stores[0]) if stores else None,
-        objects_new=stored.objects_new if stored else 0,
-        objects_shared=stored.objects_shared if stored else 0,
-        bytes_new=stored.bytes_new if stored else 0,
-        bytes_shared=stored.bytes_shared if stored else 0,
+        objects_new=stored.objects_new,
+        objects_shared=stored.objects_shared,
+        bytes_new=stored.bytes_new,
+        bytes_shared=stored.bytes_shared,
         objects_missing=missing,
-        warnings=(f"{missing} objects of the image are in none of the stores",) if missing else (),
+        source=tree.image,
+        warnings=tuple(_warnings(tree, missing)),
     )
+
+
+def _complete(
+    tree: SourceTree,
+    writer: StoreWriter | None,
+    options: BuildOptions,
+    params: Params,
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Bring the tree to the state the image shows: times clamped, contents read."""
+    if options.clamp_mtime is not None:
+        clamp_mtime(tree.root, options.clamp_mtime)
+    if tree.blobs is not None:
+        ingest(
+            tree.root,
+            tree.blobs,
+            writer,
+            params=params,
+            inline_threshold=INLINE_THRESHOLD,
+            threads=threads,
+            progress=progress,
+        )
+
+
+def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
+    if missing:
+        yield f"{missing} objects of the image are in none of the stores"
+    if tree.image is not None:
+        yield from map(str, tree.image.warnings)
+        if tree.image.warnings_dropped:
+            yield f"{tree.image.warnings_dropped} more warnings like these"
 
 
 def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
     """Objects that a dump or an image names and no store has; without stores nobody asked."""
-    if not stores:
+    if not stores or tree.kind not in {"dump", "image"}:
         return 0
     return sum(not payload_exists(stores, payload) for payload in object_payloads(tree.root))
 
 
 @contextmanager
-def _writer(stores: Sequence[bytes], params: Params) -> Iterator[StoreWriter | None]:
+def _writer(stores: Sequence[bytes], params: Params, *, deferred: bool) -> Iterator[StoreWriter | None]:
     if not stores:
         yield None
         return
     first = DirectoryStore(stores[0], create=True)
     others = [DirectoryStore(path) for path in stores[1:]]
-    with StoreWriter(first, params=params, others=others) as writer:
+    with StoreWriter(first, params=params, others=others, deferred=deferred) as writer:
         yield writer
 
 

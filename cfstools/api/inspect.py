@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from cfstools.errors import InputError
 from cfstools.formats.composefs import format_word
@@ -16,7 +16,11 @@ from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.erofs.regions import Region, regions
 from cfstools.formats.escape import escape
 from cfstools.linux.mapping import mapped_file
+from cfstools.oci.descriptor import Platform
+from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
+from cfstools.sources.oci_describe import ImageDescription
+from cfstools.sources.open import describe_image, find_image
 from cfstools.tree import Device, Directory, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, lookup
 from cfstools.verity import Algorithm, Params, digest_bytes
@@ -52,6 +56,16 @@ def inspect(path: bytes) -> InspectReport:
         sha256=sha256,
         contents=info,
     )
+
+
+def describe_source(
+    path: bytes, *, platform: Platform | None = None, stdin: BinaryIO | None = None, progress: Progress = SILENT
+) -> ImageDescription | None:
+    """What the container image at *path* is; ``None`` where there is none. Raises CfsError of all kinds."""
+    place = find_image(path)
+    if place is None:
+        return None
+    return describe_image(place, platform=platform, stdin=stdin, progress=progress)
 
 
 class TreeLine(NamedTuple):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cfstools.errors import UsageError
+from cfstools.tree.xattrs import XattrPolicy
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -83,6 +86,15 @@ def json_option(function: F) -> F:
 def json_lines_option(function: F) -> F:
     """``--json-lines``."""
     return click.option("--json-lines", "as_json", is_flag=True, help="Print one JSON document a line.")(function)
+
+
+def xattr_policy(*, skip: bool, user: bool) -> XattrPolicy:
+    """What ``--skip-xattrs`` and ``--user-xattrs`` ask for. Raises UsageError for both."""
+    if skip and user:
+        raise UsageError("--skip-xattrs and --user-xattrs contradict each other")
+    if skip:
+        return XattrPolicy.NONE
+    return XattrPolicy.USER if user else XattrPolicy.ALL
 
 
 def examples(*lines: str) -> str:

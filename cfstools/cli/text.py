@@ -14,3 +14,8 @@ def size_text(size: int) -> str:
 def count_text(number: int, noun: str) -> str:
     """*number* and its noun: ``1 object``, ``2 objects``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def quoted_text(text: str) -> str:
+    """*text* from an image, with whatever could disturb a terminal escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -125,7 +125,9 @@ class Decompressed:
             what = f"the {self.kind.value} stream grows more than {limits.ratio} times"
         else:
             return
-        raise LimitExceeded(what, where=self._source.where, hint="raise the limit if the source is trusted")
+        raise LimitExceeded(
+            what, where=self._source.where, hint="if the source is trusted, raise --max-unpacked or --max-ratio"
+        )
 
 
 def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True) -> Decompressed:

@@ -8,20 +8,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from cfstools.errors import FormatError, InputError, UsageError, naming
+from cfstools.errors import FormatError, UsageError, naming
 from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.formats.erofs.reader import Image
 from cfstools.linux.mapping import mapped_file
+from cfstools.oci.descriptor import Digest, Platform
+from cfstools.oci.select import Choice
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import WalkOptions, open_directory
-from cfstools.store import Blobs
+from cfstools.sources.oci import DEFAULT_OPTIONS, OciOptions, OciReport, read_oci
+from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
+from cfstools.sources.oci_describe import ImageDescription, describe
+from cfstools.store import Blobs, StoreWriter
 from cfstools.tree import Directory
 from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
-from cfstools.verity import Algorithm
+from cfstools.verity import Algorithm, Params
 
 _IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _DUMP_START = b"/ "
@@ -34,7 +39,44 @@ class SourceTree:
 
     root: Directory
     blobs: Blobs | None
-    kind: str  # "directory", "dump" or "image"
+    kind: str  # "directory", "dump", "image", or what kind of container image it was
+    image: OciReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciRequest:
+    """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
+    further *layers*, which go over the source as one more layer tar each."""
+
+    platform: Platform | None = None
+    options: OciOptions = DEFAULT_OPTIONS
+    layers: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlace:
+    """Where a container image is and which one is meant."""
+
+    form: Form
+    path: bytes
+    name: str | None = None
+    digest: Digest | None = None
+
+
+def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -> ImagePlace | None:
+    """Whether *path* is a container image, by prefix or else by what is there (*layered*: it must be layer tars).
+
+    Raises UsageError for a malformed reference and InputError for what cannot be read.
+    """
+    if from_file:
+        return None
+    reference = parse_reference(path)
+    if reference is not None:
+        return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
+    if path == _STDIN or layered:
+        return ImagePlace(form=Form.LAYERS, path=path)
+    form = recognise(path)
+    return None if form is None else ImagePlace(form=form, path=path)
 
 
 @contextmanager
@@ -45,26 +87,32 @@ def open_source(
     algorithm: Algorithm = Algorithm.SHA256,
     from_file: bool = False,
     strict: bool = False,
+    oci: OciRequest | None = None,
+    writer: StoreWriter | None = None,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[SourceTree]:
     """Open *path* as a tree, with the *options* applied whatever kind of source it is.
 
-    *from_file* says that it is a dump text, which may be ``b"-"`` for *stdin*; else a directory is walked, and an
-    image or a dump text is recognised by how it starts. *strict* refuses lenient dump texts. *algorithm* is that of
-    the digests in dumps and images.
-    Raises InputError, FormatError and UsageError, naming the path.
+    *from_file* says that it is a dump text, which may be ``b"-"`` for *stdin*; else a directory is walked, and a
+    container image (``b"-"``: a layer tar from *stdin*), a composefs image or a dump text is recognised. *strict*
+    refuses lenient dump texts. *algorithm* is that of all digests.
+
+    A container image is read while it is opened: contents go to *writer*, which should be deferred (:func:`find_image`
+    tells beforehand), as *oci* asks. Raises CfsError of all kinds, naming the path.
     """
-    if not from_file and os.path.isdir(path):
+    oci = oci or OciRequest()
+    place = find_image(path, from_file=from_file, layered=bool(oci.layers))
+    if place is not None:
+        tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
+    elif not from_file and os.path.isdir(path):
         with open_directory(path, options=options, progress=progress) as source:
             yield SourceTree(root=source.root, blobs=source, kind="directory")
         return
-    if path == _STDIN and stdin is not None:
+    elif path == _STDIN and stdin is not None:
         with naming("standard input"):
-            text = stdin.read()
-            if not from_file and not text.startswith(_DUMP_START):
-                raise InputError("is not a dump text", hint="add --from-file to read it as one")
-            tree = SourceTree(root=parse_dump(text, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
+            root = parse_dump(stdin.read(), algorithm=algorithm, strict=strict)
+            tree = SourceTree(root=root, blobs=None, kind="dump")
     else:
         with mapped_file(path) as data:
             tree = _from_bytes(data, algorithm=algorithm, from_file=from_file, strict=strict)
@@ -72,11 +120,47 @@ def open_source(
     yield tree
 
 
+def _read_image(
+    place: ImagePlace,
+    oci: OciRequest,
+    algorithm: Algorithm,
+    *,
+    writer: StoreWriter | None,
+    stdin: BinaryIO | None,
+    progress: Progress,
+) -> SourceTree:
+    choice = Choice(name=place.name, digest=place.digest, platform=oci.platform)
+    with open_images(
+        place.form,
+        [place.path, *oci.layers],
+        stdin=None if stdin is None else stdin.fileno(),
+        limits=oci.options.decompression_limits,
+    ) as container:
+        tree = read_oci(
+            container,
+            choice=choice,
+            options=oci.options,
+            writer=writer,
+            params=Params(algorithm=algorithm),
+            progress=progress,
+        )
+    return SourceTree(root=tree.root, blobs=None, kind=tree.report.kind, image=tree.report)
+
+
+def describe_image(
+    place: ImagePlace, *, platform: Platform | None = None, stdin: BinaryIO | None = None, progress: Progress = SILENT
+) -> ImageDescription:
+    """What the container image at *place* is, without building it. Raises CfsError of all kinds, naming the path."""
+    choice = Choice(name=place.name, digest=place.digest, platform=platform)
+    with open_images(place.form, [place.path], stdin=None if stdin is None else stdin.fileno()) as container:
+        return describe(container, choice=choice, progress=progress)
+
+
 def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool, strict: bool) -> SourceTree:
     if from_file or data[: len(_DUMP_START)] == _DUMP_START:
         return SourceTree(root=parse_dump(data, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
-        raise FormatError("is neither a directory nor an image nor a dump text")
+        raise FormatError("is neither a directory nor an image of any kind nor a dump text")
     reader = TreeReader(Image(data, allow_tail=True))
     root = reader.read()
     if reader.algorithm not in {None, algorithm}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import click
 import pytest
 
 from cfstools.cli.app import mkcfs as group
+from tests.oci import making
 
 VERBS = group.list_commands(click.Context(group))
 
@@ -45,6 +47,14 @@ def workplace(tmp_path: Path) -> Path:
     (rootfs / "usr").mkdir()
     (rootfs / "usr/large").write_bytes(bytes(10_000))
     (tmp_path / "tree.dump").write_text("/ 4096 40755 2 0 0 0 0.0 - - -\n/f 2 100644 1 0 0 0 0.0 - hi -\n")
+    layout = making.Layout()
+    layout.tag(layout.manifest([making.hello()]), "latest")
+    for name, data in layout.files().items():
+        (tmp_path / "layout" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "layout" / name).write_bytes(data)
+    (tmp_path / "app.tar").write_bytes(making.archive(layout.files()))
+    (tmp_path / "base.tar.gz").write_bytes(gzip.compress(making.hello()))
+    (tmp_path / "top.tar").write_bytes(making.tar(making.member("usr/top", b"x" * 100)))
     run(tmp_path, "mkcfs build rootfs/ image.cfs --store ./objects")
     return tmp_path
 

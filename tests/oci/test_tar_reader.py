@@ -504,10 +504,17 @@ def test_cut_contents_are_an_error_however_they_are_read(left: int, drained: boo
         reader.iter_content(member)
 
 
-@pytest.mark.parametrize("left", [700, 1023])
+@pytest.mark.parametrize("left", [701, 1023])
 def test_cut_padding_is_an_error(left: int) -> None:
     with pytest.raises(TarError, match="ends inside the padding of the contents"):
         read(header(b"f", size=700) + bytes(left))
+
+
+def test_an_end_right_behind_the_contents_is_a_warning() -> None:
+    warnings: list[TarWarning] = []
+    [member] = read(header(b"f", size=700) + bytes(700), warnings=warnings)
+    assert member[0].size == 700
+    assert [str(warning.what) for warning in warnings] == ["the archive ends without end blocks"]
 
 
 def test_an_empty_stream_is_an_archive_without_members() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from cfstools.api.build import BuildOptions, BuildReport
 from cfstools.api.build import build as run_build
-from cfstools.cli.params import PATH, examples, json_option, store_option
+from cfstools.cli.oci_options import OciWords, oci_options, oci_request
+from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy
 from cfstools.cli.session import Session, binary_stdout, print_json
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
-from cfstools.tree.xattrs import XattrPolicy
+from cfstools.linux.files import raise_fd_limit
 from cfstools.verity import Algorithm
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _STDIO = b"-"
 
@@ -25,6 +30,9 @@ _STDIO = b"-"
         "mkcfs build rootfs/ --print-digest-only",
         "mkcfs build rootfs/ small.cfs --store ./objects --exclude '/var/cache/**' --clamp-mtime 1700000000",
         "mkcfs build --from-file tree.dump image.cfs --print-digest",
+        "mkcfs build oci-archive:app.tar app.cfs --store ./objects",
+        "mkcfs build oci:layout:latest app.cfs --store ./objects --platform linux/amd64",
+        "mkcfs build base.tar.gz app.cfs --layer top.tar --oci-mapping plain",
     )
 )
 @click.argument("source", type=PATH)
@@ -53,9 +61,11 @@ _STDIO = b"-"
 @click.option("--user-xattrs", is_flag=True, help="Keep only user.* extended attributes.")
 @click.option("--exclude", "excludes", metavar="GLOB", multiple=True, help="Leave out names that match; repeatable.")
 @click.option("--no-hardlinks", is_flag=True, help="Make every name a file of its own, as mkcomposefs does.")
+@click.option("--format-version", type=int, metavar="N", help="Exactly this format version, 0 or 1.")
 @click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1.")
 @click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@oci_options
 @json_option
 @click.pass_obj
 def build(
@@ -76,18 +86,27 @@ def build(
     user_xattrs: bool,
     excludes: tuple[str, ...],
     no_hardlinks: bool,
+    format_version: int | None,
     min_version: int | None,
     max_version: int | None,
     threads: int | None,
     as_json: bool,
+    **oci: Unpack[OciWords],
 ) -> None:
     """Turn SOURCE into the composefs image IMAGE.
 
-    SOURCE is a directory, an image, or with --from-file a composefs-dump(5) text. The bytes equal those of
-    mkcomposefs with the same options, except that hard links are kept (see --no-hardlinks). IMAGE is replaced only
-    once it is whole; - writes it to standard output.
+    SOURCE is a directory, a container image (oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a layer tar or - for
+    one on standard input), a composefs image, or with --from-file a composefs-dump(5) text.
+
+    The bytes equal those of mkcomposefs with the same options, except that hard links are kept (see --no-hardlinks),
+    and for a container image those of cfsctl. IMAGE is replaced only once it is whole; - writes it to standard output.
     """
+    if format_version is not None:
+        if min_version is not None or max_version is not None:
+            raise UsageError("--format-version says it all: leave --min-version and --max-version out")
+        min_version = max_version = format_version
     _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
+    raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
         source,
         binary_stdout("an image") if image == _STDIO else image,
@@ -98,15 +117,16 @@ def build(
             max_version=max_version,
             use_epoch=use_epoch,
             skip_devices=skip_devices,
-            xattrs=_xattr_policy(skip=skip_xattrs, user=user_xattrs),
+            xattrs=xattr_policy(skip=skip_xattrs, user=user_xattrs),
             hardlinks=not no_hardlinks,
             clamp_mtime=clamp_mtime,
             exclude=tuple(map(os.fsencode, excludes)),
             from_file=from_file,
+            oci=oci_request(oci),
             strict=strict or "CFS_PARSE_STRICT" in os.environ,
         ),
         threads=threads or len(os.sched_getaffinity(0)),
-        stdin=sys.stdin.buffer if source == _STDIO else None,
+        stdin=sys.stdin.buffer,
         progress=session.progress(),
     )
     for warning in report.warnings:
@@ -125,14 +145,6 @@ def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_js
         raise UsageError("no IMAGE to write", hint="name one, or use --print-digest-only")
     if image == _STDIO and (as_json or print_digest):
         raise UsageError("the image itself goes to standard output: it cannot hold a digest or a report as well")
-
-
-def _xattr_policy(*, skip: bool, user: bool) -> XattrPolicy:
-    if skip and user:
-        raise UsageError("--skip-xattrs and --user-xattrs contradict each other")
-    if skip:
-        return XattrPolicy.NONE
-    return XattrPolicy.USER if user else XattrPolicy.ALL
 
 
 def _summary(report: BuildReport) -> str:

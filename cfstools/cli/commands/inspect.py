@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import click
 
 from cfstools.api import inspect as api
+from cfstools.cli.oci_options import platform_of, platform_option
 from cfstools.cli.params import PATH, examples, json_option
-from cfstools.cli.session import print_json, write_lines
-from cfstools.cli.text import size_text
+from cfstools.cli.session import Session, print_json, write_lines
+from cfstools.cli.text import quoted_text, size_text
 from cfstools.errors import UsageError
 from cfstools.formats.erofs.regions import Region
 from cfstools.report import Json
+from cfstools.sources.oci_describe import ImageDescription
 
 _ROOT = b"/"
 
@@ -23,17 +26,23 @@ _ROOT = b"/"
         "mkcfs inspect image.cfs --tree /etc",
         "mkcfs inspect image.cfs --layout",
         "mkcfs inspect image.cfs --json",
+        "mkcfs inspect oci-archive:app.tar",
     )
 )
-@click.argument("image", type=PATH)
+@click.argument("image", metavar="IMAGE", type=PATH)
 @click.option("--tree", type=PATH, is_flag=False, flag_value=_ROOT, metavar="[PATH]", help="List the names below PATH.")
 @click.option("--layout", is_flag=True, help="Name every byte range of the image.")
+@platform_option
 @json_option
-def inspect(*, image: bytes, tree: bytes | None, layout: bool, as_json: bool) -> None:
+@click.pass_obj
+def inspect(
+    session: Session, *, image: bytes, tree: bytes | None, layout: bool, platform: str | None, as_json: bool
+) -> None:
     """Say what IMAGE is and what it holds.
 
     Prints the format in one word, the fs-verity digest, counts and sizes by kind, sharing of objects and of extended
-    attributes, and the largest files.
+    attributes, and the largest files. IMAGE may also be a container image, as for `mkcfs build`: then its manifest,
+    config and layers are shown.
     """
     if tree is not None and layout:
         raise UsageError("--tree and --layout are two different answers: ask for one")
@@ -49,11 +58,42 @@ def inspect(*, image: bytes, tree: bytes | None, layout: bool, as_json: bool) ->
         else:
             write_lines(_layout_text(image))
     else:
-        report = api.inspect(image)
-        if as_json:
-            print_json(report.to_dict())
-        else:
-            click.echo(_report_text(report))
+        _summary(session, image, platform, as_json=as_json)
+
+
+def _summary(session: Session, image: bytes, platform: str | None, *, as_json: bool) -> None:
+    described = api.describe_source(
+        image, platform=platform_of(platform), stdin=sys.stdin.buffer, progress=session.progress()
+    )
+    report = described or api.inspect(image)
+    if as_json:
+        print_json(report.to_dict())
+    elif isinstance(report, api.InspectReport):
+        click.echo(_report_text(report))
+    else:
+        click.echo(_image_text(report))
+
+
+def _image_text(image: ImageDescription) -> str:
+    rows = [
+        ("kind", image.kind),
+        ("names", ", ".join(image.names)),
+        ("manifest", image.manifest),
+        ("config", image.config),
+        ("platform", image.platform),
+        ("created", image.created),
+        ("author", image.author),
+    ]
+    lines = [f"{label + ':':<10}{quoted_text(value)}" for label, value in rows if value]
+    lines += [f"label:    {quoted_text(f'{key}={value}')}" for key, value in image.labels.items()]
+    others = [name for name in image.images if name not in image.names]
+    lines += [f"also:     {quoted_text(name)}" for name in others]
+    for number, layer in enumerate(image.layers, 1):
+        size = "" if layer.size is None else f", {layer.size} bytes ({size_text(layer.size)})"
+        lines.append(f"layer {number}:  {layer.digest or layer.path}{size}")
+        details = ", ".join(text for text in (layer.media_type, layer.diff_id and f"DiffID {layer.diff_id}") if text)
+        lines.append(f"          {quoted_text(details)}")
+    return "\n".join(lines)
 
 
 def _region_dict(region: Region) -> Json:

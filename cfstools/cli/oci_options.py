@@ -1,0 +1,116 @@
+"""The options that only matter where a source is a container image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+import click
+
+from cfstools.cli.params import PATH
+from cfstools.errors import UsageError
+from cfstools.oci.compression import DecompressionLimits
+from cfstools.oci.descriptor import Platform, parse_platform
+from cfstools.oci.mapping import KeptXattrs, Mapping
+from cfstools.sources.oci import OciOptions
+from cfstools.sources.open import OciRequest
+from cfstools.tree.layers import LayerRules
+
+F = TypeVar("F", bound=Callable[..., Any])
+_DEFAULT_LIMITS = DecompressionLimits()
+
+
+class OciWords(TypedDict):
+    """What click hands over for the options below."""
+
+    platform: str | None
+    layers: tuple[bytes, ...]
+    oci_mapping: str
+    oci_xattrs: str | None
+    oci_strict: bool
+    allow_duplicates: bool
+    max_unpacked: int
+    max_ratio: int
+
+
+def platform_option(function: F) -> F:
+    """``--platform``."""
+    return click.option(
+        "--platform", metavar="OS/ARCH[/VARIANT]", help="The image for this platform, where there are several."
+    )(function)
+
+
+_OPTIONS = (
+    platform_option,
+    click.option(
+        "--layer",
+        "layers",
+        metavar="FILE",
+        type=PATH,
+        multiple=True,
+        help="SOURCE is a layer tar and this one goes over it; may be given again.",
+    ),
+    click.option(
+        "--oci-mapping",
+        type=click.Choice([mapping.value for mapping in Mapping]),
+        default=Mapping.COMPOSEFS.value,
+        show_default=True,
+        help="Canonical tree as cfsctl makes it, or the tree as an unpacker leaves it.",
+    ),
+    click.option(
+        "--oci-xattrs",
+        type=click.Choice([kept.value for kept in KeptXattrs]),
+        help="Extended attributes to keep (default: capability, with the plain mapping all).",
+    ),
+    click.option("--oci-strict", is_flag=True, help="Refuse layers that other tools read differently."),
+    click.option(
+        "--allow-duplicates", is_flag=True, help="Let the last of several entries of one name in a layer win."
+    ),
+    click.option(
+        "--max-unpacked",
+        type=click.IntRange(min=1),
+        default=_DEFAULT_LIMITS.total,
+        show_default=True,
+        metavar="BYTES",
+        help="Refuse a layer that unpacks to more than this.",
+    ),
+    click.option(
+        "--max-ratio",
+        type=click.IntRange(min=1),
+        default=_DEFAULT_LIMITS.ratio,
+        show_default=True,
+        metavar="N",
+        help="Refuse a layer that unpacks to more than N times its size (beyond 1 GiB).",
+    ),
+)
+
+
+def oci_options(function: F) -> F:
+    """Add the options; they arrive as :class:`OciWords`."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def oci_request(words: OciWords) -> OciRequest:
+    """The request that the options spell. Raises UsageError for a malformed platform."""
+    return OciRequest(
+        platform=platform_of(words["platform"]),
+        layers=words["layers"],
+        options=OciOptions(
+            mapping=Mapping(words["oci_mapping"]),
+            xattrs=None if words["oci_xattrs"] is None else KeptXattrs(words["oci_xattrs"]),
+            rules=LayerRules(allow_duplicates=words["allow_duplicates"], strict=words["oci_strict"]),
+            decompression_limits=DecompressionLimits(total=words["max_unpacked"], ratio=words["max_ratio"]),
+        ),
+    )
+
+
+def platform_of(text: str | None) -> Platform | None:
+    """The platform that *text* spells. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return parse_platform(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
