@@ -73,6 +73,10 @@ class StoreError(CfsError):
     """An object store could not be used as one."""
 
 
+class StoreBusy(StoreError):
+    """Another process uses the store, and waiting for it was not wanted."""
+
+
 class ObjectMissing(StoreError):
     """An object is in none of the stores."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from cfstools.errors import ObjectMissing, StoreError
+from cfstools.errors import ObjectMissing, StoreBusy, StoreError
 from cfstools.linux import files
 from cfstools.store.base import digest_of, is_prefix, split_digest, store_error
 from cfstools.verity import object_path
@@ -177,7 +177,7 @@ class DirectoryStore:
         """Hold the lock on the store's directory: shared to add objects, ``exclusive`` to remove them.
 
         Yields whether the lock is held: ``False`` where the file system has no locks. Without ``wait`` a lock that
-        someone else holds is a ``StoreError``. The lock leaves no file behind and ends with the process.
+        someone else holds is ``StoreBusy``. The lock leaves no file behind and ends with the process.
         """
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
         try:
@@ -186,7 +186,7 @@ class DirectoryStore:
                 fcntl.flock(fd, operation if wait else operation | fcntl.LOCK_NB)
                 held = True
             except BlockingIOError as error:
-                raise StoreError("the store is in use by another process", subject=self.path) from error
+                raise StoreBusy("the store is in use by another process", subject=self.path) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise store_error(error, "cannot lock the store", self.path) from error

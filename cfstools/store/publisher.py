@@ -46,7 +46,7 @@ class StoreReport(Report):
 class Publisher:
     """The queue of one writer to *store*; used from several threads. Raises ``StoreError``.
 
-    Locks the store shared until :meth:`close`. ``deferred`` publishes only when told to.
+    Locks the store and the *others* shared until :meth:`close`. ``deferred`` publishes only when told to.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Publisher:
         self._shared = [0, 0]
         self._was_empty = store.is_empty()
         self._exit = ExitStack()
-        self._exit.enter_context(store.locked())
+        # The others as well: what is found there must not be collected before the image that needs it is in place.
+        for locked in (store, *(other for other in self._others if isinstance(other, DirectoryStore))):
+            self._exit.enter_context(locked.locked())
         self._exit.callback(scratch.close)
 
     @property

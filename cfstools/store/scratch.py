@@ -153,6 +153,34 @@ class Scratch:
             finally:
                 self.drop(temporary)
 
+    def adopt(self, directory: int, name: bytes) -> Temporary:
+        """A temporary that shares its inode with *name* below *directory*, open for reading. Raises plain ``OSError``.
+
+        Only where temporaries are named.
+        """
+        own = b"%d" % next(self._numbers)
+        stage = self._stage()
+        os.link(name, own, src_dir_fd=directory, dst_dir_fd=stage, follow_symlinks=False)
+        try:
+            fd = os.open(own, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=stage)
+        except BaseException:
+            self._remove(own)
+            raise
+        return Temporary(fd, own)
+
+    def replace(self, temporary: Temporary, prefix: bytes, name: bytes) -> None:
+        """Give a named temporary its place ``prefix/name``, instead of what may be there. It is used up.
+
+        Raises plain ``OSError``. The contents must be durable by now.
+        """
+        assert temporary.name is not None
+        try:
+            with self._store.prefix_fd(prefix, create=True) as directory:
+                os.rename(temporary.name, name, src_dir_fd=self._stage_fd, dst_dir_fd=directory)
+        finally:
+            # Of two names of one inode a rename leaves both: removing ours is right in every case.
+            self.drop(temporary)
+
     def drop(self, temporary: Temporary) -> None:
         """Forget the temporary and its contents."""
         temporary.close()

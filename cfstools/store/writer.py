@@ -31,7 +31,7 @@ class StoreWriter:
     Contents that any of *others* has are not added, an object there with another length than the contents counts
     as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose.
     Leaving a ``with`` block commits (unless ``deferred``); an error drops what was not published yet.
-    The store is locked shared until the end, so that nobody removes objects meanwhile.
+    All of these stores are locked shared until the end, so that nobody removes objects meanwhile.
     All methods raise ``StoreError`` for the store, ``InputError`` for the contents read.
     """
 
