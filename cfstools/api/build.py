@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cfstools.api.output import Sink, output_file
+from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
 from cfstools.errors import naming
 from cfstools.formats.composefs import format_word, plan_image, select_version
 from cfstools.formats.erofs.layout import INLINE_THRESHOLD
-from cfstools.formats.erofs.writer import Placed
 from cfstools.formats.listing import object_payloads
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -24,7 +23,7 @@ from cfstools.store import DirectoryStore, StoreReport, StoreWriter
 from cfstools.store.ingest import ingest
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.xattrs import XattrPolicy
-from cfstools.verity import Algorithm, MerkleHasher, Params
+from cfstools.verity import Algorithm, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class BuildReport(Report):
     """What a build made. Sizes are in bytes; ``image`` and ``store`` are paths as text.
 
     ``objects_missing`` counts objects a dump or an image names that none of the stores has; ``source`` is there for
-    container images.
+    container images, ``signature`` (the file that holds it) and ``key_ids`` where the image was signed.
     """
 
     image: str | None
@@ -91,6 +90,8 @@ class BuildReport(Report):
     bytes_shared: int = 0
     objects_missing: int = 0
     source: OciReport | None = None
+    signature: str | None = None
+    key_ids: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -100,6 +101,7 @@ def build(
     *,
     stores: Sequence[bytes] = (),
     options: BuildOptions | None = None,
+    signing: Signing | None = None,
     threads: int = 1,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
@@ -109,11 +111,12 @@ def build(
     *image* is a path, replaced once the new image is whole and durable, or a stream, or ``None`` to compute the digest
     only. Contents go into the first of *stores*, unless one of them has the object; without stores they are only
     digested. *stdin* is what a source of ``-`` is read from. Objects are durable before the image appears, and a
-    running build keeps ``store gc`` waiting until it does.
+    running build keeps ``store gc`` waiting until it does. With *signing* it appears together with its signature.
 
     Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
     """
     options = options or BuildOptions()
+    output = ImageOutput(image, signing)
     params = Params(algorithm=options.algorithm)
     container = find_image(source, from_file=options.from_file, layered=bool(options.oci.layers)) is not None
     minimum, maximum = options.versions(container=container)
@@ -138,7 +141,7 @@ def build(
         if writer is not None:
             # Objects that a later layer or a filter took out of the tree are not kept.
             writer.commit(kept_objects(tree.root) if container else None)
-        digest = _write(plan, image, params)
+        digest = output.write(plan, params)
         stored = writer.report if writer is not None else NOTHING_STORED
     missing = _count_missing(tree, stores)
     return BuildReport(
@@ -154,6 +157,8 @@ def build(
         bytes_shared=stored.bytes_shared,
         objects_missing=missing,
         source=tree.image,
+        signature=output.signature,
+        key_ids=output.key_ids,
         warnings=tuple(_warnings(tree, missing)),
     )
 
@@ -207,20 +212,3 @@ def _writer(stores: Sequence[bytes], params: Params, *, deferred: bool) -> Itera
     others = [DirectoryStore(path) for path in stores[1:]]
     with StoreWriter(first, params=params, others=others, deferred=deferred) as writer:
         yield writer
-
-
-def _write(plan: Placed, image: bytes | BinaryIO | None, params: Params) -> bytes:
-    hasher = MerkleHasher(params)
-    if isinstance(image, bytes):
-        with output_file(image) as sink:
-            _emit(plan, hasher, sink)
-    else:
-        _emit(plan, hasher, image)
-    return hasher.digest()
-
-
-def _emit(plan: Placed, hasher: MerkleHasher, sink: Sink | None) -> None:
-    for chunk in plan.chunks():
-        hasher.update(chunk)
-        if sink is not None:
-            sink.write(chunk)

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cfstools.errors import InputError, naming, os_error
-from cfstools.linux.files import link_tmpfile, open_tmpfile
+from cfstools.linux.files import link_tmpfile, open_tmpfile, write_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MODE = 0o666  # minus the umask
+_NO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP})  # pipes and some devices
 
 
 class Sink(Protocol):
     """Where the bytes of an output go."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: Buffer, /) -> object:
         """Take all of *data*."""
 
 
-class _Descriptor:
+class OutputFile:
+    """A file being written; the :class:`Sink` for real files."""
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+    def write(self, data: Buffer) -> None:
+        """Take all of *data*."""
+        write_all(self._fd, data)
+
+    def sync(self) -> None:
+        """Bring all that was written to stable storage, so that little can go wrong afterwards."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
 
 
 @contextmanager
-def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[Sink]:
+def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
     """Open *path* for a new file that replaces the old one, durable and whole, when the block ends well.
 
     Until then, and after an error or a kill, whatever was at *path* is untouched. A symbolic link is followed, so that
@@ -60,17 +74,17 @@ def _kind(path: bytes) -> int | None:
         return None
 
 
-def _in_place(path: bytes) -> Iterator[Sink]:
+def _in_place(path: bytes) -> Iterator[OutputFile]:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        yield _Descriptor(fd)
-        with suppress(OSError):  # pipes and some devices cannot be synced
-            os.fsync(fd)
+        output = OutputFile(fd)
+        yield output
+        output.sync()
     finally:
         os.close(fd)
 
 
-def _replace(path: bytes, mode: int) -> Iterator[Sink]:
+def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
     directory, name = os.path.split(path)
     directory_fd = os.open(directory or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -81,7 +95,7 @@ def _replace(path: bytes, mode: int) -> Iterator[Sink]:
         if fd is None:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
         try:
-            yield _Descriptor(fd)
+            yield OutputFile(fd)
             os.fchmod(fd, mode & ~_umask())
             os.fsync(fd)
             if not named:

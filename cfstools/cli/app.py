@@ -22,8 +22,11 @@ _PIPE_CLOSED = 1
 
 # Verb to the module that holds it and its one-line help, so that listing verbs imports none of them.
 _VERBS: dict[str, tuple[str, str]] = {
-    "build": ("build", "Turn a directory or a dump into a composefs image."),
+    "build": ("build", "Turn a directory, a container image or a dump into a composefs image."),
     "inspect": ("inspect", "Say what an image is: versions, digest, counts, sizes."),
+    "verify": ("verify", "Check an image: signature, structure, and every object it needs."),
+    "sign": ("sign", "Sign an image, or take its signature off."),
+    "keygen": ("keygen", "Make a key to sign images with."),
     "ls": ("listing", "List the names in an image."),
     "dump": ("listing", "Print an image as composefs-dump(5) text."),
     "objects": ("listing", "List the objects images need, or those missing from stores."),
@@ -99,10 +102,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
+        # A verb that did its work and found something wrong leaves with ``ctx.exit(code)``, which comes back here.
+        code = mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
     except click.ClickException as error:
         error.show(file=sys.stderr)
         return UsageError.exit_code
@@ -112,7 +114,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _PIPE_CLOSED
     except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
         return _report(error, debug="--debug" in arguments)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

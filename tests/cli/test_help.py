@@ -12,7 +12,12 @@ from pathlib import Path
 import click
 import pytest
 
+from cfstools.api.digest import digest as compute
+from cfstools.api.keygen import keygen
+from cfstools.api.keys import read_private_key
+from cfstools.api.sign import sign
 from cfstools.cli.app import mkcfs as group
+from cfstools.signing.keys import KeyType
 from tests.oci import making
 
 VERBS = group.list_commands(click.Context(group))
@@ -56,7 +61,22 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "base.tar.gz").write_bytes(gzip.compress(making.hello()))
     (tmp_path / "top.tar").write_bytes(making.tar(making.member("usr/top", b"x" * 100)))
     run(tmp_path, "mkcfs build rootfs/ image.cfs --store ./objects")
+    make_keys(tmp_path)
     return tmp_path
+
+
+def make_keys(place: Path) -> None:
+    """Keys and the signatures and digest of image.cfs that examples speak of."""
+    (place / "secret.txt").write_text("a passphrase\n")
+    names = [os.fsencode(place / name) for name in ("release", "ci")]
+    for name in names:
+        keygen(name)
+    sign(os.fsencode(place / "image.cfs"), [read_private_key(name + b".key") for name in names])
+    keygen(os.fsencode(place / "kernel"), kind=KeyType.P256)
+    request = ["openssl", "req", "-x509", "-new", "-key", "kernel.key", "-out", "kernel.crt", "-subj", "/CN=kernel"]
+    subprocess.run(request, cwd=place, check=True, capture_output=True)
+    (digest,) = compute([os.fsencode(place / "image.cfs")])
+    (place / "image.digest").write_text(f"sha256:{digest.digest.hex()} image.cfs\n")
 
 
 def run(workplace: Path, line: str) -> None:

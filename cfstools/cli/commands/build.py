@@ -10,8 +10,10 @@ import click
 
 from cfstools.api.build import BuildOptions, BuildReport
 from cfstools.api.build import build as run_build
+from cfstools.api.image_output import Signing
 from cfstools.cli.oci_options import OciWords, oci_options, oci_request
 from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy
+from cfstools.cli.passphrase import Passphrases, passphrase_options
 from cfstools.cli.session import Session, binary_stdout, print_json
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
@@ -27,6 +29,7 @@ _STDIO = b"-"
 @click.command(
     epilog=examples(
         "mkcfs build rootfs/ image.cfs --store ./objects",
+        "mkcfs build rootfs/ image.cfs --store ./objects --sign-key release.key",
         "mkcfs build rootfs/ --print-digest-only",
         "mkcfs build rootfs/ small.cfs --store ./objects --exclude '/var/cache/**' --clamp-mtime 1700000000",
         "mkcfs build --from-file tree.dump image.cfs --print-digest",
@@ -64,6 +67,9 @@ _STDIO = b"-"
 @click.option("--format-version", type=int, metavar="N", help="Exactly this format version, 0 or 1.")
 @click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1.")
 @click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1.")
+@click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable.")
+@click.option("--attach", is_flag=True, help="Put the signature behind the image instead of into IMAGE.sig.")
+@passphrase_options
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @oci_options
 @json_option
@@ -89,6 +95,10 @@ def build(
     format_version: int | None,
     min_version: int | None,
     max_version: int | None,
+    sign_keys: tuple[bytes, ...],
+    attach: bool,
+    passphrase_file: bytes | None,
+    passphrase_fd: int | None,
     threads: int | None,
     as_json: bool,
     **oci: Unpack[OciWords],
@@ -106,6 +116,12 @@ def build(
             raise UsageError("--format-version says it all: leave --min-version and --max-version out")
         min_version = max_version = format_version
     _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
+    signing = None
+    if sign_keys:
+        passphrases = Passphrases.of(passphrase_file, passphrase_fd)
+        signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
+    elif attach or passphrase_file is not None or passphrase_fd is not None:
+        raise UsageError("--attach and passphrases are about a signature: add --sign-key")
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
         source,
@@ -125,6 +141,7 @@ def build(
             oci=oci_request(oci),
             strict=strict or "CFS_PARSE_STRICT" in os.environ,
         ),
+        signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,
         progress=session.progress(),
@@ -151,6 +168,8 @@ def _summary(report: BuildReport) -> str:
     lines = [
         f"{report.image or 'image'}: {report.format} {report.digest}, {report.image_size} bytes, {report.inodes} inodes"
     ]
+    if report.signature is not None:
+        lines.append(f"{report.signature}: signed by {', '.join(report.key_ids)}")
     if report.store is not None:
         lines.append(
             f"{report.store}: {report.objects_new} objects new ({size_text(report.bytes_new)}), "

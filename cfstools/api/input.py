@@ -1,0 +1,72 @@
+"""Input files that are read once into memory, so that what is checked is what is used."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cfstools.errors import InputError, LimitExceeded, naming, os_error
+
+MAX_IMAGE_FILE = 1 << 32
+_PIECE = 1 << 16
+
+
+def read_image_file(path: bytes) -> memoryview:
+    """All bytes of the regular file *path*, read exactly once.
+
+    Unlike those of a mapped file they stay the same when somebody writes to the file afterwards. Raises InputError,
+    and LimitExceeded for more than ``MAX_IMAGE_FILE`` bytes.
+    """
+    with naming(path):
+        try:
+            fd = _open_regular(path)
+            try:
+                size = os.fstat(fd).st_size
+                if size > MAX_IMAGE_FILE:
+                    raise LimitExceeded(f"{size} bytes are too many for an image: at most {MAX_IMAGE_FILE}")
+                buffer = memoryview(bytearray(size))
+                done = 0
+                while done < size and (got := os.readv(fd, [buffer[done:]])):
+                    done += got
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise os_error(error, "cannot read") from error
+    return buffer[:done].toreadonly()
+
+
+def read_small(path: bytes, most: int, *, regular: bool = False) -> bytes:
+    """At most *most* bytes from the start of *path*, for parsers that refuse what is longer.
+
+    Pipes are fine, so that secrets need not lie in files; not with *regular*, for names the user did not give. Raises
+    InputError.
+    """
+    with naming(path):
+        try:
+            fd = _open_regular(path) if regular else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise os_error(error, "cannot open") from error
+        try:
+            return read_descriptor(fd, most)
+        finally:
+            os.close(fd)
+
+
+def read_descriptor(fd: int, most: int) -> bytes:
+    """At most *most* bytes from the open file *fd*, from where it stands. Raises InputError."""
+    data = bytearray()
+    try:
+        while len(data) < most and (piece := os.read(fd, min(_PIECE, most - len(data)))):
+            data += piece
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
+    return bytes(data)
+
+
+def _open_regular(path: bytes) -> int:
+    # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputError("is not a regular file")
+    return fd

@@ -1,0 +1,228 @@
+"""Verb ``sign``: signatures of an image beside it or behind it, and the one the kernel checks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
+from cfstools.api.input import read_image_file, read_small
+from cfstools.api.output import output_file
+from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error
+from cfstools.formats.composefs import format_word
+from cfstools.formats.composefs_check import check_composefs
+from cfstools.formats.composefs_info import image_info
+from cfstools.formats.erofs.check import Severity
+from cfstools.report import Report
+from cfstools.signing import (
+    ImageDigests,
+    Signer,
+    add_signatures,
+    make_statement,
+    make_trailer,
+    parse_envelope,
+    sign_envelope,
+)
+from cfstools.verity import Algorithm, Params, digest_bytes
+
+if TYPE_CHECKING:
+    from cfstools.signing.keys import PrivateKey
+
+KERNEL_SUFFIX = b".p7s"
+MAX_CERTIFICATE_FILE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignReport(Report):
+    """What was signed, and where the signatures are.
+
+    ``place`` is ``attached``, ``beside`` or ``kernel`` (a PKCS#7 of its own), ``signature`` the file that holds it.
+    ``changed`` is false if all signatures were there already and nothing was written.
+    """
+
+    image: str
+    format: str
+    digest: str
+    sha256: str
+    size: int
+    place: str
+    signature: str
+    key_ids: tuple[str, ...]
+    changed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveReport(Report):
+    """The files that signatures were taken out of; an envelope file is gone itself."""
+
+    image: str
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedImage:
+    """What a signature says about an image: its digests, and its format as one word."""
+
+    digests: ImageDigests
+    format: str
+    algorithm: Algorithm
+
+    def statement(self, path: bytes) -> bytes:
+        """The statement to be signed, for an image that lies at *path*."""
+        return make_statement(os.path.basename(path), self.digests, self.format)
+
+
+def sign(
+    image: bytes,
+    keys: Sequence[Signer],
+    *,
+    attach: bool = False,
+    output: bytes | None = None,
+    algorithm: Algorithm | None = None,
+) -> SignReport:
+    """Add a signature of each of *keys* to the envelope of *image*; those there already are kept.
+
+    The envelope is ``IMAGE.sig``, or *output*, or with *attach* it is behind the image, which is then written anew
+    and renamed. *algorithm* is that of the fs-verity digest; without it that of the image's objects. If nothing is
+    missing, nothing is written. Only a valid image is signed. Raises InputError, ImageError, UsageError, and
+    SignatureInvalid for an envelope of another image.
+    """
+    if attach and output is not None:
+        raise UsageError("an attached signature is in the image: it has no file of its own")
+    data = read_image_file(image)
+    with naming(image):
+        body, attached = split_trailer(data)
+        signed = examine(body, algorithm)
+    if attach:
+        place, path, existing = Place.ATTACHED, image, attached
+    else:
+        place, path = Place.BESIDE, output or envelope_path(image)
+        existing = read_envelope(path)
+    with naming(path):
+        envelope = extended(existing, signed.statement(image), keys)
+    if envelope != existing:
+        if attach:
+            _rewrite(image, body, make_trailer(len(body), envelope))
+        else:
+            with output_file(path) as sink:
+                sink.write(envelope)
+    return _report(image, signed, place.value, path, keys, changed=envelope != existing)
+
+
+def sign_for_kernel(
+    image: bytes,
+    key: PrivateKey,
+    certificate: bytes,
+    *,
+    output: bytes | None = None,
+    algorithm: Algorithm | None = None,
+) -> SignReport:
+    """Write the PKCS#7 that ``fsverity enable --signature`` takes for *image* to *output*, or else ``IMAGE.p7s``.
+
+    *certificate* is the path of the key's certificate in PEM. Raises InputError, ImageError, KeyUnusable, and
+    UsageError for an image with a signature attached: the kernel's digest is that of the whole file.
+    """
+    from cfstools.signing.pkcs7 import sign_kernel  # noqa: PLC0415  (imports cryptography)
+
+    data = read_image_file(image)
+    with naming(image):
+        body, attached = split_trailer(data)
+        if attached is not None:
+            hint = "take it off with `mkcfs sign --remove`, and keep signatures beside the image"
+            raise UsageError("the kernel would also measure the signature attached to the image", hint=hint)
+        signed = examine(body, algorithm)
+    digest = signed.digests.fsverity
+    assert digest is not None
+    with naming(certificate):
+        signature = sign_kernel(digest, signed.algorithm.number, key, read_small(certificate, MAX_CERTIFICATE_FILE + 1))
+    path = output or image + KERNEL_SUFFIX
+    with output_file(path) as sink:
+        sink.write(signature)
+    return _report(image, signed, "kernel", path, [key], changed=True)
+
+
+def remove_signatures(image: bytes, *, output: bytes | None = None) -> RemoveReport:
+    """Take the envelope behind *image* off and delete ``IMAGE.sig``, or *output*; having neither is fine.
+
+    A file that is no envelope is not deleted. Raises InputError, and SignatureInvalid for a damaged trailer.
+    """
+    data = read_image_file(image)
+    removed = []
+    with naming(image):
+        body, attached = split_trailer(data)
+    path = output or envelope_path(image)
+    beside = read_envelope(path)
+    if beside is not None:
+        try:
+            parse_envelope(beside)
+        except SignatureInvalid as error:
+            hint = "it may be somebody else's; delete it yourself if it is not needed"
+            raise InputError(f"is not deleted: {error}", subject=os.fsdecode(path), hint=hint) from None
+    if attached is not None:
+        _rewrite(image, body)
+        removed.append(os.fsdecode(image))
+    if beside is not None:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise os_error(error, "cannot delete", subject=os.fsdecode(path)) from error
+        removed.append(os.fsdecode(path))
+    return RemoveReport(image=os.fsdecode(image), removed=tuple(removed))
+
+
+def examine(body: memoryview, algorithm: Algorithm | None = None) -> SignedImage:
+    """Check the bytes of an image strictly and take its digests. Raises ImageError for one that is not valid."""
+    wrong = [finding for finding in check_composefs(body) if finding.severity is Severity.ERROR]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more problems)" if len(wrong) > 1 else ""
+        hint = "`mkcfs verify` lists everything that is wrong"
+        raise ImageError(f"{wrong[0].what}{more}: not signed", where=wrong[0].where, hint=hint)
+    info = image_info(body)
+    algorithm = algorithm or info.algorithm or Algorithm.SHA256
+    digests = ImageDigests(
+        size=len(body),
+        sha256=hashlib.sha256(body).digest(),
+        fsverity=digest_bytes(body, Params(algorithm=algorithm)),
+    )
+    return SignedImage(digests=digests, format=format_word(info.composefs_version, algorithm), algorithm=algorithm)
+
+
+def extended(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -> bytes:
+    """The *existing* envelope with what is missing of *keys*, or a new one. Raises SignatureInvalid, UsageError."""
+    if not keys:
+        raise UsageError("there is no key to sign with")
+    return sign_envelope(statement, keys) if existing is None else add_signatures(existing, statement, keys)
+
+
+def _rewrite(path: bytes, *parts: memoryview | bytes) -> None:
+    """Replace the file at *path* by one with these bytes and the same permissions."""
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError as error:
+        raise os_error(error, "cannot write", subject=os.fsdecode(path)) from error
+    with output_file(path, mode=mode) as sink:
+        for part in parts:
+            sink.write(part)
+
+
+def _report(
+    image: bytes, signed: SignedImage, place: str, path: bytes, keys: Sequence[Signer], *, changed: bool
+) -> SignReport:
+    digests = signed.digests
+    assert digests.fsverity is not None
+    assert digests.sha256 is not None
+    return SignReport(
+        image=os.fsdecode(image),
+        format=signed.format,
+        digest=digests.fsverity.hex(),
+        sha256=digests.sha256.hex(),
+        size=digests.size,
+        place=place,
+        signature=os.fsdecode(path),
+        key_ids=tuple(sorted({key.verifier.key_id for key in keys})),
+        changed=changed,
+    )

@@ -1,0 +1,268 @@
+"""Verb ``verify``: digest, signature, structure, then every object; all problems, not only the first."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+
+from cfstools.api.canonical import canonical_difference
+from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
+from cfstools.api.input import read_image_file
+from cfstools.api.problems import Problem, ProblemKind, Problems
+from cfstools.api.verify_objects import ObjectTally, check_objects, needed_objects
+from cfstools.errors import FormatError, UsageError
+from cfstools.formats.composefs import format_word
+from cfstools.formats.composefs_check import check_composefs
+from cfstools.formats.composefs_reader import TreeReader
+from cfstools.formats.erofs.check import Severity
+from cfstools.formats.erofs.reader import Image
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
+from cfstools.store import DirectoryStore
+from cfstools.tree import Directory
+from cfstools.verity import Algorithm, Params, digest_bytes
+
+
+class Outcome(Enum):
+    """What came of one part of the check."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(Report):
+    """What ``verify`` found. ``ok`` is true if nothing that was asked for is wrong.
+
+    ``digest`` (fs-verity), ``sha256`` and ``size`` are those of the image without a signature attached to it;
+    ``format`` is known once the image was interpreted. ``digest_check`` is about the digest that was expected,
+    ``canonical`` about the bytes a careful writer would have made. ``objects_needed`` counts different objects;
+    of those found right, ``objects_measured`` have the kernel's word, ``objects_hashed`` were read, and
+    ``objects_present`` were only looked up (shallow). ``problems`` are at most ``MAX_PROBLEMS``,
+    ``problem_count`` counts all.
+    """
+
+    image: str
+    ok: bool
+    size: int
+    sha256: str
+    digest: str
+    format: str | None
+    digest_check: Outcome
+    signature: SignatureReport
+    signature_place: Place | None
+    structure: Outcome
+    canonical: Outcome
+    objects: Outcome
+    objects_needed: int
+    objects_measured: int
+    objects_hashed: int
+    objects_present: int
+    bytes_hashed: int
+    problems: tuple[Problem, ...]
+    problem_count: int
+    warnings: tuple[str, ...]
+
+
+def verify(
+    image: bytes,
+    *,
+    keys: Sequence[Verifier] = (),
+    threshold: int = 1,
+    signature: bytes | None = None,
+    digest: bytes | None = None,
+    stores: Sequence[bytes] = (),
+    deep: bool = True,
+    canonical: bool = False,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Check the image at *image* and, if there are *stores*, every object it needs.
+
+    The file is read once. First come its fs-verity *digest*, if one is expected, and its signature, if there are
+    *keys*; with either, nothing in it is interpreted before they hold. Then its structure (composefs format, section
+    10.2) and, with *canonical*, whether a careful writer would have made exactly these bytes. Then its objects: present
+    in a store with the right size and, if *deep*, the right digest. The envelope is looked for behind the image, and in
+    *signature* or else ``IMAGE.sig``: signatures of *threshold* different keys must hold in one of the two places, and
+    no signature of a given key may fail in either.
+
+    What is wrong is in the report. Raises UsageError, InputError and StoreError where something cannot be checked.
+    """
+    if digest is not None:
+        Algorithm.from_digest_size(len(digest))
+    if not stores and not deep:
+        raise UsageError("a shallow check is about objects and needs a store", hint="name one")
+    judge(None, ImageDigests(size=0), keys, threshold=threshold)  # a threshold that cannot be reached is found early
+    with ExitStack() as stack:
+        opened = [stack.enter_context(DirectoryStore(path)) for path in stores]
+        run = _Verification(image, signed_file(image, read_image_file(image), signature))
+        trusted = run.check_digest(digest)
+        trusted = run.check_signature(keys, threshold) and trusted
+        if trusted or not (keys or digest):
+            root = run.check_structure(canonical=canonical)
+            if root is not None and opened:
+                run.check_objects(root, opened, deep=deep, threads=threads, progress=progress)
+        return run.report()
+
+
+class _Verification:
+    """The state of one check, stage by stage."""
+
+    def __init__(self, path: bytes, file: SignedFile) -> None:
+        self._subject = os.fsdecode(path)
+        self._file = file
+        self._image = file.image
+        self._sha256 = hashlib.sha256(self._image).digest()
+        self._digests: dict[Algorithm, bytes] = {}
+        self._algorithm = Algorithm.SHA256
+        self._format: str | None = None
+        self._digest_check = Outcome.NOT_CHECKED
+        self._signature = SignatureReport(state=Verdict.MISSING, required=0)
+        self._place: Place | None = None
+        self._structure = Outcome.NOT_CHECKED
+        self._canonical = Outcome.NOT_CHECKED
+        self._objects = Outcome.NOT_CHECKED
+        self._needed = 0
+        self._tally = ObjectTally()
+        self._problems = Problems()
+        self._warnings: list[str] = []
+
+    def check_digest(self, expected: bytes | None) -> bool:
+        """Compare the fs-verity digest with the one expected; whether nothing is wrong."""
+        if expected is None:
+            return True
+        self._algorithm = Algorithm.from_digest_size(len(expected))
+        actual = self._digest(self._algorithm)
+        if actual == expected:
+            self._digest_check = Outcome.OK
+            return True
+        self._digest_check = Outcome.WRONG
+        what = f"the image has the fs-verity digest {actual.hex()}, not {expected.hex()}"
+        if expected == self._sha256:
+            what += "; that is its plain SHA-256"
+        self._fail(ProblemKind.DIGEST, [what])
+        return False
+
+    def check_signature(self, keys: Sequence[Verifier], threshold: int) -> bool:
+        """Find and judge the envelopes; whether nothing is wrong."""
+        digests = self._image_digests(Algorithm.SHA256)
+        found = self._file.judge(digests, keys, threshold=threshold)
+        if found:
+            chosen = _choose(found)
+            self._place, self._signature = chosen.place, self._compare_all(chosen.report)
+        else:
+            self._signature = judge(None, digests, keys, threshold=threshold)
+        where = f"{self._place.value}: " if self._place and len(found) > 1 else ""
+        return self._fail(ProblemKind.SIGNATURE, [where + what for what in self._signature.problems]) == 0
+
+    def _compare_all(self, report: SignatureReport) -> SignatureReport:
+        """Compare the digest of the other algorithm as well, if the verified statement has it."""
+        if report.state is not Verdict.VERIFIED or report.statement is None:
+            return report
+        difference = report.statement.difference(self._image_digests(Algorithm.SHA512))
+        if difference is None:
+            return report
+        return SignatureReport(
+            state=Verdict.MISMATCH,
+            required=report.required,
+            verified_by=report.verified_by,
+            signatures=report.signatures,
+            statement=report.statement,
+            problems=(f"the signature holds, but {difference}",),
+        )
+
+    def check_structure(self, *, canonical: bool) -> Directory | None:
+        """Check the structure and return the tree, if the image can be read at all."""
+        findings = check_composefs(self._image)
+        errors = [str(finding) for finding in findings if finding.severity is Severity.ERROR]
+        self._warnings += [str(finding) for finding in findings if finding.severity is Severity.WARNING]
+        try:
+            disk = Image(self._image)
+            reader = TreeReader(disk)
+            root = reader.read()
+        except FormatError as error:
+            self._structure = Outcome.WRONG
+            self._fail(ProblemKind.STRUCTURE, errors or [str(error)])
+            return None
+        self._structure = Outcome.WRONG if self._fail(ProblemKind.STRUCTURE, errors) else Outcome.OK
+        self._algorithm = reader.algorithm or self._algorithm
+        version = disk.header.composefs_version
+        self._format = format_word(version, self._algorithm)
+        if canonical:
+            difference = canonical_difference(self._image, root, version, self._algorithm)
+            wrong = self._fail(ProblemKind.CANONICAL, [] if difference is None else [difference])
+            self._canonical = Outcome.WRONG if wrong else Outcome.OK
+        return root
+
+    def check_objects(
+        self, root: Directory, stores: Sequence[DirectoryStore], *, deep: bool, threads: int, progress: Progress
+    ) -> None:
+        """Check every object the tree needs."""
+        needed = needed_objects(root)
+        self._needed = len(needed)
+        self._objects = Outcome.OK
+        total = self._tally
+        progress.start("verify", sum(item.size for item in needed), "B")
+        try:
+            for tally in check_objects(
+                needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=progress
+            ):
+                total.measured += tally.measured
+                total.hashed += tally.hashed
+                total.present += tally.present
+                total.bytes_hashed += tally.bytes_hashed
+                if self._problems.add(tally.problems):
+                    self._objects = Outcome.WRONG
+        finally:
+            progress.finish()
+
+    def report(self) -> VerifyReport:
+        """Everything found so far."""
+        return VerifyReport(
+            image=self._subject,
+            ok=self._problems.count == 0,
+            size=len(self._image),
+            sha256=self._sha256.hex(),
+            digest=self._digest(self._algorithm).hex(),
+            format=self._format,
+            digest_check=self._digest_check,
+            signature=self._signature,
+            signature_place=self._place,
+            structure=self._structure,
+            canonical=self._canonical,
+            objects=self._objects,
+            objects_needed=self._needed,
+            objects_measured=self._tally.measured,
+            objects_hashed=self._tally.hashed,
+            objects_present=self._tally.present,
+            bytes_hashed=self._tally.bytes_hashed,
+            problems=tuple(self._problems.kept),
+            problem_count=self._problems.count,
+            warnings=tuple(self._warnings),
+        )
+
+    def _fail(self, kind: ProblemKind, whats: Sequence[str]) -> int:
+        return self._problems.add(Problem(kind=kind, subject=self._subject, what=what) for what in whats)
+
+    def _digest(self, algorithm: Algorithm) -> bytes:
+        if algorithm not in self._digests:
+            self._digests[algorithm] = digest_bytes(self._image, Params(algorithm=algorithm))
+        return self._digests[algorithm]
+
+    def _image_digests(self, algorithm: Algorithm) -> ImageDigests:
+        return ImageDigests(size=len(self._image), sha256=self._sha256, fsverity=self._digest(algorithm))
+
+
+def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:
+    """The answer of several places: one that does not hold decides, then one that does."""
+    for state in (Verdict.MISMATCH, Verdict.VERIFIED):
+        for signature in found:
+            if signature.report.state is state:
+                return signature
+    return found[0]

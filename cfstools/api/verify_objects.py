@@ -1,0 +1,225 @@
+"""The objects an image needs, and whether stores have them intact (part of ``verify``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from cfstools.api.problems import Problem, ProblemKind, shown
+from cfstools.errors import InputError, ObjectMissing, StoreError
+from cfstools.linux import verity as kernel_verity
+from cfstools.progress import Progress
+from cfstools.store import Store
+from cfstools.tree import Directory, External, RegularFile
+from cfstools.tree.walk import inode_of, iter_entries
+from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd, object_path
+
+SHOWN_PATHS = 3
+_BATCH_FILES = 64
+_BATCH_BYTES = 8 << 20
+_WHOLE = 1 << 20  # files up to this size are read with one call
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class NeededObject:
+    """An object as an image names it, and the names of the files that need it: the first few, and how many.
+
+    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there.
+    """
+
+    payload: bytes
+    digest: bytes | None
+    size: int
+    paths: list[bytes] = field(default_factory=list)
+    path_count: int = 0
+
+    def problem(self, kind: ProblemKind, what: str, subject: str | None = None) -> Problem:
+        """A problem with this object, naming the files that need it."""
+        return Problem(
+            kind=kind,
+            subject=subject or shown(self.payload),
+            what=what,
+            paths=tuple(shown(path) for path in self.paths),
+            path_count=self.path_count,
+        )
+
+
+@dataclass(slots=True)
+class ObjectTally:
+    """How many objects were found right, by how, and what is wrong with the others. Sizes are in bytes."""
+
+    measured: int = 0
+    hashed: int = 0
+    present: int = 0
+    bytes_hashed: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+def needed_objects(root: Directory) -> list[NeededObject]:
+    """Every object of the tree once, in the order of its first name."""
+    found: dict[tuple[bytes, bytes | None, int], NeededObject] = {}
+    for path, _, entry in iter_entries(root):
+        inode = inode_of(entry)
+        if not isinstance(inode, RegularFile) or not isinstance(inode.content, External):
+            continue
+        digest, payload = inode.content.digest, inode.content.payload
+        # Leading slashes mean nothing; without a path the contents are wherever the digest says.
+        place = (payload or b"").lstrip(b"/") or (object_path(digest) if digest else b"")
+        if not place and not inode.size:
+            continue
+        key = (place, digest, inode.size)
+        needed = found.get(key)
+        if needed is None:
+            needed = found[key] = NeededObject(payload=place, digest=digest, size=inode.size)
+        needed.path_count += 1
+        if len(needed.paths) < SHOWN_PATHS:
+            needed.paths.append(path)
+    return list(found.values())
+
+
+def check_objects(
+    needed: Sequence[NeededObject],
+    stores: Sequence[Store],
+    *,
+    algorithm: Algorithm,
+    deep: bool,
+    threads: int,
+    progress: Progress,
+) -> Iterator[ObjectTally]:
+    """Check each object in the first of *stores* that has it, as the kernel would find it; tallies are to be added up.
+
+    Deep: contents have the digest, by the kernel's measurement where fs-verity guards the file, else by hashing.
+    Otherwise objects only have to be there with the right size. ``progress`` is advanced in bytes.
+    """
+    check = _ObjectCheck(stores, Params(algorithm=algorithm), deep=deep, progress=progress)
+    if threads <= 1:
+        yield from map(check, _batches(needed))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from pool.map(check, _batches(needed))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _batches(needed: Iterable[NeededObject]) -> Iterator[list[NeededObject]]:
+    batch: list[NeededObject] = []
+    size = 0
+    for item in needed:
+        batch.append(item)
+        size += item.size
+        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Wrong(Exception):
+    """What is wrong with an object, to become a :class:`Problem`."""
+
+    def __init__(self, kind: ProblemKind, what: str, subject: str | None = None) -> None:
+        super().__init__(what)
+        self.kind = kind
+        self.what = what
+        self.subject = subject
+
+
+class _ObjectCheck:
+    """Checks batches of objects; may be called from several threads."""
+
+    def __init__(self, stores: Sequence[Store], params: Params, *, deep: bool, progress: Progress) -> None:
+        self._stores = stores
+        self._params = params
+        self._deep = deep
+        self._progress = progress
+
+    def __call__(self, batch: Sequence[NeededObject]) -> ObjectTally:
+        tally = ObjectTally()
+        queue: list[tuple[NeededObject, int, str]] = []
+        try:
+            for item in batch:
+                try:
+                    self._look(item, queue, tally)
+                except _Wrong as wrong:
+                    tally.problems.append(item.problem(wrong.kind, wrong.what, wrong.subject))
+                    self._progress.advance(item.size)
+            found = hash_files([(fd, item.size) for item, fd, _ in queue], self._params, self._progress)
+        finally:
+            for _, fd, _ in queue:
+                os.close(fd)
+        for (item, _, subject), digest in zip(queue, found, strict=True):
+            if isinstance(digest, InputError):
+                tally.problems.append(item.problem(ProblemKind.UNREADABLE, digest.what, subject))
+            elif digest != item.digest:
+                what = f"its fs-verity digest is {digest.hex()}"
+                tally.problems.append(item.problem(ProblemKind.DAMAGED, what, subject))
+            else:
+                tally.hashed += 1
+                tally.bytes_hashed += item.size
+        return tally
+
+    def _look(self, item: NeededObject, queue: list[tuple[NeededObject, int, str]], tally: ObjectTally) -> None:
+        """Find the object and judge what needs no reading; else queue it, open. Raises _Wrong."""
+        if not item.payload or (self._deep and item.digest is None):
+            raise _Wrong(ProblemKind.UNVERIFIABLE, "the image has no digest for these contents")
+        fd, subject = self._open(item)
+        keep = False
+        try:
+            size = os.fstat(fd).st_size
+            if size != item.size:
+                raise _Wrong(ProblemKind.SIZE, f"it has {size} bytes instead of {item.size}", subject)
+            if not self._deep:
+                tally.present += 1
+            elif _measured(fd) == (self._params.algorithm.number, item.digest):
+                tally.measured += 1
+            else:
+                queue.append((item, fd, subject))
+                keep = True
+                return
+            self._progress.advance(item.size)
+        finally:
+            if not keep:
+                os.close(fd)
+
+    def _open(self, item: NeededObject) -> tuple[int, str]:
+        """The object in the first store that has it, and its path for messages."""
+        own_path = item.digest is not None and object_path(item.digest) == item.payload
+        for store in self._stores:
+            try:
+                if own_path and item.digest is not None:
+                    return store.open(item.digest), store.describe(item.digest)
+                return store.open_path(item.payload), shown(item.payload)
+            except ObjectMissing:
+                continue
+            except StoreError as error:
+                raise _Wrong(ProblemKind.UNREADABLE, error.what, error.subject) from None
+        raise _Wrong(ProblemKind.MISSING, "it is in none of the stores")
+
+
+def _measured(fd: int) -> tuple[int, bytes] | None:
+    try:
+        return kernel_verity.measure(fd)
+    except OSError:
+        return None  # what cannot be measured is read
+
+
+def hash_files(files: Sequence[tuple[int, int]], params: Params, progress: Progress) -> list[bytes | InputError]:
+    """The fs-verity digest of each open file, given with its size, or why it cannot be read."""
+    found: list[bytes | InputError] = []
+    for fd, size in files:
+        try:
+            if size <= _WHOLE:
+                # One byte more than expected, so that a file that has grown gets another digest.
+                found.append(digest_bytes(os.pread(fd, size + 1, 0), params))
+                progress.advance(size)
+            else:
+                found.append(hash_fd(fd, params, progress=progress)[0])
+        except InputError as error:
+            found.append(error)
+        except OSError as error:
+            found.append(InputError(f"cannot read: {error.strerror or error}"))
+    return found

@@ -1,0 +1,105 @@
+"""Where the passphrase of a private key comes from: a file, a descriptor, the environment, or the terminal.
+
+Never an argument, which every user of the machine can read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cfstools.cli.params import PATH
+from cfstools.errors import PassphraseNeeded, UsageError
+
+if TYPE_CHECKING:
+    from cfstools.signing.keys import PrivateKey
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+VARIABLE = b"MKCFS_PASSPHRASE"
+_MOST = 1 << 12
+_HINT = "give it with --passphrase-file, --passphrase-fd or MKCFS_PASSPHRASE, or run on a terminal"
+
+
+def passphrase_options(function: F) -> F:
+    """``--passphrase-file`` and ``--passphrase-fd``; arrive as ``passphrase_file`` and ``passphrase_fd``."""
+    function = click.option(
+        "--passphrase-fd",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Read the key's passphrase from this open descriptor.",
+    )(function)
+    return click.option(
+        "--passphrase-file",
+        type=PATH,
+        metavar="FILE",
+        help="Read the key's passphrase from the first line of this file (else: MKCFS_PASSPHRASE, or a prompt).",
+    )(function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passphrases:
+    """Asks for passphrases in the order file or descriptor, environment, terminal; reads the first two once."""
+
+    given: bytes | None
+
+    @classmethod
+    def of(cls, file: bytes | None, fd: int | None) -> Passphrases:
+        """Read what the options name, or the environment. Raises UsageError for both options."""
+        from cfstools.api.input import read_descriptor, read_small
+
+        if file is not None and fd is not None:
+            raise UsageError("--passphrase-file and --passphrase-fd contradict each other")
+        if file is not None:
+            return cls(given=_first_line(read_small(file, _MOST), "--passphrase-file"))
+        if fd is not None:
+            return cls(given=_first_line(read_descriptor(fd, _MOST), "--passphrase-fd"))
+        return cls(given=os.environb.get(VARIABLE) or None)
+
+    def load(self, path: bytes) -> PrivateKey:
+        """The private key at *path*, asking for its passphrase only if it is encrypted."""
+        from cfstools.api.keys import read_private_key
+
+        try:
+            return read_private_key(path, self.given)
+        except PassphraseNeeded as error:
+            if not _on_terminal():
+                error.hint = _HINT
+                raise
+        return read_private_key(path, _prompt(f"Passphrase of {os.fsdecode(path)}"))
+
+    def fresh(self) -> bytes | None:
+        """The passphrase for a new key; ``None`` for none, which is also what nobody to ask means."""
+        if self.given is not None:
+            return self.given
+        if not _on_terminal():
+            return None
+        return _prompt("Passphrase of the new key (empty for none)", again=True) or None
+
+
+def _first_line(data: bytes, option: str) -> bytes:
+    line = data.partition(b"\n")[0].removesuffix(b"\r")
+    if not line:
+        raise UsageError(f"{option} gives no passphrase: its first line is empty")
+    return line
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _prompt(text: str, *, again: bool = False) -> bytes:
+    answer = click.prompt(
+        text,
+        hide_input=True,
+        default="",
+        show_default=False,
+        err=True,
+        confirmation_prompt="The same again" if again else False,
+    )
+    return os.fsencode(answer)
