@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+from cfstools.api.envelopes import PlacedSignature, signed_file
 from cfstools.errors import InputError
 from cfstools.formats.composefs import format_word
 from cfstools.formats.composefs_info import ImageInfo, image_info
@@ -19,6 +20,7 @@ from cfstools.linux.mapping import mapped_file
 from cfstools.oci.descriptor import Platform
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
+from cfstools.signing import ImageDigests
 from cfstools.sources.oci_describe import ImageDescription
 from cfstools.sources.open import describe_image, find_image
 from cfstools.tree import Device, Directory, HardLink, Leaf, RegularFile, Symlink
@@ -31,7 +33,8 @@ class InspectReport(Report):
     """What an image is and holds.
 
     ``format`` is the word that decides the bytes, ``digest`` the fs-verity digest and ``sha256`` the plain one, both
-    of the image without anything appended to it. ``contents`` counts what is inside.
+    of the image without anything appended to it. ``contents`` counts what is inside. ``signatures`` has the envelope
+    behind the image and the one in ``IMAGE.sig``, as far as they are there; they are read, not checked.
     """
 
     path: str
@@ -39,6 +42,7 @@ class InspectReport(Report):
     digest: str
     sha256: str
     contents: ImageInfo
+    signatures: tuple[PlacedSignature, ...]
 
 
 def inspect(path: bytes) -> InspectReport:
@@ -49,12 +53,14 @@ def inspect(path: bytes) -> InspectReport:
         with data[: info.size] as image:
             digest = digest_bytes(image, Params(algorithm=algorithm))
             sha256 = hashlib.sha256(image).hexdigest()
+        signatures = signed_file(path, data).judge(ImageDigests(size=info.size), (), threshold=1)
     return InspectReport(
         path=os.fsdecode(path),
         format=format_word(info.composefs_version, algorithm),
         digest=digest.hex(),
         sha256=sha256,
         contents=info,
+        signatures=tuple(signatures),
     )
 
 

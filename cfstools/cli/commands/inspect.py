@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 
 from cfstools.api import inspect as api
+from cfstools.api.envelopes import PlacedSignature
 from cfstools.cli.oci_options import platform_of, platform_option
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json, write_lines
@@ -113,6 +114,14 @@ def _tree_text(lines: Iterator[api.TreeLine]) -> Iterator[bytes]:
         yield f"{line.mode} {line.owner:>11} {line.size:>11} {indent}{line.name}{arrow}\n".encode()
 
 
+def _signature_text(signature: PlacedSignature) -> str:
+    if signature.report.problems:
+        return f"{signature.place.value}, damaged: {'; '.join(signature.report.problems)}"
+    # Anybody can write these ids: nothing in them may reach the terminal as it is.
+    claimed = [ascii(one.key_id[:64])[1:-1] or "a key without id" for one in signature.report.signatures]
+    return f"{signature.place.value}, {signature.report.state.value}, claims to be by {', '.join(claimed)}"
+
+
 def _report_text(report: api.InspectReport) -> str:
     info = report.contents
     kinds = ", ".join(f"{count} {kind}" for kind, count in info.inodes.items())
@@ -132,6 +141,7 @@ def _report_text(report: api.InspectReport) -> str:
         ),
         ("xattrs", f"{info.shared_xattrs} shared entries, used {info.xattr_references} times"),
     ]
+    rows += [("signature", _signature_text(signature)) for signature in report.signatures] or [("signature", "none")]
     if info.appended:
         rows.append(("appended", f"{info.appended} bytes behind the image"))
     lines = [f"{label + ':':<11}{value}" for label, value in rows]
