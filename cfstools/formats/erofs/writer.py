@@ -55,7 +55,7 @@ class Placed:
     size: int
 
     def chunks(self) -> Iterator[bytes]:
-        """The image's bytes from front to back, in pieces of about 1 MiB."""
+        """The image's bytes from front to back, in pieces of about 1 MiB; the last may be smaller, even empty."""
         pieces: list[bytes] = []
         pending = 0
         for piece in self._pieces():
@@ -65,8 +65,7 @@ class Placed:
                 yield b"".join(pieces)
                 pieces.clear()
                 pending = 0
-        if pieces:
-            yield b"".join(pieces)
+        yield b"".join(pieces)
 
     def _pieces(self) -> Iterator[bytes]:
         yield fmt.COMPOSEFS_HEADER.pack(*self.header)
