@@ -15,7 +15,7 @@ LOWER := .venv-lower
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWER_READY := $(LOWER)/.ready
-PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c)
+PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c cfstools/native/*.h)
 PIP := -m pip --disable-pip-version-check --quiet
 WORKERS ?= auto
 # The rooms whose code stands on a dependency.

@@ -15,6 +15,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCES = sorted(str(path) for path in Path("cfstools/native").glob("*.c"))
+HEADERS = sorted(str(path) for path in Path("cfstools/native").glob("*.h"))
 MODE = os.environ.get("CFSTOOLS_NATIVE", "auto")
 if MODE not in {"auto", "require", "off"}:
     raise SystemExit(f"CFSTOOLS_NATIVE={MODE}: expected auto, require or off")
@@ -25,8 +26,9 @@ if SOURCES and MODE != "off":
         Extension(
             "cfstools.native._native",
             SOURCES,
+            depends=HEADERS,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
-            extra_compile_args=["-O2", "-std=c11", "-Wall", "-Wextra"],
+            extra_compile_args=["-O2", "-g0", "-std=c11", "-Wall", "-Wextra"],
             py_limited_api=True,
             optional=MODE == "auto",
         )
