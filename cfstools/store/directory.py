@@ -23,7 +23,7 @@ from cfstools.verity import object_path
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Opening must not hang on a fifo nor make a terminal ours, whatever someone planted.
-_OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # File systems that have no locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 
@@ -104,7 +104,7 @@ class DirectoryStore:
 
         def opener() -> int:
             with self.prefix_fd(prefix) as directory:
-                return os.open(name, _OBJECT_FLAGS, dir_fd=directory)
+                return os.open(name, OBJECT_FLAGS, dir_fd=directory)
 
         return _open_object(opener, self.describe(digest))
 
@@ -112,7 +112,7 @@ class DirectoryStore:
         """A descriptor to read what is at *path* with; no link on the way is followed. Raises as :meth:`open`."""
         path = path.lstrip(b"/")
         subject = os.path.join(self.path, os.fsdecode(path))
-        return _open_object(lambda: files.open_below(self.fd, path, _OBJECT_FLAGS), subject)
+        return _open_object(lambda: files.open_below(self.fd, path, OBJECT_FLAGS), subject)
 
     def objects(self) -> Iterator[bytes]:
         """The digests of all objects in order; whatever is not an object's file is passed over."""
