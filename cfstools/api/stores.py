@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from cfstools.store import DirectoryStore, StoreChain
 
 
 def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
@@ -12,3 +15,10 @@ def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
     Readers admit no payload with ``.`` or ``..`` components, so this stays below the store.
     """
     return any(os.path.exists(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
+
+
+@contextmanager
+def open_stores(paths: Sequence[bytes]) -> Iterator[StoreChain]:
+    """The stores at *paths* read as one, in this order. Raises StoreError for one that cannot be opened."""
+    with ExitStack() as stack:
+        yield StoreChain([stack.enter_context(DirectoryStore(path)) for path in paths])

@@ -31,6 +31,8 @@ _VERBS: dict[str, tuple[str, str]] = {
     "dump": ("listing", "Print an image as composefs-dump(5) text."),
     "objects": ("listing", "List the objects images need, or those missing from stores."),
     "digest": ("digest", "Print fs-verity digests of files."),
+    "extract": ("extract", "Put the tree of an image on disk."),
+    "cat": ("extract", "Print the contents of a file in an image."),
     "completion": ("completion", "Print the shell completion script."),
 }
 

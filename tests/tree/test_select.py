@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cfstools.errors import InputError
-from cfstools.tree import Directory, HardLink, RegularFile, Symlink
+from cfstools.tree import Directory, Entry, HardLink, RegularFile, Symlink
 from cfstools.tree.select import select
 from cfstools.tree.walk import iter_entries
 
 
 def directory(**entries: Directory | RegularFile | Symlink | HardLink) -> Directory:
-    made = {name.encode(): entry for name, entry in entries.items()}
+    made: dict[bytes, Entry] = {name.encode(): entry for name, entry in entries.items()}
     return Directory(mode=0o040755, uid=7, mtime_sec=9, entries=made)
 
 

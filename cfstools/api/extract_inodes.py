@@ -1,0 +1,302 @@
+"""Making one inode on disk: its contents, then owner, extended attributes, mode and time, in the order that keeps all.
+
+Names are made below open directories that nobody else may enter, and only where there is nothing yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from cfstools.errors import InputError, Interrupted, Unsupported, os_error
+from cfstools.linux import files
+from cfstools.progress import SILENT, Progress
+from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
+from cfstools.tree.xattrs import XattrPolicy
+from cfstools.view import Contents, View
+
+OWNERS = "owners"
+SET_ID_BITS = "setuid and setgid bits"
+DEVICES = "device nodes"
+TIMES = "modification times"
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRIVATE = 0o600
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_UNCHANGED = 0xFFFFFFFF  # as an owner it means "leave it as it is" to the kernel
+_NANO = 1_000_000_000
+# Every file system with times holds these seconds; beyond, the kernel silently cuts them to what it can store.
+_COMMON_TIMES = range(-(1 << 31), 1 << 31)
+_PRIVILEGED = (b"trusted.", b"security.")
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOENT, errno.EOPNOTSUPP})
+_NO_XATTR = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP})
+
+
+class CopyMode(Enum):
+    """How contents that are objects get into the files made of them."""
+
+    AUTO = "auto"
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InodeOptions:
+    """What of an inode is put on disk. ``AUTO`` clones where the file system can and copies elsewhere."""
+
+    contents: CopyMode = CopyMode.AUTO
+    xattrs: XattrPolicy = XattrPolicy.ALL
+    owners: bool = True
+    devices: bool = True
+
+
+@dataclass
+class Tally:
+    """What was done, and what could not be put on disk: of each kind how often and the path where it was first."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    absent: set[Leaf] = field(default_factory=set)
+
+    def leave_out(self, what: str, path: bytes, times: int = 1) -> None:
+        """Note something that is not on disk."""
+        count, first = self.left_out.get(what, (0, path))
+        self.left_out[what] = (count + times, first)
+
+    def add(self, other: Tally) -> None:
+        """Add what *other* counted later than this one."""
+        self.done.update(other.done)
+        self.absent |= other.absent
+        for what, (count, first) in other.left_out.items():
+            self.leave_out(what, first, count)
+
+
+class Spot(NamedTuple):
+    """Where an inode is made: as *name* in the open directory *dirfd*; *path* is that in the image."""
+
+    dirfd: int
+    name: bytes
+    path: bytes
+
+
+class _Attributes(NamedTuple):
+    """What an inode is given on disk; without ``owner`` it stays whatever the system gives to new files."""
+
+    owner: tuple[int, int] | None
+    mode: int
+    xattrs: Xattrs
+    time_ns: int
+    checks_time: bool
+
+
+class InodeWriter:
+    """Makes inodes of *view* on disk; used from several threads."""
+
+    def __init__(self, view: View, options: InodeOptions, progress: Progress = SILENT) -> None:
+        self._view = view
+        self._options = options
+        self._advance = progress.advance
+        self._progress = progress
+        self._accepts = options.xattrs.accepts
+        self._user = os.geteuid()
+        self._groups = frozenset({*os.getgroups(), os.getegid()})
+        # File systems whose objects cannot be cloned.
+        self._no_clones: set[int] = set()
+        self.stopped = False
+
+    def make(self, spot: Spot, inode: Leaf, tally: Tally) -> None:
+        """Make *inode*. Raises ``OSError`` for what the file system refuses."""
+        if isinstance(inode, RegularFile):
+            self._file(spot, inode, tally)
+            tally.done["files"] += 1
+            return
+        match inode:
+            case Symlink():
+                os.symlink(inode.target, spot.name, dir_fd=spot.dirfd)
+                tally.done["symlinks"] += 1
+            case Device():
+                if not self._device(spot, inode, tally):
+                    tally.absent.add(inode)
+                    return
+                tally.done["special_files"] += 1
+            case Fifo() | Socket():
+                os.mknod(spot.name, stat.S_IFMT(inode.mode) | _PRIVATE, dir_fd=spot.dirfd)
+                tally.done["special_files"] += 1
+        self._finish_name(spot, inode, tally)
+
+    def _device(self, spot: Spot, inode: Device, tally: Tally) -> bool:
+        if not self._options.devices:
+            return False
+        # Whiteouts are the one kind that anybody may make, since Linux 5.8.
+        if not self._user or inode.is_whiteout:
+            try:
+                os.mknod(spot.name, stat.S_IFMT(inode.mode) | _PRIVATE, inode.rdev, dir_fd=spot.dirfd)
+            except PermissionError as error:
+                if not self._user:
+                    hint = "--skip-devices leaves them out"
+                    raise InputError("making device nodes is not permitted here", hint=hint) from error
+            else:
+                return True
+        tally.leave_out(DEVICES, spot.path)
+        return False
+
+    # Contents
+
+    def _file(self, spot: Spot, inode: RegularFile, tally: Tally) -> None:
+        with self._view.open(inode, spot.path) as contents:
+            noted = Tally()
+            attributes = self._attributes(spot.path, inode, noted)
+            if self._options.contents is CopyMode.HARDLINK and self._link(spot, contents, attributes, tally):
+                tally.add(noted)
+                return
+            fd = os.open(spot.name, _NEW_FILE, _PRIVATE, dir_fd=spot.dirfd)
+            try:
+                self._fill(fd, contents, tally)
+                self._finish_open(fd, spot.path, attributes, noted)
+            finally:
+                os.close(fd)
+            tally.add(noted)
+
+    def _fill(self, fd: int, contents: Contents, tally: Tally) -> None:
+        if contents.fd is not None and self._clone(contents.fd, fd):
+            contents.check(fd, progress=self._progress)
+            tally.done["bytes_cloned"] += contents.size
+            return
+        for piece in contents.pieces():
+            if self.stopped:
+                raise Interrupted("interrupted")
+            files.write_all(fd, piece)
+            self._advance(len(piece))
+        tally.done["bytes_copied"] += contents.size
+
+    def _clone(self, source: int, fd: int) -> bool:
+        wanted = self._options.contents
+        if wanted is CopyMode.COPY:
+            return False
+        device = os.fstat(source).st_dev
+        if device not in self._no_clones:
+            if files.reflink(source, fd):
+                return True
+            self._no_clones.add(device)
+        if wanted is CopyMode.REFLINK:
+            raise Unsupported(
+                "objects cannot be cloned there", hint="that needs store and directory on one btrfs or XFS"
+            )
+        return False
+
+    def _link(self, spot: Spot, contents: Contents, attributes: _Attributes, tally: Tally) -> bool:
+        """Make the name a hard link to the object, if that has the attributes already: they are never changed."""
+        if contents.fd is None or not self._fits(contents.fd, attributes):
+            return False
+        contents.check(progress=self._progress)
+        try:
+            files.link_tmpfile(contents.fd, spot.dirfd, spot.name)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return False
+            raise
+        if os.fstat(contents.fd).st_mtime_ns != attributes.time_ns:
+            tally.leave_out(f"{TIMES} of hard-linked objects", spot.path)
+        tally.done["bytes_linked"] += contents.size
+        return True
+
+    def _fits(self, fd: int, attributes: _Attributes) -> bool:
+        status = os.fstat(fd)
+        owner = attributes.owner or (self._user, status.st_gid)
+        if status.st_mode & 0o7777 != attributes.mode or (status.st_uid, status.st_gid) != owner:
+            return False
+        try:
+            has = {os.fsencode(key) for key in os.listxattr(fd)}
+        except OSError:  # the file system has no extended attributes
+            has = set()
+        wanted = attributes.xattrs
+        # A label that the system gives to every file would be on a copy as well.
+        has -= {b"security.selinux"} - wanted.keys()
+        return has == wanted.keys() and all(os.getxattr(fd, key) == value for key, value in wanted.items())
+
+    # Attributes
+
+    def _attributes(self, path: bytes, inode: Directory | Leaf, tally: Tally) -> _Attributes:
+        owner = self._owner(inode)
+        if owner is None and self._options.owners:
+            tally.leave_out(OWNERS, path)
+        mode = inode.mode & 0o7777
+        # A program must not run as somebody it was never meant for.
+        if mode & _SET_ID and owner is None:
+            mode &= ~_SET_ID
+            tally.leave_out(SET_ID_BITS, path)
+        nsec = min(inode.mtime_nsec, _NANO - 1)
+        checks_time = inode.mtime_sec not in _COMMON_TIMES
+        if nsec != inode.mtime_nsec:
+            tally.leave_out(TIMES, path)
+        xattrs = self._xattrs(path, inode.xattrs, tally) if inode.xattrs else NO_XATTRS
+        time_ns = inode.mtime_sec * _NANO + nsec
+        return _Attributes(owner, mode, xattrs, time_ns, checks_time)
+
+    def _owner(self, inode: Directory | Leaf) -> tuple[int, int] | None:
+        """The inode's owner and group, ``None`` when they cannot be given or are not wanted."""
+        owner = (inode.uid, inode.gid)
+        if not self._options.owners or _UNCHANGED in owner:
+            return None
+        if self._user and (inode.uid != self._user or inode.gid not in self._groups):
+            return None
+        return owner
+
+    def _xattrs(self, path: bytes, xattrs: Xattrs, tally: Tally) -> Xattrs:
+        kept: Xattrs = {key: value for key, value in xattrs.items() if self._accepts(key)}
+        if self._user:
+            for key in kept:
+                if key.startswith(_PRIVILEGED):
+                    _leave_out_xattr(tally, key, path)
+            kept = {key: value for key, value in kept.items() if not key.startswith(_PRIVILEGED)}
+        return kept
+
+    def finish_directory(self, fd: int, path: bytes, directory: Directory, tally: Tally) -> None:
+        """Give a directory, of which all contents are there, its attributes."""
+        self._finish_open(fd, path, self._attributes(path, directory, tally), tally)
+
+    def _finish_open(self, fd: int, path: bytes, attributes: _Attributes, tally: Tally) -> None:
+        owner, mode, xattrs, time_ns, checks_time = attributes
+        if owner is not None:
+            os.chown(fd, *owner)
+        for key, value in xattrs.items():
+            self._set_xattr(fd, key, value, path, tally)
+        os.chmod(fd, mode)
+        os.utime(fd, ns=(time_ns, time_ns))
+        if checks_time and os.fstat(fd).st_mtime_ns != time_ns:
+            tally.leave_out(TIMES, path)
+
+    def _finish_name(self, spot: Spot, inode: Leaf, tally: Tally) -> None:
+        dirfd, name, path = spot
+        owner, mode, xattrs, time_ns, checks_time = self._attributes(path, inode, tally)
+        if owner is not None:
+            os.chown(name, *owner, dir_fd=dirfd, follow_symlinks=False)
+        for key, value in xattrs.items():
+            self._set_xattr(b"/proc/self/fd/%d/%b" % (dirfd, name), key, value, path, tally)
+        if not isinstance(inode, Symlink):
+            os.chmod(name, mode, dir_fd=dirfd)
+        os.utime(name, ns=(time_ns, time_ns), dir_fd=dirfd, follow_symlinks=False)
+        if checks_time and os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mtime_ns != time_ns:
+            tally.leave_out(TIMES, path)
+
+    def _set_xattr(self, target: int | bytes, key: bytes, value: bytes, path: bytes, tally: Tally) -> None:
+        try:
+            os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
+        except OSError as error:
+            if self._user and error.errno in _NO_XATTR:
+                _leave_out_xattr(tally, key, path)
+                return
+            text = key.decode("ascii", "backslashreplace")
+            hint = "--skip-xattrs leaves extended attributes out"
+            raise os_error(error, f"cannot set extended attribute {text}", hint=hint) from error
+
+
+def _leave_out_xattr(tally: Tally, key: bytes, path: bytes) -> None:
+    namespace = key.partition(b".")[0].decode("ascii", "backslashreplace")
+    tally.leave_out(f"extended attributes {namespace}.*", path)

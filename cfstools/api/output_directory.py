@@ -1,0 +1,148 @@
+"""Output directories that appear complete or not at all, and the removal of what was not completed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from cfstools.errors import InputError, os_error
+from cfstools.linux.files import rename_noreplace, syncfs
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRIVATE = 0o700
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+
+
+@contextmanager
+def output_directory(path: bytes, *, sync: bool = False) -> Iterator[int]:
+    """Make the directory *path*: yields a descriptor of where its contents go, closed to everyone else.
+
+    It gets its name when the block ends well; the block gives it its mode as the last thing it does. After an error
+    nothing is left. A directory that exists must be empty; it may be a mount point, so it is filled where it is, and
+    emptied after an error. With *sync* everything is on stable storage before the end. Raises InputError.
+    """
+    subject = os.fsdecode(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        maker = _new(path, sync=sync)
+    except ValueError:
+        raise InputError("a path cannot contain a zero byte", subject=subject) from None
+    except OSError as error:
+        raise os_error(error, "cannot make a directory there", subject=subject) from error
+    else:
+        maker = _existing(fd, subject, sync=sync)
+    try:
+        yield from maker
+    except OSError as error:
+        raise os_error(error, "cannot make the directory", subject=subject) from error
+
+
+def _new(path: bytes, *, sync: bool) -> Iterator[int]:
+    """Fill a temporary beside *path* and rename it."""
+    parent, name = os.path.split(path.rstrip(b"/"))
+    place = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        temporary = b".%s.%s.tmp" % (name[:200], secrets.token_hex(8).encode())
+        os.mkdir(temporary, _PRIVATE, dir_fd=place)
+        try:
+            fd = os.open(temporary, _DIRECTORY, dir_fd=place)
+            try:
+                _take_acls(fd)
+                os.fchmod(fd, _PRIVATE)  # an ACL may have given it less
+                yield fd
+                if sync:
+                    syncfs(fd)
+                rename_noreplace(place, temporary, place, name)
+            except BaseException:
+                empty_directory(fd)
+                raise
+            finally:
+                os.close(fd)
+        except BaseException:
+            with suppress(OSError):
+                os.rmdir(temporary, dir_fd=place)
+            raise
+        if sync:
+            os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def _existing(fd: int, subject: str, *, sync: bool) -> Iterator[int]:
+    """Fill the directory *fd*, which is closed, and leave it as it was after an error."""
+    try:
+        with os.scandir(fd) as entries:
+            if next(entries, None) is not None:
+                hint = "name a directory that does not exist yet, or an empty one"
+                raise InputError("is not empty", subject=subject, hint=hint)
+        mode = os.fstat(fd).st_mode & 0o7777
+        os.fchmod(fd, _PRIVATE)
+        acls = _take_acls(fd)
+        try:
+            yield fd
+            if sync:
+                syncfs(fd)
+        except BaseException:
+            empty_directory(fd)
+            with suppress(OSError):
+                for name, value in acls.items():
+                    os.setxattr(fd, name, value)
+                os.fchmod(fd, mode)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _take_acls(fd: int) -> dict[str, bytes]:
+    """Remove and return the directory's ACLs: what is made in it would inherit them."""
+    taken = {}
+    for name in _ACLS:
+        with suppress(OSError):  # it has none, or the file system does not know them
+            taken[name] = os.getxattr(fd, name)
+            os.removexattr(fd, name)
+    return taken
+
+
+def empty_directory(fd: int) -> None:
+    """Remove all that is below the directory *fd*, however deep, without following links; keeps going on errors.
+
+    Directories are moved up to *fd* before they are emptied, so that two descriptors are enough for any depth.
+    """
+    with suppress(OSError):
+        os.fchmod(fd, _PRIVATE)
+        fresh = (b".%s.%d.tmp" % (secrets.token_hex(8).encode(), number) for number in itertools.count())
+        stuck: set[bytes] = set()
+        while names := set(map(os.fsencode, os.listdir(fd))) - stuck:
+            for name in names:
+                try:
+                    _remove(fd, name, fresh)
+                except OSError:
+                    stuck.add(name)
+
+
+def _remove(top: int, name: bytes, fresh: Iterator[bytes]) -> None:
+    try:
+        os.unlink(name, dir_fd=top)
+    except IsADirectoryError:
+        fd = _open_to_empty(top, name)
+        try:
+            for child in map(os.fsencode, os.listdir(fd)):
+                try:
+                    os.unlink(child, dir_fd=fd)
+                except IsADirectoryError:
+                    os.close(_open_to_empty(fd, child))
+                    os.rename(child, next(fresh), src_dir_fd=fd, dst_dir_fd=top)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=top)
+
+
+def _open_to_empty(place: int, name: bytes) -> int:
+    """Open a directory, which may have lost the permissions to be emptied or moved."""
+    with suppress(OSError):
+        os.chmod(name, _PRIVATE, dir_fd=place)
+    return os.open(name, _DIRECTORY, dir_fd=place)
