@@ -33,6 +33,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "digest": ("digest", "Print fs-verity digests of files."),
     "extract": ("extract", "Put the tree of an image on disk."),
     "cat": ("extract", "Print the contents of a file in an image."),
+    "diff": ("diff", "Say what changed from one image, directory or dump to another."),
     "completion": ("completion", "Print the shell completion script."),
 }
 

@@ -53,7 +53,8 @@ class Change:
 
     ``xattrs`` are the keys whose presence or value differs, in byte order. ``old_link`` and ``new_link`` are the
     name which this one is a further name of: the first of all where a tree has the name alone, else the first of
-    those that both trees have, and only given for :attr:`Aspect.LINKS`.
+    those that both trees have, and only given for :attr:`Aspect.LINKS`. ``old_names`` and ``new_names`` count the
+    names of the inode.
     """
 
     path: bytes
@@ -63,6 +64,8 @@ class Change:
     xattrs: tuple[bytes, ...] = ()
     old_link: bytes | None = None
     new_link: bytes | None = None
+    old_names: int = 1
+    new_names: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -159,6 +162,8 @@ class _Walk:
             new=None if after is None else inode_of(after),
             old_link=_first_name(self._old, before, path),
             new_link=_first_name(self._new, after, path),
+            old_names=_count_names(self._old, before),
+            new_names=_count_names(self._new, after),
         )
 
     def compare(self, path: bytes, before: Entry, after: Entry) -> Change | None:
@@ -198,6 +203,8 @@ class _Walk:
             xattrs=xattrs if Aspect.XATTRS in wanted else (),
             old_link=old_link if links else None,
             new_link=new_link if links else None,
+            old_names=_count_names(self._old, before),
+            new_names=_count_names(self._new, after),
         )
 
     def _excess(self, old: Leaf, new: Leaf) -> bool:
@@ -206,6 +213,11 @@ class _Walk:
 
 
 _ORDER = {aspect: number for number, aspect in enumerate(Aspect)}
+
+
+def _count_names(links: _Links, entry: Entry | None) -> int:
+    inode = None if entry is None else inode_of(entry)
+    return 1 if inode is None or isinstance(inode, Directory) else links.names.get(inode, 1)
 
 
 def _first_name(links: _Links, entry: Entry | None, path: bytes) -> bytes | None:

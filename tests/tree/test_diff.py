@@ -158,7 +158,15 @@ def test_there_are_changes_exactly_where_descriptions_differ(old: Directory, new
 def test_the_other_way_round_everything_is_swapped(old: Directory, new: Directory) -> None:
     forward = list(diff_trees(old, new))
     swapped = [
-        dataclasses.replace(change, old=change.new, new=change.old, old_link=change.new_link, new_link=change.old_link)
+        dataclasses.replace(
+            change,
+            old=change.new,
+            new=change.old,
+            old_link=change.new_link,
+            new_link=change.old_link,
+            old_names=change.new_names,
+            new_names=change.old_names,
+        )
         for change in diff_trees(new, old)
     ]
     assert swapped == forward
@@ -327,6 +335,9 @@ def test_the_first_name_may_go_or_come() -> None:
 def test_link_counts_that_names_do_not_explain_are_a_difference() -> None:
     assert links(tree(group(b"a", b"b")), tree(group(b"a", b"b", nlink=3))) == [(b"/a", None, None)]
     assert links(tree(group(b"a")), tree(group(b"a", nlink=2))) == [(b"/a", None, None)]
+    change, added = diff_trees(tree(group(b"a", b"b")), tree(group(b"a", b"b", b"c", nlink=2)))
+    assert (change.path, change.aspects, change.old_names, change.new_names) == (b"/a", (Aspect.LINKS,), 2, 3)
+    assert (added.path, added.old_names, added.new_names) == (b"/c", 1, 3)
 
 
 def test_an_inode_with_several_names_is_compared_once() -> None:

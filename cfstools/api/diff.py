@@ -1,0 +1,236 @@
+"""Verb ``diff``: what changed from one tree to another, and why digests differ where trees do not."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from cfstools.api.build import BuildOptions
+from cfstools.api.changes import ChangeReport, change_kind, change_report
+from cfstools.errors import UsageError, naming
+from cfstools.formats.composefs import format_word, plan_image
+from cfstools.formats.composefs_reader import TreeReader
+from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.formats.erofs.reader import Image
+from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
+from cfstools.formats.primary_names import restore_primary_names
+from cfstools.linux.mapping import mapped_file
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.sources.directory import WalkOptions
+from cfstools.sources.open import find_image, open_source
+from cfstools.store.ingest import ingest
+from cfstools.tree import Directory
+from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
+from cfstools.verity import Algorithm, MerkleHasher, Params, digest_bytes
+
+_STDIN = b"-"
+_IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideReport(Report):
+    """One side: what it is, and the image it is or would become with default options."""
+
+    path: str
+    kind: str
+    format: str
+    digest: str
+    image_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffReport(Report):
+    """What is different between ``a`` and ``b``. Sizes are in bytes.
+
+    ``same`` is true if nothing that was not ignored differs: no change, nor the digests. ``aspects`` counts changed
+    names by aspect. A client that has all of A needs ``objects_to_fetch`` of ``bytes_to_fetch`` and an image of
+    ``image_to_fetch`` for B; ``objects_shared`` are needed by both. ``contents_unknown`` files have no digest on
+    either side and ``contents_incomparable`` have those of two algorithms, so that only sizes were compared.
+    ``reasons`` say why digests differ.
+    """
+
+    same: bool
+    a: SideReport
+    b: SideReport
+    added: int
+    removed: int
+    changed: int
+    aspects: dict[str, int]
+    objects_shared: int
+    objects_to_fetch: int
+    bytes_to_fetch: int
+    image_to_fetch: int
+    contents_unknown: int
+    contents_incomparable: int
+    ignored: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    changes: tuple[ChangeReport, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions:
+    """What counts as a difference, and how sides that are not images are read.
+
+    ``algorithm`` is that of digests of sources that are not images; ``None`` means that of the other side if this is
+    an image. ``ignore`` are aspects that do not matter; with any of them, or with ``ignore_format``, the digests of
+    the two images do not matter either.
+    """
+
+    algorithm: Algorithm | None = None
+    ignore: frozenset[Aspect] = frozenset()
+    ignore_format: bool = False
+
+    @property
+    def compares_digests(self) -> bool:
+        """Whether sides with different digests are different although their trees agree."""
+        return not self.ignore and not self.ignore_format
+
+
+def diff(
+    a: bytes,
+    b: bytes,
+    *,
+    options: DiffOptions | None = None,
+    threads: int = 1,
+    stdin: BinaryIO | None = None,
+    progress: Progress = SILENT,
+) -> DiffReport:
+    """Compare *a* and *b*, each an image or any source that ``build`` takes; *stdin* is what one ``-`` stands for.
+
+    Files of directories and container images are digested. Raises InputError, SourceChanged, FormatError, TreeError
+    and UsageError, naming the side.
+    """
+    options = options or DiffOptions()
+    if a == b == _STDIN:
+        raise UsageError("only one side can be standard input")
+    with ExitStack() as stack:
+        paths = ((a, "A"), (b, "B"))
+        opened = [_open_image(stack, path, name) for path, name in paths]
+        found = (side.algorithm for side in opened if side is not None and side.algorithm is not None)
+        algorithm = options.algorithm or next(found, Algorithm.SHA256)
+        old, new = (
+            side.settled(algorithm)
+            if side
+            else _read(path, name, algorithm, threads=threads, stdin=stdin, progress=progress)
+            for side, (path, name) in zip(opened, ((a, "A"), (b, "B")), strict=True)
+        )
+        return _compare(old, new, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    form: Form
+    report: SideReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImageSide:
+    """An image that was read; without objects it leaves open which algorithm it is of."""
+
+    path: bytes
+    name: str
+    root: Directory
+    version: int
+    algorithm: Algorithm | None
+    data: memoryview
+
+    def settled(self, default: Algorithm) -> _Side:
+        algorithm = self.algorithm or default
+        digest = digest_bytes(self.data, Params(algorithm=algorithm))
+        form = Form(name=self.name, root=self.root, version=self.version, algorithm=algorithm, data=self.data)
+        return _Side(form=form, report=_side_report(self.path, "image", form, digest, len(self.data)))
+
+
+def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
+    """The image at *path*, mapped until *stack* is left; ``None`` for what is none."""
+    if not os.path.isfile(path):
+        return None
+    data = stack.enter_context(mapped_file(path))
+    if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
+        return None
+    with naming(path):
+        image = Image(data, allow_tail=True)
+        reader = TreeReader(image)
+        root = reader.read()
+        restore_primary_names(image, root)
+    version = image.header.composefs_version
+    if version:
+        drop_version_marks(root)
+    return _ImageSide(
+        path=path,
+        name=name,
+        root=root,
+        version=version,
+        algorithm=reader.algorithm,
+        data=stack.enter_context(data[: image.length]),
+    )
+
+
+def _read(
+    path: bytes, name: str, algorithm: Algorithm, *, threads: int, stdin: BinaryIO | None, progress: Progress
+) -> _Side:
+    """A source that is no image, and the image it would become."""
+    params = Params(algorithm=algorithm)
+    minimum, maximum = BuildOptions().versions(container=find_image(path) is not None)
+    with open_source(path, options=WalkOptions(), algorithm=algorithm, stdin=stdin, progress=progress) as source:
+        if source.blobs is not None:
+            ingest(source.root, source.blobs, None, params=params, threads=threads, progress=progress)
+    with naming(path):
+        plan = plan_image(source.root, min_version=minimum, max_version=maximum, algorithm=algorithm)
+    hasher = MerkleHasher(params)
+    for chunk in plan.chunks():
+        hasher.update(chunk)
+    form = Form(name=name, root=source.root, version=plan.header.composefs_version, algorithm=algorithm)
+    return _Side(form=form, report=_side_report(path, source.kind, form, hasher.digest(), plan.size))
+
+
+def _side_report(path: bytes, kind: str, form: Form, digest: bytes, size: int) -> SideReport:
+    return SideReport(
+        path=os.fsdecode(path),
+        kind=kind,
+        format=format_word(form.version, form.algorithm),
+        digest=digest.hex(),
+        image_size=size,
+    )
+
+
+def _compare(old: _Side, new: _Side, options: DiffOptions) -> DiffReport:
+    notes = Notes()
+    changes: list[Change] = []
+    reasons: list[Reason] = []
+    alike = old.report.digest == new.report.digest
+    if not alike:  # equal digests leave nothing to look for
+        changes = list(diff_trees(old.form.root, new.form.root, ignore=options.ignore, notes=notes))
+        if options.compares_digests:
+            reasons = explain(old.form, new.form, changes, notes)
+    had, needed = objects_of(old.form.root), objects_of(new.form.root)
+    missing = [size for name, size in needed.items() if name not in had]
+    kinds = Counter(map(change_kind, changes))
+    aspects = Counter(aspect for change in changes for aspect in change.aspects)
+    return DiffReport(
+        same=not changes and (alike or not options.compares_digests),
+        a=old.report,
+        b=new.report,
+        added=kinds["added"],
+        removed=kinds["removed"],
+        changed=kinds["changed"],
+        aspects={aspect.value: aspects[aspect] for aspect in Aspect if aspect in aspects},
+        objects_shared=len(needed) - len(missing),
+        objects_to_fetch=len(missing),
+        bytes_to_fetch=sum(missing),
+        image_to_fetch=0 if alike else new.report.image_size,
+        contents_unknown=notes.unknown,
+        contents_incomparable=notes.incomparable,
+        ignored=_ignored(options),
+        reasons=tuple(reasons),
+        changes=tuple(map(change_report, changes)),
+    )
+
+
+def _ignored(options: DiffOptions) -> tuple[str, ...]:
+    names = [aspect.value for aspect in Aspect if aspect in options.ignore]
+    return (*names, "format") if options.ignore_format else tuple(names)
