@@ -75,6 +75,21 @@ def _top_kind(name: bytes, status: os.stat_result) -> Kind:
     return Kind.FOREIGN
 
 
+def look(store: DirectoryStore, path: bytes) -> Found | None:
+    """What is at *path*, as a survey gave it, by now; ``None`` when it is gone. Raises ``StoreError``."""
+    prefix, _, name = path.rpartition(b"/")
+    try:
+        if not prefix:
+            status = os.stat(name, dir_fd=store.fd, follow_symlinks=False)
+            return Found(_top_kind(name, status), name, None, status)
+        with store.prefix_fd(prefix) as directory:
+            return _below(prefix, name, os.stat(name, dir_fd=directory, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise store_error(error, "cannot look up the object", place(store, path)) from error
+
+
 def _prefix(store: DirectoryStore, prefix: bytes, status: os.stat_result) -> Iterator[Found]:
     if not stat.S_ISDIR(status.st_mode):
         yield Found(Kind.ODD, prefix, None, status)
@@ -88,9 +103,13 @@ def _prefix(store: DirectoryStore, prefix: bytes, status: os.stat_result) -> Ite
         yield Found(Kind.CLOSED, prefix, None, status, error.strerror or str(error))
         return
     for name, below in names:
-        digest = digest_of(prefix, name)
-        kind = Kind.OBJECT if stat.S_ISREG(below.st_mode) else Kind.ODD
-        yield Found(Kind.FOREIGN if digest is None else kind, b"%b/%b" % (prefix, name), digest, below)
+        yield _below(prefix, name, below)
+
+
+def _below(prefix: bytes, name: bytes, status: os.stat_result) -> Found:
+    digest = digest_of(prefix, name)
+    kind = Kind.OBJECT if stat.S_ISREG(status.st_mode) else Kind.ODD
+    return Found(Kind.FOREIGN if digest is None else kind, b"%b/%b" % (prefix, name), digest, status)
 
 
 def _listing(directory: int) -> list[tuple[bytes, os.stat_result]]:

@@ -1,0 +1,114 @@
+"""Verb ``store fsck``: whether a store is what it should be, and putting it right."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cfstools.api.problems import shown
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.donors import check_donor
+from cfstools.store.fsck import Fault, FsckResult, Problem
+from cfstools.store.fsck import fsck as check
+from cfstools.store.locking import silently
+from cfstools.store.repair import RepairOptions, repair
+
+MAX_PROBLEMS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreProblem(Report):
+    """One thing that is wrong: of what sort, where below the store (escaped), what it is, and what was done about it.
+
+    ``remains`` is whether it is a problem that is still there.
+    """
+
+    fault: Fault
+    path: str
+    what: str
+    outcome: str | None
+    remains: bool
+
+    def __str__(self) -> str:
+        done = f"; {self.outcome}" if self.outcome else ""
+        return f"{self.fault.value}: {self.path}: {self.what}{done}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFsckReport(Report):
+    """What was checked and found in a store. Sizes are in bytes; ``measured`` objects were checked by the kernel.
+
+    ``faults`` counts what was found by sort, ``problems`` has the first ``MAX_PROBLEMS``, by path. ``settled`` ones
+    were put right, ``remaining`` ones were not; notes are neither (modes, temporaries in use).
+    """
+
+    store: str
+    objects: int
+    bytes: int
+    measured: int
+    faults: dict[str, int]
+    settled: int
+    remaining: int
+    problems: tuple[StoreProblem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem remains."""
+        return not self.remaining
+
+
+def fsck(
+    store: bytes,
+    *,
+    now: float,
+    options: RepairOptions | None = None,
+    measure: bool = False,
+    threads: int | None = None,
+    wait: bool = True,
+    on_wait: Callable[[], None] = silently,
+    progress: Progress = SILENT,
+) -> StoreFsckReport:
+    """Compute the digest of every object in *store*, look at everything else, and do what *options* ask for.
+
+    Builds go on meanwhile; they wait while something is changed. See ``cfstools.store.fsck`` and
+    ``cfstools.store.repair`` for the details. Raises StoreError; InputError for a donor that is no directory.
+    """
+    for donor in options.donors if options else ():
+        check_donor(donor)  # before the long work
+    with DirectoryStore(store) as opened:
+        result = check(opened, now=now, measure=measure, threads=threads, wait=wait, on_wait=on_wait, progress=progress)
+        if options is not None and result.problems:
+            repair(opened, result, options, now=now, wait=wait, on_wait=on_wait, progress=progress)
+    return _report(store, result)
+
+
+def _report(store: bytes, result: FsckResult) -> StoreFsckReport:
+    faults = Counter(problem.fault for problem in result.problems)
+    if result.modes:
+        faults[Fault.MODE] = result.modes
+    remaining = sum(problem.remains for problem in result.problems)
+    settled = sum(problem.outcome is not None for problem in result.problems)
+    return StoreFsckReport(
+        store=os.fsdecode(store),
+        objects=result.objects,
+        bytes=result.bytes,
+        measured=result.measured,
+        faults={fault.value: faults[fault] for fault in Fault if faults[fault]},
+        settled=settled,
+        remaining=remaining,
+        problems=tuple(map(_problem, result.problems[:MAX_PROBLEMS])),
+    )
+
+
+def _problem(problem: Problem) -> StoreProblem:
+    return StoreProblem(
+        fault=problem.fault,
+        path=shown(problem.path),
+        what=problem.what,
+        outcome=problem.outcome,
+        remains=problem.remains,
+    )

@@ -1,0 +1,45 @@
+"""Verb ``store stat``: what a store holds and how images share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cfstools.api.store_images import needed_digests
+from cfstools.progress import SILENT, Progress
+from cfstools.report import Report
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.locking import silently
+from cfstools.store.usage import StoreUsage, usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreStatReport(Report):
+    """What the store at the path ``store`` holds; ``images`` are the paths of those in ``usage``, in the same order."""
+
+    store: str
+    images: tuple[str, ...]
+    usage: StoreUsage
+
+
+def stat(
+    store: bytes,
+    images: Sequence[bytes] = (),
+    *,
+    on_wait: Callable[[], None] = silently,
+    progress: Progress = SILENT,
+) -> StoreStatReport:
+    """Count the objects of *store*, and what each of *images* has of them.
+
+    Raises InputError, ImageError and StoreError.
+    """
+    with DirectoryStore(store) as opened:
+        # One object for each digest, however many images name it.
+        known: dict[bytes, bytes] = {}
+        needed = [
+            {known.setdefault(digest, digest): size for digest, size in needed_digests(image).items()}
+            for image in images
+        ]
+        counted = usage(opened, needed, on_wait=on_wait, progress=progress)
+    return StoreStatReport(store=os.fsdecode(store), images=tuple(map(os.fsdecode, images)), usage=counted)

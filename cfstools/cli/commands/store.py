@@ -1,0 +1,300 @@
+"""``mkcfs store fsck``, ``mkcfs store gc`` and ``mkcfs store stat``."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cfstools.cli.params import PATH, examples, json_option
+from cfstools.cli.session import Session, print_json
+from cfstools.cli.text import count_text, quoted_text, size_text
+from cfstools.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from cfstools.api.store_fsck import StoreFsckReport
+    from cfstools.api.store_gc import StoreGcReport
+    from cfstools.api.store_stat import StoreStatReport
+    from cfstools.store.usage import StoreUsage
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    _Float = click.ParamType[float]
+else:  # generic only in newer versions of click
+    _Float = click.ParamType
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"([0-9]{1,9})([smhd]?)")
+
+
+class Duration(_Float):
+    """A time span: a number of seconds, or one with a unit."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of ``90``, ``90s``, ``15m``, ``1h`` or ``2d``."""
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            self.fail(f"{value!r} is no time span: 90s, 15m, 1h, 2d", param, ctx)
+        return float(int(match[1]) * _SECONDS[match[2]])
+
+
+def _store_option(function: F) -> F:
+    return click.option("--store", type=PATH, required=True, metavar="DIR", help="The object store.")(function)
+
+
+def _no_wait_option(function: F) -> F:
+    return click.option("--no-wait", is_flag=True, help="Fail instead of waiting while others use the store.")(function)
+
+
+def _waiting(session: Session, store: bytes) -> Callable[[], None]:
+    shown = quoted_text(store.decode("utf-8", "surrogateescape"))
+    return lambda: session.note(f"mkcfs: {shown}: waiting for other processes that use the store")
+
+
+@click.group()
+def store() -> None:
+    """Care for an object store: check it, collect garbage, count."""
+
+
+@store.command(
+    short_help="Check every object, and put right what is wrong.",
+    epilog=examples(
+        "mkcfs store fsck --store ./objects",
+        "mkcfs store fsck --store ./objects --repair --from rootfs/",
+        "mkcfs store fsck --store ./objects --remove-damaged --remove-temporaries --json",
+    )
+)
+@_store_option
+@click.option("--repair", is_flag=True, help="Put right what can be put right.")
+@click.option(
+    "--from",
+    "donors",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="With --repair: look for good contents in this store or directory tree; repeatable.",
+)
+@click.option("--remove-damaged", is_flag=True, help="Remove damaged objects (that could not be replaced).")
+@click.option("--remove-temporaries", is_flag=True, help="Remove what killed writers left behind; part of --repair.")
+@click.option(
+    "--measure", is_flag=True, help="Take the kernel's word for files with fs-verity instead of reading them."
+)
+@click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@_no_wait_option
+@json_option
+@click.pass_context
+def fsck(
+    ctx: click.Context,
+    *,
+    store: bytes,
+    repair: bool,
+    donors: tuple[bytes, ...],
+    remove_damaged: bool,
+    remove_temporaries: bool,
+    measure: bool,
+    threads: int | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Check the contents of every object, and list whatever else is wrong in a store.
+
+    With --repair damaged objects are replaced from where --from says, objects in a wrong place moved to the right one,
+    and stale temporaries removed. Nothing is given up before what replaces it is on stable storage. Exit code 3 if
+    problems remain.
+    """
+    from cfstools.api.store_fsck import fsck as run
+    from cfstools.store.repair import RepairOptions
+
+    if donors and not repair:
+        raise UsageError("--from says where --repair finds contents: it does nothing alone")
+    options = RepairOptions(
+        replace=repair,
+        donors=donors,
+        remove_damaged=remove_damaged,
+        remove_temporaries=repair or remove_temporaries,
+    )
+    session = ctx.obj
+    assert isinstance(session, Session)
+    report = run(
+        store,
+        now=time.time(),
+        options=options if repair or remove_damaged or remove_temporaries else None,
+        measure=measure,
+        threads=threads,
+        wait=not no_wait,
+        on_wait=_waiting(session, store),
+        progress=session.progress(),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print_fsck(report)
+    if not report.ok:
+        ctx.exit(CheckFailed.exit_code)
+
+
+def _print_fsck(report: StoreFsckReport) -> None:
+    place = quoted_text(report.store)
+    for problem in report.problems:
+        click.echo(f"{place}: {quoted_text(str(problem))}")
+    unlisted = sum(report.faults.values()) - len(report.problems)
+    if unlisted:
+        click.echo(f"{place}: and {unlisted} more like these")
+    parts = [f"{count_text(report.objects, 'object')} checked ({size_text(report.bytes)})"]
+    if report.measured:
+        parts.append(f"{report.measured} by the kernel")
+    parts += [f"{count} {fault}" for fault, count in report.faults.items()]
+    if report.settled:
+        parts.append(f"{report.settled} put right")
+    verdict = "ok" if report.ok else f"FAILED: {count_text(report.remaining, 'problem')}"
+    click.echo(f"{place}: {verdict}: {', '.join(parts)}")
+
+
+@store.command(
+    epilog=examples(
+        "mkcfs store gc --store ./objects --keep image.cfs --dry-run",
+        "mkcfs store gc --store ./objects --keep-dir . --grace 2d",
+    )
+)
+@_store_option
+@click.option("--keep", type=PATH, multiple=True, metavar="IMAGE", help="Keep the objects of this image; repeatable.")
+@click.option(
+    "--keep-dir",
+    "keep_dirs",
+    type=PATH,
+    multiple=True,
+    metavar="DIR",
+    help="Keep the objects of every image below this directory; repeatable.",
+)
+@click.option("--keep-nothing", is_flag=True, help="Go on although no image was given or found: remove everything.")
+@click.option(
+    "--grace",
+    type=Duration(),
+    default="1h",
+    show_default=True,
+    metavar="TIME",
+    help="Keep objects added more recently than this: 90s, 15m, 1h, 2d.",
+)
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@_no_wait_option
+@json_option
+@click.pass_obj
+def gc(
+    session: Session,
+    *,
+    store: bytes,
+    keep: tuple[bytes, ...],
+    keep_dirs: tuple[bytes, ...],
+    keep_nothing: bool,
+    grace: float,
+    dry_run: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Remove the objects that none of the images to keep needs.
+
+    Waits for running builds to end and keeps new ones waiting meanwhile, so nothing they need is touched. An image that
+    cannot be read, below --keep-dir as well, stops everything before anything is removed. What killed builds left
+    behind is removed as well.
+    """
+    from cfstools.api.store_gc import gc as run
+
+    report = run(
+        store,
+        keep=keep,
+        keep_dirs=keep_dirs,
+        keep_nothing=keep_nothing,
+        now=time.time(),
+        grace=grace,
+        dry_run=dry_run,
+        wait=not no_wait,
+        on_wait=_waiting(session, store),
+        progress=session.progress(),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print_gc(report, verbose=session.verbosity > 0)
+
+
+def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
+    if report.dry_run or verbose:
+        for digest in report.removed:
+            click.echo(f"{digest.hex()[:2]}/{digest.hex()[2:]}")
+    done = "would remove" if report.dry_run else "removed"
+    lines = [
+        f"{done} {count_text(len(report.removed), 'object')} ({size_text(report.bytes_removed)})",
+        f"kept {report.kept} ({size_text(report.bytes_kept)}) of {count_text(len(report.images), 'image')}",
+    ]
+    if report.young:
+        lines.append(f"{report.young} too young ({size_text(report.bytes_young)})")
+    if report.temporaries_removed:
+        lines.append(f"{done} {report.temporaries_removed} left behind by writers")
+    if report.missing:
+        lines.append(f"{report.missing} needed but not there")
+    click.echo(f"{quoted_text(report.store)}: {', '.join(lines)}")
+
+
+@store.command(
+    epilog=examples("mkcfs store stat --store ./objects", "mkcfs store stat --store ./objects image.cfs --json")
+)
+@_store_option
+@click.argument("images", metavar="[IMAGE]...", nargs=-1, type=PATH)
+@json_option
+@click.pass_obj
+def stat(session: Session, *, store: bytes, images: tuple[bytes, ...], as_json: bool) -> None:
+    """Count objects and their sizes, and what the IMAGEs share of them.
+
+    Of each image, exclusive objects are those that none of the other images given needs.
+    """
+    from cfstools.api.store_stat import stat as run
+
+    report = run(store, images, on_wait=_waiting(session, store), progress=session.progress())
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo("\n".join(_stat_lines(report)))
+
+
+def _stat_lines(report: StoreStatReport) -> list[str]:
+    usage = report.usage
+    algorithms = ", ".join(f"{count} {name}" for name, count in usage.algorithms.items()) or "none"
+    rows = [
+        ("store", quoted_text(report.store)),
+        ("objects", f"{usage.objects}: {algorithms}"),
+        ("size", f"{usage.bytes} bytes ({size_text(usage.bytes)}), {size_text(usage.bytes_allocated)} on disk"),
+        ("temporaries", str(usage.temporaries)),
+        ("foreign", str(usage.foreign)),
+    ]
+    lines = [f"{label + ':':<13}{value}" for label, value in rows]
+    for size in usage.sizes:
+        if size.objects:
+            limit = f"up to {size_text(size.limit)}" if size.limit is not None else "larger"
+            lines.append(f"{limit:>18}  {size.objects:>9}  {size_text(size.bytes):>11}")
+    if report.images:
+        lines += _sharing_lines(report, usage)
+    return lines
+
+
+def _sharing_lines(report: StoreStatReport, usage: StoreUsage) -> list[str]:
+    lines = ["images:"]
+    for name, image in zip(report.images, usage.images, strict=True):
+        text = (
+            f"  {quoted_text(name)}: {count_text(image.objects, 'object')} ({size_text(image.bytes)}), "
+            f"{image.exclusive} exclusive ({size_text(image.bytes_exclusive)})"
+        )
+        lines.append(text + (f", {image.missing} missing ({size_text(image.bytes_missing)})" if image.missing else ""))
+    lines += [
+        f"  needed by {count_text(number, 'image')}: {count_text(objects, 'object')}"
+        for number, objects in usage.sharing.items()
+    ]
+    lines.append(f"  needed by none: {count_text(usage.unused, 'object')} ({size_text(usage.bytes_unused)})")
+    return lines

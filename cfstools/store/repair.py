@@ -1,0 +1,329 @@
+"""Putting right what a check of a store found.
+
+Nothing that was there is given up before what takes its place is whole and durable: good contents are gathered in a
+directory of temporaries, one ``syncfs`` makes a batch of them durable, then each replaces what has its name in one
+step. Objects in wrong places share their inode with the temporary, so that a repair that is killed between two
+renames leaves them there; the next one looks into what was left behind before it removes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
+
+from cfstools.errors import InputError, StoreError
+from cfstools.linux import files
+from cfstools.linux import verity as kernel_verity
+from cfstools.progress import SILENT, Progress
+from cfstools.store.base import split_digest, store_error
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.donors import check_donor, search
+from cfstools.store.fsck import OBJECT_MODE, Fault, FsckResult, ObjectCheck, Problem, classify, is_intact, other_problem
+from cfstools.store.gc import remove_object
+from cfstools.store.locking import alone, silently
+from cfstools.store.scratch import Temporary
+from cfstools.store.survey import Kind, is_stale, look, remove_temporary, survey
+from cfstools.store.workbench import Workbench
+from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd
+
+_BATCH_FILES = 3000
+_BATCH_BYTES = 256 << 20
+_READ_SIZE = 1 << 20
+_CONTENTS = frozenset({Fault.DAMAGED, Fault.MISPLACED, Fault.ODD})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairOptions:
+    """What may be done to a store.
+
+    ``replace``: put good contents in the place of damaged ones and objects where they belong; *donors* are directories
+    to look for contents in. ``remove_damaged``: take away what is damaged and was not replaced.
+    ``remove_temporaries``: take away what killed writers left behind.
+    """
+
+    replace: bool = False
+    donors: Sequence[bytes] = ()
+    remove_damaged: bool = False
+    remove_temporaries: bool = False
+
+
+def repair(
+    store: DirectoryStore,
+    result: FsckResult,
+    options: RepairOptions,
+    *,
+    now: float,
+    wait: bool = True,
+    on_wait: Callable[[], None] = silently,
+    progress: Progress = SILENT,
+) -> None:
+    """Do what *options* ask for about the problems in *result*, which are looked at again and get their outcome.
+
+    Locks the store alone; *on_wait* is called before waiting for others, or ``StoreBusy`` raised without *wait*.
+    Raises ``InputError`` for a donor that is no directory, ``StoreError``; the store's objects are whole then, too.
+    """
+    for donor in options.donors:
+        check_donor(donor)
+    with alone(store, wait=wait, on_wait=on_wait):
+        contents = _look_again(store, result)
+        if options.replace:
+            with _Replacing(store, contents, progress) as replacing:
+                replacing.run(options.donors)
+        if options.remove_damaged:
+            _remove_damaged(store, contents)
+        if options.remove_temporaries:
+            _remove_temporaries(store, result, now)
+    result.problems.sort(key=lambda problem: problem.path)
+
+
+def _look_again(store: DirectoryStore, result: FsckResult) -> list[Problem]:
+    """What is wrong with objects by now. What is not so any more is no problem, what has gone neither."""
+    check = ObjectCheck(store)
+    fresh: list[Problem] = []
+    for problem in result.problems:
+        if problem.fault not in _CONTENTS:
+            continue
+        found = look(store, problem.path)
+        if found is None:
+            continue
+        if found.kind is Kind.ODD:
+            fresh.append(other_problem(found, 0, alone=True))
+        else:
+            fresh += [again for again in check([found]).problems if again.fault is not Fault.MODE]
+    classify(store, fresh)
+    result.problems[:] = [problem for problem in result.problems if problem.fault not in _CONTENTS] + fresh
+    return [problem for problem in fresh if problem.fault in _CONTENTS]
+
+
+class _Replacing:
+    """Gathers good contents and puts them in place; a context manager."""
+
+    def __init__(self, store: DirectoryStore, problems: list[Problem], progress: Progress) -> None:
+        self._store = store
+        self._problems = problems
+        self._progress = progress
+        self._exit = ExitStack()
+        self._benches: dict[tuple[int, bool], Workbench] = {}
+        self._sealed: set[bytes] = set()
+        # Digests to find, with the size their contents may have.
+        self._wanted: dict[bytes, int | None] = {}
+        self._waiting: dict[bytes, tuple[Workbench, Temporary]] = {}
+        self._waiting_bytes = 0
+        # Where each object came from that has its place by now.
+        self._placed: dict[bytes, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bench, temporary in self._waiting.values():
+            bench.drop(temporary)
+        self._exit.close()
+
+    def run(self, donors: Sequence[bytes]) -> None:
+        """Replace what can be replaced and tell the outcomes."""
+        self._want()
+        # Before a directory of our own is made there.
+        left_behind = [found.path for found in survey(self._store) if found.kind is Kind.STAGE]
+        self._take_misplaced()
+        self._flush()
+        inside = os.fsencode(self._store.path)
+        for path in (*(os.path.join(inside, name) for name in left_behind), *donors):
+            if self._wanted:
+                self._take_from(path)
+        self._flush()
+        self._sync()
+        self._settle()
+
+    def _want(self) -> None:
+        for problem in self._problems:
+            if problem.digest is not None:
+                self._wanted[problem.digest] = problem.size
+                if problem.fault is not Fault.ODD and self._is_sealed(problem.digest):
+                    self._sealed.add(problem.digest)
+        for problem in self._problems:
+            if problem.fault is Fault.MISPLACED:
+                assert problem.actual is not None
+                if problem.actual not in self._wanted and not is_intact(self._store, problem.actual):
+                    self._wanted[problem.actual] = problem.size
+
+    def _is_sealed(self, digest: bytes) -> bool:
+        """Whether what is there has fs-verity: its replacement is to have it as well."""
+        try:
+            fd = self._store.open(digest)
+        except StoreError:
+            return False
+        try:
+            return kernel_verity.measure(fd) is not None
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _bench(self, digest: bytes) -> Workbench:
+        key = (len(digest), digest in self._sealed)
+        bench = self._benches.get(key)
+        if bench is None:
+            params = Params(algorithm=Algorithm.from_digest_size(len(digest)))
+            bench = Workbench(
+                self._store, mode=OBJECT_MODE, fs_verity="auto" if digest in self._sealed else "off", params=params
+            )
+            self._exit.callback(bench.close)
+            self._benches[key] = bench
+        return bench
+
+    def _take_misplaced(self) -> None:
+        """Give objects in wrong places a second name among the temporaries."""
+        for problem in self._problems:
+            actual = problem.actual
+            if problem.fault is not Fault.MISPLACED or actual not in self._wanted:
+                continue
+            bench = self._bench(actual)
+            prefix, _, name = problem.path.rpartition(b"/")
+            try:
+                with self._directory(prefix) as directory:
+                    temporary = bench.adopt(directory, name)
+            except OSError as error:
+                problem.what += f"; cannot link it there: {error.strerror or error}"
+                continue
+            with suppress(InputError):
+                if hash_fd(temporary.fd, Params(algorithm=Algorithm.from_digest_size(len(actual))))[0] == actual:
+                    temporary.close()
+                    self._put(actual, bench, temporary, "its wrong place")
+                    continue
+            bench.drop(temporary)
+
+    @contextmanager
+    def _directory(self, prefix: bytes) -> Iterator[int]:
+        if not prefix:
+            yield self._store.fd
+            return
+        with self._store.prefix_fd(prefix) as fd:
+            yield fd
+
+    def _take_from(self, path: bytes) -> None:
+        for digest, fd, file in search(path, self._wanted, progress=self._progress):
+            bench = self._bench(digest)
+            temporary = bench.create()
+            try:
+                good = _copy(fd, temporary, digest, self._store.path)
+                if good:
+                    bench.seal(temporary)
+            except BaseException:
+                bench.drop(temporary)
+                raise
+            if not good:
+                bench.drop(temporary)
+                continue
+            self._put(digest, bench, temporary, os.fsdecode(file))
+            if len(self._waiting) >= _BATCH_FILES or self._waiting_bytes >= _BATCH_BYTES:
+                self._flush()
+
+    def _put(self, digest: bytes, bench: Workbench, temporary: Temporary, origin: str) -> None:
+        del self._wanted[digest]
+        self._waiting[digest] = (bench, temporary)
+        self._waiting_bytes += temporary.size
+        self._placed[digest] = origin
+
+    def _flush(self) -> None:
+        """Make what waits durable and put it in place."""
+        if not self._waiting:
+            return
+        self._sync()
+        for digest in sorted(self._waiting):
+            bench, temporary = self._waiting.pop(digest)
+            prefix, name = split_digest(digest)
+            try:
+                with suppress(FileNotFoundError, NotADirectoryError), self._store.prefix_fd(prefix) as directory:
+                    # Only a directory without contents can go; a link does not count as one.
+                    os.rmdir(name, dir_fd=directory)
+                bench.replace(temporary, prefix, name)
+            except OSError as error:
+                bench.drop(temporary)
+                del self._placed[digest]
+                self._tell(digest, f"; cannot replace it: {error.strerror or error}")
+        self._waiting_bytes = 0
+
+    def _tell(self, digest: bytes, why: str) -> None:
+        for problem in self._problems:
+            if digest in (problem.digest, problem.actual):
+                problem.what += why
+
+    def _sync(self) -> None:
+        try:
+            files.syncfs(self._store.fd)
+        except OSError as error:
+            raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error
+
+    def _settle(self) -> None:
+        """Say what was done, and take away the wrong names of objects that are in their place now."""
+        for problem in self._problems:
+            if problem.digest in self._placed:
+                problem.outcome = f"replaced from {self._placed[problem.digest]}"
+            elif problem.fault is Fault.MISPLACED:
+                assert problem.actual is not None
+                if problem.actual in self._placed:
+                    self._remove_name(problem.path)
+                    problem.outcome = "moved there"
+                elif is_intact(self._store, problem.actual):
+                    self._remove_name(problem.path)
+                    problem.outcome = "removed: the object is in its place as well"
+
+    def _remove_name(self, path: bytes) -> None:
+        prefix, _, name = path.rpartition(b"/")
+        try:
+            with self._directory(prefix) as directory:
+                os.unlink(name, dir_fd=directory)
+        except OSError as error:
+            raise store_error(
+                error, "cannot remove the wrong name", os.path.join(self._store.path, os.fsdecode(path))
+            ) from error
+
+
+def _copy(fd: int, temporary: Temporary, digest: bytes, store: str) -> bool:
+    """Fill the temporary with what *fd* holds; whether that has the digest. Raises ``StoreError``."""
+    params = Params(algorithm=Algorithm.from_digest_size(len(digest)))
+    try:
+        if files.reflink(fd, temporary.fd):
+            found, temporary.size = hash_fd(temporary.fd, params)
+            return found == digest
+        hasher = MerkleHasher(params)
+        while True:
+            try:
+                data = os.pread(fd, _READ_SIZE, hasher.size)
+            except OSError:
+                return False  # of the donor
+            if not data:
+                return hasher.digest() == digest
+            hasher.update(data)
+            files.write_all(temporary.fd, data)
+            temporary.size = hasher.size
+    except OSError as error:
+        raise store_error(error, "cannot write an object", store) from error
+
+
+def _remove_damaged(store: DirectoryStore, problems: list[Problem]) -> None:
+    for problem in problems:
+        if problem.outcome is None and problem.digest is not None and problem.fault is not Fault.MISPLACED:
+            try:
+                remove_object(store, problem.digest)
+            except StoreError as error:
+                if not isinstance(error.__cause__, IsADirectoryError):
+                    raise
+            else:
+                problem.outcome = "removed"
+
+
+def _remove_temporaries(store: DirectoryStore, result: FsckResult, now: float) -> None:
+    known = {problem.path: problem for problem in result.problems}
+    for found in survey(store):
+        if found.is_temporary and is_stale(found, now=now, alone=True):
+            problem = known.get(found.path) or other_problem(found, now, alone=True)
+            if found.path not in known:
+                result.problems.append(problem)
+            problem.fault = Fault.TEMPORARY
+            if remove_temporary(store, found):
+                problem.outcome = "removed"
