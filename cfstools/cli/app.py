@@ -34,6 +34,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "extract": ("extract", "Put the tree of an image on disk."),
     "cat": ("extract", "Print the contents of a file in an image."),
     "diff": ("diff", "Say what changed from one image, directory or dump to another."),
+    "store": ("store", "Care for an object store: check it, collect garbage, count."),
     "completion": ("completion", "Print the shell completion script."),
 }
 
