@@ -79,7 +79,10 @@ class Passphrases:
             return self.given
         if not _on_terminal():
             return None
-        return _prompt("Passphrase of the new key (empty for none)", again=True) or None
+        answer = _prompt("Passphrase of the new key (empty for none)")
+        if answer and _prompt("The same again") != answer:
+            raise UsageError("the two passphrases differ")
+        return answer or None
 
 
 def _first_line(data: bytes, option: str) -> bytes:
@@ -93,13 +96,5 @@ def _on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _prompt(text: str, *, again: bool = False) -> bytes:
-    answer = click.prompt(
-        text,
-        hide_input=True,
-        default="",
-        show_default=False,
-        err=True,
-        confirmation_prompt="The same again" if again else False,
-    )
-    return os.fsencode(answer)
+def _prompt(text: str) -> bytes:
+    return os.fsencode(click.prompt(text, hide_input=True, default="", show_default=False, err=True))

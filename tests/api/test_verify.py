@@ -77,7 +77,8 @@ def test_all_is_well(signed: Place, threads: int) -> None:
         signed.image, keys=[PUBLIC], stores=[signed.store], canonical=True, threads=threads, progress=progress
     )
     assert report.ok
-    assert report.problems == report.warnings == ()
+    assert not report.problems
+    assert not report.warnings
     assert (report.structure, report.canonical, report.objects) == (Outcome.OK, Outcome.OK, Outcome.OK)
     assert report.digest_check is Outcome.NOT_CHECKED
     assert report.objects_needed == report.objects_hashed == len(EXTERNAL)
