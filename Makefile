@@ -1,7 +1,7 @@
 # One word each, nothing to prepare: the first target that needs it makes the environment in .venv.
 #
 #   make demo        build, inspect and verify the image of a real root file system
-#   make test        the whole suite with coverage and its floors
+#   make test        the whole suite with coverage and its floors (ARGS='tests/store -k sync': a part, without)
 #   make check       format, lint, types, import layers, spelling
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
@@ -51,7 +51,7 @@ demo: $(READY)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --cov --cov-report= --coverage-floors $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(if $(ARGS),$(ARGS),--cov --cov-report= --coverage-floors)
 
 compat: $(READY)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/compat $(ARGS)
