@@ -169,3 +169,17 @@ def test_errors_are_one_line(tmp_path: Path, sides: Path) -> None:
     assert (missing.code, missing.stdout) == (1, b"")
     assert missing.stderr.startswith(b"mkcfs: missing: ")
     assert mkcfs("diff", "-", "-", check=False).code == 2
+
+
+def test_which_options_give_a_digest(sides: Path) -> None:
+    digest = mkcfs("build", "--from-file", "before", "--print-digest-only", "--no-hardlinks").stdout.decode().strip()
+    assert mkcfs("diff", "before", "--expect", digest).stdout == b"v0-sha256-12: hard links split (--no-hardlinks)\n"
+    defaults = mkcfs("diff", "before", "--expect", digest_of("before").decode())
+    assert defaults.stdout == b"v0-sha256-12: the defaults\n"
+    document = json.loads(mkcfs("diff", "before", "--expect", digest, "--json").stdout)
+    assert document["choices"] == ["hard links split (--no-hardlinks)"]
+    done = mkcfs("diff", "before", "--expect", "00" * 32, check=False)
+    assert done.code == 3
+    assert done.stdout.startswith(b"none of ")
+    for words in (["after", "--expect", digest], ["--expect", "x"], ["--expect", digest, "--summary"], []):
+        assert mkcfs("diff", "before", *words, check=False).code == 2

@@ -11,13 +11,14 @@ import click
 from cfstools.api.changes import ChangeReport, Difference
 from cfstools.api.diff import DiffOptions, DiffReport, SideReport
 from cfstools.api.diff import diff as run_diff
+from cfstools.api.expect import expect as run_expect
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json, write_lines
 from cfstools.cli.text import count_text, size_text
-from cfstools.errors import CheckFailed
+from cfstools.errors import CheckFailed, UsageError
 from cfstools.formats.escape import escape
 from cfstools.tree.diff import Aspect
-from cfstools.verity import Algorithm
+from cfstools.verity import Algorithm, parse_digest
 
 _STDIO = b"-"
 _FORMAT = "format"
@@ -38,10 +39,11 @@ def _parse_ignore(ctx: click.Context, param: click.Parameter, value: tuple[str, 
         "mkcfs diff image.cfs rootfs/",
         "mkcfs diff image.cfs rootfs/ --ignore mtime,owner,xattrs --summary",
         "mkcfs diff image.cfs image.cfs --json",
+        "mkcfs diff tree.dump --expect 52ad4c5217236417a602c9a06186d1c2f7a7e2ad77d0eee105ef4cbd6042e9fb",
     )
 )
 @click.argument("a", type=PATH)
-@click.argument("b", type=PATH)
+@click.argument("b", type=PATH, required=False)
 @click.option("--summary", is_flag=True, help="Leave out the lines of single names.")
 @click.option(
     "--ignore",
@@ -56,6 +58,11 @@ def _parse_ignore(ctx: click.Context, param: click.Parameter, value: tuple[str, 
     type=click.Choice([algorithm.value for algorithm in Algorithm]),
     help="Digest sources that are not images with this (default: as the image on the other side, else sha256).",
 )
+@click.option(
+    "--expect",
+    metavar="HEX",
+    help="Say which options of `build` make an image of A with this digest; there is no B.",
+)
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @json_option
 @click.pass_obj
@@ -65,10 +72,11 @@ def diff(
     session: Session,
     *,
     a: bytes,
-    b: bytes,
+    b: bytes | None,
     summary: bool,
     ignore: frozenset[str],
     algorithm: str | None,
+    expect: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -81,7 +89,16 @@ def diff(
     The digest of what is not an image is that of the image `build` would make of it with default options. The exit
     code is 0 if A and B are the same, 3 if not. With --ignore digests do not matter; `--ignore format` ignores nothing
     else.
+
+    With --expect and no B, images of A are made in every way `build` knows, in memory, until one has the digest.
     """
+    if expect is not None:
+        if b is not None or summary or ignore or algorithm is not None:
+            raise UsageError("--expect is about A alone: it takes no B, --summary, --ignore or --hash")
+        found = _expect(session, a, expect, threads, as_json=as_json)
+        ctx.exit(0 if found else CheckFailed.exit_code)
+    if b is None:
+        raise UsageError("nothing to compare A with", hint="name B, or give a digest with --expect")
     report = run_diff(
         a,
         b,
@@ -105,6 +122,23 @@ def diff(
         write_lines(f"{label + ':':<11}{text}\n".encode() for label, text in _rows(report))
     if not report.same:
         ctx.exit(CheckFailed.exit_code)
+
+
+def _expect(session: Session, a: bytes, digest: str, threads: int | None, *, as_json: bool) -> bool:
+    report = run_expect(
+        a,
+        parse_digest(digest),
+        threads=threads or len(os.sched_getaffinity(0)),
+        stdin=sys.stdin.buffer if a == _STDIO else None,
+        progress=session.progress(),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    elif report.found:
+        click.echo(f"{report.format}: {'; '.join(report.choices) or 'the defaults'}")
+    else:
+        click.echo(f"none of {count_text(report.tried, 'image')} that A can become has this digest")
+    return report.found
 
 
 def _change_line(change: ChangeReport) -> bytes:
