@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def assert_whole(path: Path | str) -> int:
     for name, data in objects.items():
         assert digest_bytes(data).hex() == name.replace("/", ""), name
     return len(objects)
+
+
+@contextmanager
+def as_nobody(tmp_path: Path) -> Iterator[None]:
+    """Without the rights of root, with the way to *tmp_path* open."""
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def loop_mount(tmp_path: Path, kind: str, size: int, *options: str) -> Iterator[Path]:
