@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import build_directory, build_dump, inputs
+from benchmarks import build_directory, build_dump, inputs, verify
 from benchmarks.runner import HEADER, Job, median, row, run_job, run_once
 from tests.reference import Reference, RootUnavailable, debian_root
 
@@ -20,6 +20,7 @@ def jobs(reference: Reference, scratch: Path, *, quick: bool) -> Iterator[Job]:
     for label, source in (("Debian root", inputs.debian()), (f"{files} small files", inputs.small_files(files))):
         yield from build_directory.jobs(reference, label, source, scratch)
         yield from build_dump.jobs(reference, label, source, scratch)
+        yield from verify.jobs(label, source, scratch)
     large = 2**28 if quick else 2**31
     label = f"one file of {large // 2**20} MiB"
     yield build_directory.digest_only(reference, label, inputs.large_file(large))

@@ -11,7 +11,7 @@ import pytest
 
 from cfstools.api import verify_objects
 from cfstools.api.build import BuildOptions, build
-from cfstools.api.expected import read_digest_file
+from cfstools.api.digest_file import read_digest_file
 from cfstools.api.problems import MAX_PROBLEMS, Problem, ProblemKind, Problems
 from cfstools.api.sign import sign
 from cfstools.api.verify import Outcome, VerifyReport, verify

@@ -108,7 +108,7 @@ def _expected(digest: str | None, digest_file: bytes | None, image: bytes) -> by
     if digest is not None:
         return parse_digest(digest)
     if digest_file is not None:
-        from cfstools.api.expected import read_digest_file
+        from cfstools.api.digest_file import read_digest_file
 
         return read_digest_file(digest_file, image)
     return None

@@ -1,4 +1,4 @@
-"""Digests that somebody wrote down."""
+"""Files in which somebody wrote down the digests of images."""
 
 from __future__ import annotations
 

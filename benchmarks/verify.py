@@ -1,0 +1,43 @@
+"""``mkcfs verify`` of an image with all its objects, against ``fsverity digest`` and ``sha256sum`` of the same files.
+
+Ours also checks the structure of the image and looks each object up; the others get the names from ``find`` and use
+one CPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.runner import Job
+from cfstools.api.build import build
+
+_EACH = 'find "$0" -type f -print0 | xargs -0 {}'
+_TOOLS = {"fsverity": "fsverity digest", "sha256sum": "sha256sum"}
+
+
+def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
+    """Yield the jobs for one directory, whose objects are put into a store first."""
+    image, store = scratch / "verify.cfs", scratch / "verify"
+    shutil.rmtree(store, ignore_errors=True)
+    build(bytes(source), bytes(image), stores=[bytes(store)], threads=2)
+    for tool, command in _TOOLS.items():
+        if shutil.which(tool) is None:
+            continue
+        for threads in (1, 2):
+            yield Job(
+                name=f"{label}, verify -j{threads} / {tool}",
+                ours=[
+                    sys.executable,
+                    "-m",
+                    "cfstools.cli",
+                    "verify",
+                    str(image),
+                    f"-j{threads}",
+                    "--store",
+                    str(store),
+                ],
+                theirs=["sh", "-c", _EACH.format(command), str(store)],
+            )
