@@ -128,10 +128,15 @@ def fsck(
 def _to_hash(store: DirectoryStore, problems: list[Problem], now: float, stale: frozenset[bytes]) -> Iterator[Found]:
     """The files whose contents tell something; what is wrong with anything else is added to *problems*."""
     for found in survey(store):
-        if found.kind is Kind.OBJECT or (found.kind is Kind.FOREIGN and _astray_params(found)):
+        if has_telling_contents(found):
             yield found
         else:
             problems.append(other_problem(found, now, alone=found.path in stale))
+
+
+def has_telling_contents(found: Found) -> bool:
+    """Whether it takes a digest to judge this: an object, or a file that may be one under another name."""
+    return found.kind is Kind.OBJECT or (found.kind is Kind.FOREIGN and _astray_params(found) is not None)
 
 
 def _run(check: ObjectCheck, tasks: Iterator[list[Found]], threads: int) -> Iterator[FsckResult]:

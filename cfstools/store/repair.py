@@ -21,7 +21,17 @@ from cfstools.progress import SILENT, Progress
 from cfstools.store.base import split_digest, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor, search
-from cfstools.store.fsck import OBJECT_MODE, Fault, FsckResult, ObjectCheck, Problem, classify, is_intact, other_problem
+from cfstools.store.fsck import (
+    OBJECT_MODE,
+    Fault,
+    FsckResult,
+    ObjectCheck,
+    Problem,
+    classify,
+    has_telling_contents,
+    is_intact,
+    other_problem,
+)
 from cfstools.store.gc import remove_object
 from cfstools.store.locking import alone, silently
 from cfstools.store.scratch import Temporary
@@ -83,19 +93,22 @@ def _look_again(store: DirectoryStore, result: FsckResult) -> list[Problem]:
     """What is wrong with objects by now. What is not so any more is no problem, what has gone neither."""
     check = ObjectCheck(store)
     fresh: list[Problem] = []
-    for problem in result.problems:
-        if problem.fault not in _CONTENTS:
-            continue
+    for problem in filter(_is_about_object, result.problems):
         found = look(store, problem.path)
         if found is None:
             continue
-        if found.kind is Kind.ODD:
-            fresh.append(other_problem(found, 0, alone=True))
-        else:
+        if has_telling_contents(found):
             fresh += [again for again in check([found]).problems if again.fault is not Fault.MODE]
+        else:
+            fresh.append(other_problem(found, 0, alone=True))
     classify(store, fresh)
-    result.problems[:] = [problem for problem in result.problems if problem.fault not in _CONTENTS] + fresh
-    return [problem for problem in fresh if problem.fault in _CONTENTS]
+    result.problems[:] = [problem for problem in result.problems if not _is_about_object(problem)] + fresh
+    return list(filter(_is_about_object, fresh))
+
+
+def _is_about_object(problem: Problem) -> bool:
+    """Whether something may be done about it here: a file or what is in the place of one, not a whole directory."""
+    return problem.fault in _CONTENTS and (problem.digest is not None or problem.actual is not None)
 
 
 class _Replacing:
