@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from cfstools import native
 from tests import requirements
 from tests.coverage_floors import CoverageFloors
 from tests.reference import Reference
@@ -20,12 +22,16 @@ hypothesis.settings.load_profile("ci" if requirements.REQUIRE_ALL else "default"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pure", action="store_true", help="use the native functions written in Python; commands as well")
     parser.addoption(
         "--coverage-floors", action="store_true", help="fail if a room is covered less than its floor (needs --cov)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--pure"):
+        native.use("pure")
+        os.environ["MKCFS_NATIVE"] = "pure"
     if config.getoption("--coverage-floors") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(CoverageFloors())
 
@@ -62,6 +68,15 @@ def debian_tree() -> Path:
     """The root of a minimal Debian 12, made once per machine: never change it."""
     requirements.need_root()
     return requirements.debian_root("bookworm")
+
+
+@pytest.fixture
+def pure() -> Iterator[None]:
+    """The native functions in Python, for tests that put something in the place of what these call."""
+    before = native.IMPLEMENTATION
+    native.use("pure")
+    yield
+    native.use(before)
 
 
 @pytest.fixture(autouse=True)

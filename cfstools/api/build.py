@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
 from cfstools.api.image_output import ImageOutput, Signing
@@ -19,8 +20,7 @@ from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
 from cfstools.sources.oci import OciReport, kept_objects
 from cfstools.sources.open import OciRequest, SourceTree, find_image, open_source
-from cfstools.store import DirectoryStore, StoreReport, StoreWriter
-from cfstools.store.ingest import ingest
+from cfstools.store import Blobs, DirectoryStore, Ingest, StoreReport, StoreWriter
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
@@ -123,6 +123,7 @@ def build(
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
         _writer(stores, params, deferred=container) as writer,
+        nullcontext(_Reading(writer, params, threads=threads, progress=progress)) as reading,
         open_source(
             source,
             options=options.walk,
@@ -131,11 +132,14 @@ def build(
             strict=options.strict,
             oci=options.oci,
             writer=writer,
+            reader=reading.start,
             stdin=stdin,
             progress=progress,
         ) as tree,
     ):
-        _complete(tree, writer, options, params, threads=threads, progress=progress)
+        reading.finish()
+        if options.clamp_mtime is not None:
+            clamp_mtime(tree.root, options.clamp_mtime)
         with naming(source):
             plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
         if writer is not None:
@@ -163,28 +167,29 @@ def build(
     )
 
 
-def _complete(
-    tree: SourceTree,
-    writer: StoreWriter | None,
-    options: BuildOptions,
-    params: Params,
-    *,
-    threads: int,
-    progress: Progress,
-) -> None:
-    """Bring the tree to the state the image shows: times clamped, contents read."""
-    if options.clamp_mtime is not None:
-        clamp_mtime(tree.root, options.clamp_mtime)
-    if tree.blobs is not None:
-        ingest(
-            tree.root,
-            tree.blobs,
-            writer,
+class _Reading:
+    """Reads the files of a directory while it is still being walked."""
+
+    def __init__(self, writer: StoreWriter | None, params: Params, *, threads: int, progress: Progress) -> None:
+        self._begin = partial(
+            Ingest,
+            writer=writer,
             params=params,
             inline_threshold=INLINE_THRESHOLD,
             threads=threads,
             progress=progress,
         )
+        self._run: Ingest | None = None
+
+    def start(self, blobs: Blobs) -> Ingest:
+        """What is handed the files."""
+        self._run = self._begin(blobs)
+        return self._run
+
+    def finish(self) -> None:
+        """Wait until all files are read. Raises what is wrong with the first that could not be."""
+        if self._run is not None:
+            self._run.finish()
 
 
 def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:

@@ -20,8 +20,24 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION: str = "pure"
 
-# hash_blocks(algorithm name, data, block size, salt prefix) -> the blocks' digests, one after another
+# What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
+digest_files = _pure.digest_files
+digest_range = _pure.digest_range
+find_objects = _pure.find_objects
+write_files = _pure.write_files
+link_files = _pure.link_files
+stat_names = _pure.stat_names
+
+FUNCTIONS = (
+    "hash_blocks",
+    "digest_files",
+    "digest_range",
+    "find_objects",
+    "write_files",
+    "link_files",
+    "stat_names",
+)
 
 
 def use(name: str) -> None:
@@ -45,9 +61,9 @@ def use(name: str) -> None:
 
 
 def _bind(name: str, module: ModuleType) -> None:
-    global IMPLEMENTATION, hash_blocks  # noqa: PLW0603  (the one switch of the process, documented above)
-    IMPLEMENTATION = name
-    hash_blocks = module.hash_blocks
+    functions = {function: getattr(module, function) for function in FUNCTIONS}
+    # The one switch of the process, documented above.
+    globals().update(functions, IMPLEMENTATION=name)
 
 
 use("auto")

@@ -1,16 +1,13 @@
 /* The C copy of cfstools/native/_pure.py: same functions, same results. Stable ABI of Python 3.11. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "native.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "sha2.h"
-
 /* Less data than this is hashed sooner than another thread could take over. */
 #define RELEASE_BYTES 16384
 
-static const struct sha2_algorithm *find_algorithm(const char *name) {
+const struct sha2_algorithm *native_algorithm(const char *name) {
     const struct sha2_algorithm *algorithms = sha2_algorithms();
     for (int i = 0; i < 2; i++)
         if (strcmp(algorithms[i].name, name) == 0)
@@ -18,7 +15,7 @@ static const struct sha2_algorithm *find_algorithm(const char *name) {
     return NULL;
 }
 
-static const struct sha2_choice *find_kernel(const struct sha2_algorithm *algorithm, const char *name) {
+const struct sha2_choice *native_kernel(const struct sha2_algorithm *algorithm, const char *name) {
     if (algorithm != NULL)
         for (size_t i = 0; i < algorithm->kernel_count; i++)
             if (name == NULL || strcmp(algorithm->kernels[i].name, name) == 0)
@@ -26,18 +23,34 @@ static const struct sha2_choice *find_kernel(const struct sha2_algorithm *algori
     return NULL;
 }
 
-/* What no kernel here does faster is left to the system's library. */
-static PyObject *ask_pure(PyObject *args) {
+PyObject *native_ask_pure(const char *name, PyObject *args) {
     PyObject *module = PyImport_ImportModule("cfstools.native._pure");
     if (module == NULL)
         return NULL;
-    PyObject *function = PyObject_GetAttrString(module, "hash_blocks");
-    PyObject *ours = PyTuple_GetSlice(args, 0, 4); /* without the choice of a kernel */
-    PyObject *result = function != NULL && ours != NULL ? PyObject_Call(function, ours, NULL) : NULL;
-    Py_XDECREF(ours);
+    PyObject *function = PyObject_GetAttrString(module, name);
+    PyObject *result = function != NULL ? PyObject_Call(function, args, NULL) : NULL;
     Py_XDECREF(function);
     Py_DECREF(module);
     return result;
+}
+
+int native_hash(const struct sha2_algorithm *algorithm, const struct sha2_choice *kernel,
+                const struct sha2_start *start, const uint8_t *data, size_t block_size, size_t count, uint8_t *out) {
+    const size_t least = kernel->least;
+    if (count >= least) {
+        kernel->run(start, data, block_size, count, out);
+        return 0;
+    }
+    uint8_t *padded = calloc(least, block_size), *digests = malloc(least * algorithm->digest_size);
+    const int failed = padded == NULL || digests == NULL;
+    if (!failed) {
+        memcpy(padded, data, count * block_size);
+        kernel->run(start, padded, block_size, least, digests);
+        memcpy(out, digests, count * algorithm->digest_size);
+    }
+    free(padded);
+    free(digests);
+    return failed ? -1 : 0;
 }
 
 struct work {
@@ -122,8 +135,8 @@ static PyObject *hash_blocks(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "sy*ny*|z", &name, &data, &block_size, &salt, &kernel_name))
         return NULL;
     PyObject *result = NULL;
-    const struct sha2_algorithm *algorithm = find_algorithm(name);
-    struct work work = {algorithm, find_kernel(algorithm, kernel_name), {{0}, 0}, data.buf, (size_t)data.len,
+    const struct sha2_algorithm *algorithm = native_algorithm(name);
+    struct work work = {algorithm, native_kernel(algorithm, kernel_name), {{0}, 0}, data.buf, (size_t)data.len,
                         (size_t)block_size};
     if (block_size <= 0) {
         PyErr_SetString(PyExc_ValueError, "the block size must be positive");
@@ -134,7 +147,9 @@ static PyObject *hash_blocks(PyObject *module, PyObject *args) {
         algorithm->absorb(&work.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
         result = hash(&work);
     } else {
-        result = ask_pure(args);
+        PyObject *ours = PyTuple_GetSlice(args, 0, 4); /* without the choice of a kernel */
+        result = ours != NULL ? native_ask_pure("hash_blocks", ours) : NULL;
+        Py_XDECREF(ours);
     }
     PyBuffer_Release(&data);
     PyBuffer_Release(&salt);
@@ -146,7 +161,7 @@ static PyObject *hash_kernels(PyObject *module, PyObject *args) {
     const char *name;
     if (!PyArg_ParseTuple(args, "s", &name))
         return NULL;
-    const struct sha2_algorithm *algorithm = find_algorithm(name);
+    const struct sha2_algorithm *algorithm = native_algorithm(name);
     PyObject *names = PyList_New(0);
     for (size_t i = 0; names != NULL && algorithm != NULL && i < algorithm->kernel_count; i++) {
         PyObject *text = PyUnicode_FromString(algorithm->kernels[i].name);
@@ -163,6 +178,17 @@ static PyMethodDef methods[] = {
      "As in _pure.py; kernel names one of hash_kernels() instead of the fastest."},
     {"hash_kernels", hash_kernels, METH_VARARGS,
      "hash_kernels(algorithm)\n\nNames of the kernels this processor runs, the fastest first."},
+    {"digest_files", native_digest_files, METH_VARARGS,
+     "digest_files(root_fd, files, arena, algorithm, block_size, salt_prefix, descriptor, inline_limit, store_fd, "
+     "prefixes)\n\nAs in _pure.py."},
+    {"digest_range", native_digest_range, METH_VARARGS,
+     "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
+    {"find_objects", native_find_objects, METH_VARARGS,
+     "find_objects(store_fd, prefixes, wanted)\n\nAs in _pure.py."},
+    {"write_files", native_write_files, METH_VARARGS,
+     "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
+    {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
+    {"stat_names", native_stat_names, METH_VARARGS, "stat_names(directory, names, xattrs)\n\nAs in _pure.py."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+# device, inode, size, mtime in nanoseconds, ctime in nanoseconds
+Stamp = tuple[int, int, int, int, int]
+# contents of a small file; or digest, size and place in the arena (-1: the store has it); or nothing
+Digested = bytes | tuple[bytes, int, int] | None
+Pairs = tuple[tuple[bytes, bytes], ...]
+# mode, link count, owner, group, device number, device, inode, size, mtime and ctime in seconds and nanoseconds,
+# attributes (None: there are none, False: to be read by the caller), target of a symbolic link
+NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
+
 _ZEROS = bytes(65536)
+_PATH_MAX = 4096
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_PIECE = 1 << 18
 
 
 def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes) -> bytes:
@@ -40,3 +57,249 @@ def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: byte
             missing -= len(_ZEROS)
         digests.append(block.digest())
     return b"".join(digests)
+
+
+def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
+    root_fd: int,
+    files: Sequence[tuple[bytes, Stamp | None]],
+    arena: Buffer,
+    algorithm: str,
+    block_size: int,
+    salt_prefix: bytes,
+    descriptor: bytes,
+    inline_limit: int,
+    store_fd: int,
+    prefixes: Buffer,
+) -> list[Digested]:
+    """Read *files* below *root_fd* one after another into the writable *arena* and compute their fs-verity digests.
+
+    A file is its path and the stamp it must have before and after it was read, or ``None``. The result for each:
+    its contents if they are no longer than *inline_limit*; else digest, size and where in the arena the contents
+    lie, or -1 if the store (*store_fd*, -1: none) has an object of this digest and size; ``None`` for what cannot
+    be done here, whatever the reason: symbolic links on the way, other stamps, empty files, no room left in the
+    arena, an object of another size. *descriptor* is that of an empty file without a root hash, *prefixes* are as in
+    :func:`find_objects`.
+    """
+    view = memoryview(arena).cast("B")
+    used = 0
+    results: list[Digested] = []
+    for path, stamp in files:
+        data = _read_file(root_fd, path, stamp, len(view) - used, block_size)
+        if data is None:
+            results.append(None)
+        elif len(data) <= inline_limit:
+            results.append(data)
+        else:
+            view[used : used + len(data)] = data
+            digest = _file_digest(algorithm, data, block_size, salt_prefix, descriptor)
+            there = _find_object(store_fd, prefixes, digest, len(data)) if store_fd >= 0 else 0
+            results.append(None if there < 0 else (digest, len(data), -1 if there else used))
+            used += _padded(len(data), block_size)
+    return results
+
+
+def _padded(size: int, block_size: int) -> int:
+    return -(-size // block_size) * block_size
+
+
+def _read_file(root_fd: int, path: bytes, stamp: Stamp | None, room: int, block_size: int) -> bytes | None:
+    """The contents of a file that is what it should be, not empty, and fits."""
+    try:
+        fd = _open_below(root_fd, path)
+    except (OSError, ValueError):
+        return None
+    try:
+        before = os.fstat(fd)
+        met = _stamp_of(before)
+        if not stat.S_ISREG(before.st_mode) or (stamp is not None and met != tuple(stamp)):
+            return None
+        if not before.st_size or _padded(before.st_size, block_size) >= room:
+            return None
+        data = os.pread(fd, before.st_size + 1, 0)
+        if len(data) != before.st_size or _stamp_of(os.fstat(fd)) != met:
+            return None
+    except OSError:
+        return None
+    else:
+        return data
+    finally:
+        os.close(fd)
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _open_below(root_fd: int, path: bytes) -> int:
+    """Open *path* without following any link, one name after another."""
+    *parents, name = path.split(b"/")
+    if len(path) >= _PATH_MAX or not name or b".." in parents or b"" in parents:
+        raise OSError(errno.EXDEV, "not a plain relative path")
+    here = root_fd
+    try:
+        for parent in parents:
+            there = os.open(parent, _DIRECTORY, dir_fd=here)
+            if here != root_fd:
+                os.close(here)
+            here = there
+        return os.open(name, _FILE, dir_fd=here)
+    finally:
+        if here != root_fd:
+            os.close(here)
+
+
+def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes, descriptor: bytes) -> bytes:
+    size = memoryview(data).nbytes
+    root = hash_blocks(algorithm, data, block_size, salt_prefix)
+    length = hashlib.new(algorithm).digest_size
+    while len(root) > length:
+        root = hash_blocks(algorithm, root, block_size, salt_prefix)
+    text = descriptor[:8] + size.to_bytes(8, "little") + root + descriptor[16 + length :]
+    return hashlib.new(algorithm, text).digest()
+
+
+def digest_range(  # noqa: PLR0917 - likewise
+    algorithm: str, fd: int, offset: int, length: int, block_size: int, salt_prefix: bytes, copy_fd: int
+) -> tuple[bytes, int]:
+    """Digests of the blocks in *length* bytes of *fd* from *offset* on, and how many bytes there were.
+
+    The last block is zero padded. What is read is also written to the same place of *copy_fd*, unless that is -1.
+    Raises ``OSError``.
+    """
+    piece = max(_PIECE, block_size)
+    digests = []
+    met = 0
+    while met < length:
+        wanted = min(piece, length - met)
+        data = b"".join(_read_pieces(fd, wanted, offset + met))
+        if not data:
+            break
+        digests.append(hash_blocks(algorithm, data, block_size, salt_prefix))
+        if copy_fd >= 0:
+            _write_all(copy_fd, data, offset + met)
+        met += len(data)
+        if len(data) < wanted:
+            break
+    return b"".join(digests), met
+
+
+def _read_pieces(fd: int, size: int, offset: int) -> Iterator[bytes]:
+    while size:
+        data = os.pread(fd, size, offset)
+        if not data:
+            return
+        yield data
+        size -= len(data)
+        offset += len(data)
+
+
+def _write_all(fd: int, data: Buffer, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def find_objects(store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int]]) -> bytes:
+    """For each (digest, size) a byte: 1 if the store has a regular file of that name and size, else 0.
+
+    *prefixes* holds 256 ints: descriptors of the store's directories that are open already, else -1.
+    """
+    return bytes([_find_object(store_fd, prefixes, digest, size) > 0 for digest, size in wanted])
+
+
+def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:
+    """1: there, 0: not there, -1: something else or cannot tell."""
+    name = digest.hex()
+    opened = -1
+    try:
+        fd = memoryview(prefixes).cast("B").cast("i")[digest[0]]
+        if fd < 0:
+            fd = opened = os.open(name[:2], _DIRECTORY, dir_fd=store_fd)
+        status = os.stat(name[2:], dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return -1
+    finally:
+        if opened >= 0:
+            os.close(opened)
+    return 1 if stat.S_ISREG(status.st_mode) and status.st_size == size else -1
+
+
+def write_files(store_fd: int, arena: Buffer, spans: Sequence[tuple[int, int]], mode: int) -> list[int]:
+    """Files without names below *store_fd* that hold these spans (offset, size) of *arena*: their descriptors.
+
+    There are fewer of them than spans when one could not be written: then the caller finds out why.
+    """
+    view = memoryview(arena).cast("B")
+    fds: list[int] = []
+    for offset, size in spans:
+        if not 0 <= offset <= len(view) or not 0 <= size <= len(view) - offset:
+            raise ValueError("a span is outside of the arena")
+        try:
+            fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=store_fd)
+        except OSError:
+            break
+        try:
+            _write_all(fd, view[offset : offset + size], 0)
+        except OSError:
+            os.close(fd)
+            break
+        fds.append(fd)
+    return fds
+
+
+def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """Give files without names (descriptor, directory, name) their names; for each 0 or the error number."""
+    errors = []
+    for fd, directory, name in links:
+        try:
+            os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=directory, follow_symlinks=True)
+        except OSError as error:
+            errors.append(error.errno or errno.EIO)
+        else:
+            errors.append(0)
+    return errors
+
+
+def stat_names(directory: int, names: Sequence[bytes], xattrs: bool) -> list[NameStatus | None]:  # noqa: FBT001
+    """What the kernel says about *names* in *directory*, without following links; ``None`` where it says nothing.
+
+    Attributes (with *xattrs*) are in the order of the kernel and only those of what is no directory; a directory
+    has ``None``.
+    """
+    return [_stat_name(directory, name, xattrs=xattrs) for name in names]
+
+
+def _stat_name(directory: int, name: bytes, *, xattrs: bool) -> NameStatus | None:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else None
+    except OSError:
+        return None
+    found = _xattrs(directory, name) if xattrs and not stat.S_ISDIR(status.st_mode) else None
+    return (
+        status.st_mode,
+        status.st_nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_rdev,
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        *divmod(status.st_mtime_ns, 1_000_000_000),
+        *divmod(status.st_ctime_ns, 1_000_000_000),
+        found,
+        target,
+    )
+
+
+def _xattrs(directory: int, name: bytes) -> Pairs | bool | None:
+    path = b"/proc/self/fd/%d/%b" % (directory, name)
+    try:
+        keys = [os.fsencode(key) for key in os.listxattr(path, follow_symlinks=False)]
+        return tuple([(key, os.getxattr(path, key, follow_symlinks=False)) for key in keys]) or None
+    except OSError as error:
+        return None if error.errno == errno.EOPNOTSUPP else False

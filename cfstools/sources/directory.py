@@ -8,18 +8,21 @@ crosses them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Protocol, Self
 
+from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
 from cfstools.linux.files import open_below
 from cfstools.progress import SILENT, Progress
-from cfstools.sources.inodes import InodeReader, Place, stamp_of
-from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, Unread
+from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
+from cfstools.store import Blobs
+from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Unread
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import Leaf
 from cfstools.tree.xattrs import XattrPolicy
@@ -32,6 +35,19 @@ MAX_OPEN = 256
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+_LOOK_TOGETHER = 1024
+
+
+class FileReader(Protocol):
+    """Takes files that are to be read, one after another; ``cfstools.store.ingest.Ingest`` is one."""
+
+    def add(self, file: RegularFile) -> None:
+        """Read *file* now or later."""
+
+    def stop(self) -> None:
+        """Read nothing more, and do not come back before nothing is being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +68,13 @@ class WalkOptions:
 class DirectorySource:
     """A directory that was walked: its tree as ``root``, and the contents of the files in it.
 
-    Holds the directory open until :meth:`close`; use it as a context manager.
+    Holds the directory open as ``root_fd`` until :meth:`close`; use it as a context manager.
     """
 
     def __init__(self, path: bytes, fd: int, root: Directory) -> None:
         self.root = root
+        self.root_fd = fd
         self._place = Place(path)
-        self._fd = fd
 
     def open(self, unread: Unread) -> int:
         """Open the file for reading and return its descriptor; the caller closes it.
@@ -68,7 +84,7 @@ class DirectorySource:
         """
         path = unread.path
         try:
-            fd = open_below(self._fd, path, _FILE)
+            fd = open_below(self.root_fd, path, _FILE)
         except OSError as error:
             raise self._place.failed(error, "cannot open", path) from error
         try:
@@ -89,9 +105,9 @@ class DirectorySource:
 
     def close(self) -> None:
         """Close the directory. Closing twice is allowed."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.root_fd >= 0:
+            os.close(self.root_fd)
+            self.root_fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -102,11 +118,20 @@ class DirectorySource:
         self.close()
 
 
-def open_directory(path: bytes, *, options: WalkOptions | None = None, progress: Progress = SILENT) -> DirectorySource:
+def open_directory(
+    path: bytes,
+    *,
+    options: WalkOptions | None = None,
+    reader: Callable[[Blobs], FileReader] | None = None,
+    progress: Progress = SILENT,
+) -> DirectorySource:
     """Walk the directory at *path* and return its tree, with file contents still unread.
 
     The root of the tree is the directory itself. The names of one inode are hard links: the first, depth-first in
-    byte order, is primary and ``nlink`` is their number. Raises :class:`InputError` for what cannot be read,
+    byte order, is primary and ``nlink`` is their number. What *reader* gives is handed each file that is to be read
+    as soon as it is met, in tree order, and is stopped if the walk fails.
+
+    Raises :class:`InputError` for what cannot be read,
     :class:`SourceChanged` for what changes or vanishes meanwhile, :class:`TreeError` for more extended attributes
     than an inode can have, :class:`LimitExceeded` for paths over ``MAX_PATH`` bytes, :class:`UsageError` for a
     malformed pattern and :class:`Unsupported` without ``/proc``, which extended attributes are read through.
@@ -114,16 +139,22 @@ def open_directory(path: bytes, *, options: WalkOptions | None = None, progress:
     options = options or WalkOptions()
     globs = GlobSet(options.exclude)
     fd = _open_root(path)
+    source = DirectorySource(path, fd, Directory(mode=stat.S_IFDIR))
+    files: FileReader | None = None
     try:
+        files = reader(source) if reader is not None else None
         progress.start("walk", None, "entry")
         try:
-            root = _Walk(Place(path), options, globs, progress).run(fd)
+            source.root = _Walk(Place(path), options, globs, files.add if files else None, progress).run(fd)
         finally:
             progress.finish()
     except BaseException:
+        # Threads must not read through a descriptor that is closed, and perhaps given to something else.
+        if files is not None:
+            files.stop()
         os.close(fd)
         raise
-    return DirectorySource(path, fd, root)
+    return source
 
 
 def _open_root(path: bytes) -> int:
@@ -143,25 +174,33 @@ def _open_root(path: bytes) -> int:
 
 
 class _Frame:
-    """One directory on the way down, with the names not yet looked at. ``fd`` is -1 while it is not held open."""
+    """One directory on the way down, with what was not yet looked at. ``fd`` is -1 while it is not held open."""
 
-    __slots__ = ("directory", "fd", "names", "path", "reads_xattrs", "status")
+    __slots__ = ("directory", "fd", "found", "path", "reads_xattrs", "status")
 
     def __init__(self, path: bytes, fd: int, status: os.stat_result) -> None:
         self.path = path
         self.fd = fd
         self.status = status
         self.directory = Directory(mode=status.st_mode)
-        self.names: Iterator[bytes] = iter(())
+        self.found: Iterator[tuple[bytes, NameStatus | None]] = iter(())
         self.reads_xattrs = False
 
 
 class _Walk:
     """One walk over one directory."""
 
-    def __init__(self, place: Place, options: WalkOptions, globs: GlobSet, progress: Progress) -> None:
+    def __init__(
+        self,
+        place: Place,
+        options: WalkOptions,
+        globs: GlobSet,
+        add: Callable[[RegularFile], None] | None,
+        progress: Progress,
+    ) -> None:
         self._place = place
         self._globs = globs
+        self._add = add
         self._hardlinks = options.hardlinks
         self._skip_devices = options.skip_devices
         self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
@@ -169,7 +208,7 @@ class _Walk:
         self._advance = progress.advance
         self._stack: list[_Frame] = []
         self._first_open = 0
-        self._linked: dict[tuple[int, int], tuple[Leaf, int, int]] = {}
+        self._linked: dict[tuple[int, int], tuple[Leaf, int, int, int]] = {}
         self._xattr_devices: dict[int, bool] = {}
 
     def run(self, fd: int) -> Directory:
@@ -195,23 +234,22 @@ class _Walk:
                 os.close(frame.fd)
         return root
 
-    def _scan(self, frame: _Frame) -> tuple[bytes, bytes, os.stat_result] | None:
-        """Read the names of *frame* up to the next subdirectory, and return that; ``None`` at the end."""
-        fd = frame.fd
+    def _look(self, frame: _Frame, names: Sequence[bytes]) -> Iterator[tuple[bytes, NameStatus | None]]:
+        """What the kernel says about each name, asked some names at a time while *frame* is the innermost."""
+        for first in range(0, len(names), _LOOK_TOGETHER):
+            some = names[first : first + _LOOK_TOGETHER]
+            yield from zip(some, native.stat_names(frame.fd, some, frame.reads_xattrs), strict=True)
+
+    def _scan(self, frame: _Frame) -> tuple[bytes, bytes, NameStatus] | None:
+        """Take in what is in *frame* up to the next subdirectory, and return that; ``None`` at the end."""
         prefix = frame.path + b"/" if frame.path else b""
         entries = frame.directory.entries
         globs = self._globs or None
         leaf = self._leaf
-        lstat = os.stat
-        for name in frame.names:
+        for name, met in frame.found:
             path = prefix + name
-            if globs is not None and globs.matches(path, name):
-                continue
-            try:
-                status = lstat(name, dir_fd=fd, follow_symlinks=False)
-            except OSError as error:
-                raise self._place.failed(error, "cannot look at", path) from error
-            if status.st_mode & 0o170000 == stat.S_IFDIR:
+            status = met or self._look_again(frame.fd, name, path)
+            if status[0] & 0o170000 == stat.S_IFDIR:
                 if globs is None or not globs.matches_directory(path, name):
                     return name, path, status
                 continue
@@ -220,30 +258,51 @@ class _Walk:
                 entries[name] = entry
         return None
 
-    def _leaf(self, frame: _Frame, name: bytes, path: bytes, status: os.stat_result) -> Entry | None:
-        if self._skip_devices and status.st_mode & 0o170000 in (stat.S_IFCHR, stat.S_IFBLK):
+    def _look_again(self, fd: int, name: bytes, path: bytes) -> NoReturn:
+        """Find out, by looking once more, why nothing could be said about *name*."""
+        what = "cannot look at"
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                what = "cannot read symbolic link"
+                os.readlink(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise self._place.failed(error, what, path) from error
+        raise self._place.changed(path, "was replaced")
+
+    def _leaf(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> Entry | None:
+        mode, links = status[0], status[1]
+        if self._skip_devices and mode & 0o170000 in (stat.S_IFCHR, stat.S_IFBLK):
             return None
-        if status.st_nlink < 2 or not self._hardlinks:
+        if links < 2 or not self._hardlinks:
             return self._inode(frame, name, path, status)
-        key = (status.st_dev, status.st_ino)
+        key = status[5:7]
         known = self._linked.get(key)
         if known is None:
             inode = self._inode(frame, name, path, status)
-            self._linked[key] = (inode, status.st_mode, status.st_ctime_ns)
+            self._linked[key] = (inode, mode, *status[10:12])
             return inode
-        inode, mode, ctime = known
-        if (status.st_mode, status.st_ctime_ns) != (mode, ctime):
+        inode, *before = known
+        if [mode, *status[10:12]] != before:
             raise self._place.changed(path)
         inode.nlink += 1
         return HardLink(inode)
 
-    def _inode(self, frame: _Frame, name: bytes, path: bytes, status: os.stat_result) -> Leaf:
-        xattrs = NO_XATTRS
-        if frame.reads_xattrs:
+    def _inode(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> Leaf:
+        pairs = status[12]
+        if pairs is None:
+            xattrs = NO_XATTRS
+        elif isinstance(pairs, tuple):
+            xattrs = self._inodes.xattrs.choose(pairs, path)
+        else:
             xattrs = self._read_xattrs(b"/proc/self/fd/%d/%b" % (frame.fd, name), path)
-        return self._inodes.leaf(name, frame.fd, path, status, xattrs)
+        inode = self._inodes.leaf(status, path, xattrs)
+        if self._add is not None and type(inode) is RegularFile and inode.size:
+            self._add(inode)
+        return inode
 
-    def _enter(self, name: bytes, path: bytes, dir_fd: int, met: os.stat_result | None) -> Directory:
+    def _enter(self, name: bytes, path: bytes, dir_fd: int, met: NameStatus | None) -> Directory:
         """Open and list the directory *name*, which must still be the one that was *met*."""
         if len(path) > MAX_PATH:
             subject = f"{self._place.name(path[:200])}…"
@@ -252,17 +311,21 @@ class _Walk:
         try:
             fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
             self._stack.append(frame := _Frame(path, fd, os.fstat(fd)))
-            if met is not None and not os.path.samestat(met, frame.status):
+            if met is not None and met[5:7] != (frame.status.st_dev, frame.status.st_ino):
                 raise self._place.changed(path, "was replaced")
             what = "cannot list directory"
             names = sorted(map(os.fsencode, os.listdir(fd)))
         except OSError as error:
             raise self._place.failed(error, what, path) from error
         self._advance(len(names) + (met is None))
-        frame.names = iter(names)
         frame.reads_xattrs = self._reads_xattrs(frame)
         xattrs = self._read_xattrs(fd, path, follow=True) if frame.reads_xattrs else NO_XATTRS
         frame.directory = self._inodes.directory(frame.status, xattrs)
+        globs = self._globs
+        if globs:
+            prefix = path + b"/" if path else b""
+            names = [name for name in names if not globs.matches(prefix + name, name)]
+        frame.found = self._look(frame, names)
         self._hold_fewer()
         return frame.directory
 

@@ -14,12 +14,16 @@ from types import MappingProxyType
 
 from cfstools.errors import InputError, SourceChanged, TreeError, os_error
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
-from cfstools.tree.model import Leaf
+from cfstools.tree.model import Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
 
 _NANO = 1_000_000_000
 _RDEV_MASK = 0xFFFFFFFF
 _XATTR_TRIES = 4
+
+Pairs = tuple[tuple[bytes, bytes], ...]
+# As native.stat_names gives it.
+NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EXDEV})
 _XATTRS_RACED = frozenset({errno.ENODATA, errno.ERANGE})
@@ -56,12 +60,14 @@ def stamp_of(status: os.stat_result) -> Stamp:
 class XattrReader:
     """Reads extended attributes by *policy*; equal sets are given out as one mapping."""
 
-    __slots__ = ("_accepts", "_place", "_shared", "wanted")
+    __slots__ = ("_accepts", "_known", "_place", "_shared", "wanted")
 
     def __init__(self, place: Place, policy: XattrPolicy) -> None:
         self._place = place
         self._accepts: Callable[[bytes], bool] = policy.accepts
-        self._shared: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
+        self._shared: dict[Pairs, Xattrs] = {}
+        # The same by what the kernel gave, in its order and not chosen from.
+        self._known: dict[Pairs, Xattrs] = {}
         self.wanted = policy is not XattrPolicy.NONE
 
     def supported(self, fd: int, path: bytes) -> bool:
@@ -96,7 +102,15 @@ class XattrReader:
             return self._share(found, path) if found else NO_XATTRS
         raise self._place.changed(path, "extended attributes changed")
 
-    def _share(self, found: tuple[tuple[bytes, bytes], ...], path: bytes) -> Xattrs:
+    def choose(self, pairs: Pairs, path: bytes) -> Xattrs:
+        """Those of the attributes *pairs*, read elsewhere, that are wanted. Raises :class:`TreeError` as above."""
+        known = self._known.get(pairs)
+        if known is None:
+            found = tuple(sorted([pair for pair in pairs if self._accepts(pair[0])]))
+            known = self._known[pairs] = self._share(found, path) if found else NO_XATTRS
+        return known
+
+    def _share(self, found: Pairs, path: bytes) -> Xattrs:
         shared = self._shared.get(found)
         if shared is None:
             shared = MappingProxyType(dict(found))
@@ -131,15 +145,18 @@ class InodeReader:
             xattrs=xattrs,
         )
 
-    def leaf(self, name: bytes, dir_fd: int, path: bytes, status: os.stat_result, xattrs: Xattrs) -> Leaf:
-        """The inode of anything but a directory, met as *name* below *dir_fd*, with a link count of 1."""
-        mode = status.st_mode
-        uid = status.st_uid
-        gid = status.st_gid
-        sec, nsec = (0, 0) if self._use_epoch else divmod(status.st_mtime_ns, _NANO)
+    def leaf(self, status: NameStatus, path: bytes, xattrs: Xattrs) -> Leaf:
+        """The inode of anything but a directory, met at *path*, with a link count of 1."""
+        mode, _, uid, gid, rdev, device, number, size, sec, nsec, csec, cnsec, _, target = status
+        stamp = (sec, nsec)
+        if self._use_epoch:
+            sec = nsec = 0
         match mode & 0o170000:
             case stat.S_IFREG:
-                size = status.st_size
+                content: Content = b""
+                if size:
+                    stamped = Stamp(device, number, size, stamp[0] * _NANO + stamp[1], csec * _NANO + cnsec)
+                    content = Unread(path, stamped)
                 return RegularFile(
                     mode=mode,
                     uid=uid,
@@ -148,15 +165,15 @@ class InodeReader:
                     mtime_nsec=nsec,
                     xattrs=xattrs,
                     size=size,
-                    content=Unread(path, stamp_of(status)) if size else b"",
+                    content=content,
                 )
             case stat.S_IFLNK:
-                target = self._target(name, dir_fd, path)
+                assert target is not None
                 return Symlink(
                     mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, target=target
                 )
             case stat.S_IFCHR | stat.S_IFBLK:
-                rdev = status.st_rdev & _RDEV_MASK
+                rdev &= _RDEV_MASK
                 return Device(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, rdev=rdev)
             case stat.S_IFIFO:
                 return Fifo(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
@@ -164,11 +181,3 @@ class InodeReader:
                 return Socket(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
             case kind:
                 raise InputError(f"unknown kind of file {kind:#o}", subject=self._place.name(path))
-
-    def _target(self, name: bytes, dir_fd: int, path: bytes) -> bytes:
-        try:
-            return os.readlink(name, dir_fd=dir_fd)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise self._place.changed(path, "was replaced") from error
-            raise self._place.failed(error, "cannot read symbolic link", path) from error

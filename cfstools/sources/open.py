@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from cfstools.linux.mapping import mapped_file
 from cfstools.oci.descriptor import Digest, Platform
 from cfstools.oci.select import Choice
 from cfstools.progress import SILENT, Progress
-from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.directory import FileReader, WalkOptions, open_directory
 from cfstools.sources.oci import DEFAULT_OPTIONS, OciOptions, OciReport, read_oci
 from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
 from cfstools.sources.oci_describe import ImageDescription, describe
@@ -89,6 +89,7 @@ def open_source(
     strict: bool = False,
     oci: OciRequest | None = None,
     writer: StoreWriter | None = None,
+    reader: Callable[[Blobs], FileReader] | None = None,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[SourceTree]:
@@ -99,14 +100,15 @@ def open_source(
     refuses lenient dump texts. *algorithm* is that of all digests.
 
     A container image is read while it is opened: contents go to *writer*, which should be deferred (:func:`find_image`
-    tells beforehand), as *oci* asks. Raises CfsError of all kinds, naming the path.
+    tells beforehand), as *oci* asks. *reader* is for the files of a directory, as in :func:`open_directory`.
+    Raises CfsError of all kinds, naming the path.
     """
     oci = oci or OciRequest()
     place = find_image(path, from_file=from_file, layered=bool(oci.layers))
     if place is not None:
         tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
     elif not from_file and os.path.isdir(path):
-        with open_directory(path, options=options, progress=progress) as source:
+        with open_directory(path, options=options, reader=reader, progress=progress) as source:
             yield SourceTree(root=source.root, blobs=source, kind="directory")
         return
     elif path == _STDIN and stdin is not None:

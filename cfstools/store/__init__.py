@@ -3,7 +3,7 @@
 from cfstools.store.base import Store, contains
 from cfstools.store.chain import StoreChain
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, IngestReport, MemoryBlobs, ingest, stamp
+from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, Ingest, IngestReport, MemoryBlobs, ingest, stamp
 from cfstools.store.memory import MemoryStore
 from cfstools.store.publisher import StoredObject, StoreReport
 from cfstools.store.scratch import FsVerity, is_temporary
@@ -15,6 +15,7 @@ __all__ = [
     "Blobs",
     "DirectoryStore",
     "FsVerity",
+    "Ingest",
     "IngestReport",
     "MemoryBlobs",
     "MemoryStore",

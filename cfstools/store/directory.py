@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -47,6 +48,8 @@ class DirectoryStore:
             raise store_error(error, "cannot open the store", self.path) from error
         # Directories already opened, by prefix; kept open until the end so that no thread sees a number reused.
         self._prefixes: dict[bytes, int] = {}
+        # The same by number, -1 where there is none, in the form that the native functions take.
+        self.prefix_fds = array("i", [-1]) * 256
         self._keep = min(256, files.fd_limit() // 8)
         self._lock = threading.Lock()
 
@@ -73,6 +76,7 @@ class DirectoryStore:
                 if fd >= 0:
                     os.close(fd)
             self._prefixes.clear()
+            self.prefix_fds = array("i", [-1]) * 256
             self.fd = -1
 
     def describe(self, digest: bytes) -> str:
@@ -149,6 +153,11 @@ class DirectoryStore:
         except OSError as error:
             raise store_error(error, "cannot list the store", self.path) from error
 
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether descriptors of :meth:`prefix_fd` stay open until :meth:`close`, for every prefix there can be."""
+        return self._keep == 256
+
     def is_empty(self) -> bool:
         """Whether the directory holds nothing at all."""
         return not self._names(self.fd)
@@ -165,7 +174,15 @@ class DirectoryStore:
                 os.mkdir(prefix, 0o755, dir_fd=self.fd)
         fd = os.open(prefix, os.O_PATH | _DIRECTORY, dir_fd=self.fd)
         with self._lock:
-            kept = len(self._prefixes) < self._keep and self._prefixes.setdefault(prefix, fd) == fd
+            other = self._prefixes.get(prefix)
+            kept = other is not None or len(self._prefixes) < self._keep
+            if other is not None:
+                # Another thread was faster; its descriptor is the one that stays.
+                os.close(fd)
+                fd = other
+            elif kept:
+                self._prefixes[prefix] = fd
+                self.prefix_fds[int(prefix, 16)] = fd
         try:
             yield fd
         finally:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
+from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, BatchReader
 from cfstools.store.stream import SMALL
 from cfstools.store.writer import StoreWriter
 from cfstools.tree.model import Content, Directory, External, RegularFile, Stamp, Unread
@@ -21,15 +23,19 @@ from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
 # Files of up to this size are kept inside the image (composefs format, section 5.2).
 INLINE_THRESHOLD = 64
 
-_TASK_FILES = 64
-_TASK_BYTES = 8 << 20
-
 
 class Blobs(Protocol):
     """Where contents that are still unread come from. Used from several threads."""
 
     def open(self, unread: Unread) -> int:
         """A descriptor of the regular file, at its start, which the caller closes. Raises ``CfsError``."""
+
+
+@runtime_checkable
+class RootedBlobs(Blobs, Protocol):
+    """Blobs that lie at their paths below one directory, where they may be read without :meth:`open`."""
+
+    root_fd: int
 
 
 class MemoryBlobs:
@@ -99,77 +105,172 @@ def ingest(
     was when it was met, ``InputError`` when it cannot be read, ``StoreError``. After an error the tree is partly
     read.
     """
-    if writer is not None and writer.params != params:
-        raise UsageError("the store's writer computes digests with other parameters")
-    wanted = [
-        (inode, inode.content)
-        for inode in iter_inodes(root)
-        if type(inode) is RegularFile and isinstance(inode.content, Unread)
-    ]
-    tasks = list(_tasks(wanted))
-    run = _Run(blobs, writer, params, inline_threshold, progress)
-    progress.start("read", sum(file.size for file, _ in wanted), "B")
-    workers = min(len(tasks), threads or len(os.sched_getaffinity(0)))
-    if workers <= 1:
-        for number, task in enumerate(tasks):
-            run.read(number, task)
-    else:
-        _in_threads(run, tasks, workers)
-    progress.finish()
-    return run.report()
+    with Ingest(
+        blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, progress=progress
+    ) as run:
+        for inode in iter_inodes(root):
+            if type(inode) is RegularFile and isinstance(inode.content, Unread):
+                run.add(inode)
+        return run.finish()
 
 
-def _tasks(wanted: list[tuple[RegularFile, Unread]]) -> Iterator[list[tuple[RegularFile, Unread]]]:
-    """Cut the work into pieces that are worth handing to a thread."""
-    task: list[tuple[RegularFile, Unread]] = []
-    size = 0
-    for item in wanted:
-        task.append(item)
-        size += item[0].size
-        if len(task) >= _TASK_FILES or size >= _TASK_BYTES:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+class Ingest:
+    """Reads files as they are found: :func:`ingest` for a tree that is not whole yet.
 
+    Threads start with the first files, so that reading overlaps with whatever finds them; with one thread all is
+    read by :meth:`finish`. Errors are raised by :meth:`finish`, whenever they happen. Leaving the ``with`` block
+    stops what is not done; no thread is left then.
+    """
 
-def _in_threads(run: _Run, tasks: list[list[tuple[RegularFile, Unread]]], workers: int) -> None:
-    with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
-        futures: list[Future[None]] = [pool.submit(run.read, number, task) for number, task in enumerate(tasks)]
+    def __init__(
+        self,
+        blobs: Blobs,
+        writer: StoreWriter | None,
+        *,
+        params: Params = DEFAULT,
+        inline_threshold: int = INLINE_THRESHOLD,
+        threads: int | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        if writer is not None and writer.params != params:
+            raise UsageError("the store's writer computes digests with other parameters")
+        threads = threads or len(os.sched_getaffinity(0))
+        self._run = _Run(blobs, writer, params, inline_threshold)
+        self._progress = progress
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest") if threads > 1 else None
+        self._futures: list[Future[None]] = []
+        self._tasks: list[list[_Wanted]] = []
+        self._count = 0
+        self._small: list[_Wanted] = []
+        self._small_bytes = 0
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def add(self, file: RegularFile) -> None:
+        """Read *file*, whose content is unread; files are to be added in tree order."""
+        unread = file.content
+        assert isinstance(unread, Unread)
+        wanted = _Wanted(self._count, file, unread)
+        self._count += 1
+        self._bytes += file.size
+        if file.size > SMALL:
+            self._submit([wanted])
+            return
+        # In the arena of a batch each file is padded to blocks.
+        padded = file.size + self._run.block_size
+        if len(self._small) >= BATCH_FILES or self._small_bytes + padded > ARENA_BYTES:
+            self._flush()
+        self._small.append(wanted)
+        self._small_bytes += padded
+
+    def _flush(self) -> None:
+        if self._small:
+            self._submit(self._small)
+            self._small, self._small_bytes = [], 0
+
+    def _submit(self, task: list[_Wanted]) -> None:
+        if self._pool is not None:
+            self._futures.append(self._pool.submit(self._run.read, task))
+        else:
+            self._tasks.append(task)
+
+    def finish(self) -> IngestReport:
+        """All files were added: read what is left and say what was read; raises the first error in tree order."""
+        self._flush()
+        self._progress.start("read", self._bytes, "B")
+        self._run.progress.show(self._progress)
         try:
-            # In order: what comes before the task that failed is finished, so the first error is always the same.
-            for future in futures:
+            for task in self._tasks:
+                self._run.read(task)
+            for future in self._futures:
                 future.result()
-        except BaseException:
-            run.stop(-1)
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        finally:
+            self.stop()
+        report = self._run.report()
+        self._progress.finish()
+        return report
+
+    def stop(self) -> None:
+        """Leave out what is not done yet and wait for the threads."""
+        self._run.stop(-1)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Wanted(NamedTuple):
+    """A file to read; ``position`` counts in tree order."""
+
+    position: int
+    file: RegularFile
+    unread: Unread
+
+
+class _LateProgress:
+    """Keeps what is advanced until there is somebody to tell."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shown: Progress | None = None
+        self._early = 0
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        pass
+
+    def advance(self, amount: int) -> None:
+        with self._lock:
+            if self._shown is None:
+                self._early += amount
+                return
+        self._shown.advance(amount)
+
+    def finish(self) -> None:
+        pass
+
+    def show(self, progress: Progress) -> None:
+        with self._lock:
+            self._shown = progress
+        progress.advance(self._early)
 
 
 class _Run:
     """What the tasks of one ingest share."""
 
-    def __init__(
-        self, blobs: Blobs, writer: StoreWriter | None, params: Params, inline_threshold: int, progress: Progress
-    ) -> None:
+    def __init__(self, blobs: Blobs, writer: StoreWriter | None, params: Params, inline_threshold: int) -> None:
         self._blobs = blobs
         self._writer = writer
         self._params = params
         self._inline_threshold = inline_threshold
-        self._progress = progress
+        self.block_size = params.block_size
+        self._batch = (
+            BatchReader(blobs.root_fd, writer, params, inline_threshold) if isinstance(blobs, RootedBlobs) else None
+        )
+        self.progress = _LateProgress()
         self._lock = threading.Lock()
-        # Tasks after this one need not be done any more.
+        # Files after this one need not be read any more, and what is wrong with it.
         self._last: float = float("inf")
+        self._failure: BaseException | None = None
         self._empty = 0
         self._inline = [0, 0]
         self._external = [0, 0]
 
-    def stop(self, number: int) -> None:
-        """Leave out the tasks after *number*."""
+    def stop(self, position: int, failure: BaseException | None = None) -> None:
+        """Leave out the files after *position*, because of *failure*."""
         with self._lock:
-            self._last = min(self._last, number)
+            if position < self._last:
+                self._last = position
+                self._failure = failure or self._failure
 
     def report(self) -> IngestReport:
+        """What was read; raises what is wrong with the first file that could not be."""
+        if self._failure is not None:
+            raise self._failure
         return IngestReport(
             empty_files=self._empty,
             inline_files=self._inline[0],
@@ -178,18 +279,33 @@ class _Run:
             external_bytes=self._external[1],
         )
 
-    def read(self, number: int, task: list[tuple[RegularFile, Unread]]) -> None:
-        """Read the files of one task."""
+    def read(self, task: list[_Wanted]) -> None:
+        """Read the files of one task; what is wrong with one is kept for :meth:`report`."""
         done: list[tuple[RegularFile, Content]] = []
+        position = task[0].position
+        if position > self._last:
+            return
         try:
-            for file, unread in task:
-                if number > self._last:
-                    return
-                done.append((file, self._contents(file, unread)))
-        except BaseException:
-            self.stop(number)
-            raise
-        self._settle(done)
+            contents = self._read_together(task)
+            for (position, file, unread), content in zip(task, contents, strict=True):
+                if content is None:
+                    if position > self._last:
+                        return
+                    done.append((file, self._contents(file, unread)))
+                else:
+                    done.append((file, content))
+        except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
+            self.stop(position, error)
+        else:
+            self._settle(done)
+
+    def _read_together(self, task: list[_Wanted]) -> Sequence[Content | None]:
+        if self._batch is None or task[0].file.size > SMALL:
+            return [None] * len(task)
+        contents = self._batch.read([wanted.unread for wanted in task])
+        sizes = [wanted.file.size for wanted, content in zip(task, contents, strict=True) if content is not None]
+        self.progress.advance(sum(sizes))
+        return contents
 
     def _settle(self, done: list[tuple[RegularFile, Content]]) -> None:
         with self._lock:
@@ -230,14 +346,14 @@ class _Run:
         """The contents of *fd*, expected to be *size* bytes, and the bytes really met."""
         if size <= self._inline_threshold:
             data = os.pread(fd, size + 1, 0)
-            self._progress.advance(len(data))
+            self.progress.advance(len(data))
             return data, len(data)
         if self._writer is not None:
-            digest, met, _ = self._writer.add_fd(fd, progress=self._progress)
+            digest, met, _ = self._writer.add_fd(fd, progress=self.progress)
         elif size <= SMALL:
             data = os.pread(fd, size + 1, 0)
-            self._progress.advance(len(data))
+            self.progress.advance(len(data))
             digest, met = digest_bytes(data, self._params), len(data)
         else:
-            digest, met = hash_fd(fd, self._params, progress=self._progress)
+            digest, met = hash_fd(fd, self._params, progress=self.progress)
         return External(digest, object_path(digest)), met

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_PUBLISH_TOGETHER = 256
+
+
 class StoredObject(NamedTuple):
     """What became of added contents: ``new`` when they were not in any store nor added before."""
 
@@ -135,6 +138,12 @@ class Publisher:
             return True
         return any(self._in_other(store, digest, size) for store in self._others)
 
+    def seen_elsewhere(self, digest: bytes, size: int) -> bool:
+        """Whether an object that was not in the store a moment ago is on its way or in one of the other stores."""
+        if digest in self._pending or digest in self._publishing:
+            return True
+        return any(self._in_other(store, digest, size) for store in self._others)
+
     def _in_store(self, digest: bytes, size: int) -> bool:
         there = self._store.size(digest)
         if there is None:
@@ -160,6 +169,41 @@ class Publisher:
             self._shared[0] += 1
             self._shared[1] += size
         return StoredObject(digest, size, new=False)
+
+    def count_many_shared(self, sizes: Sequence[int]) -> None:
+        """Contents of these *sizes* were added that are there already."""
+        if sizes:
+            with self._lock:
+                self._shared[0] += len(sizes)
+                self._shared[1] += sum(sizes)
+
+    def write_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
+        """Temporaries with these spans (offset, size) of *arena*; fewer than that when one could not be made."""
+        self._check_open()
+        return self._scratch.create_many(arena, spans)
+
+    def accept_many(self, temporaries: dict[bytes, Temporary]) -> None:
+        """Queue complete contents, which were looked up and absent, by their digests."""
+        known: list[Temporary] = []
+        waiting = dict(temporaries)
+        try:
+            for temporary in temporaries.values():
+                self._scratch.seal(temporary)
+            with self._lock:
+                self._check_open()
+                for digest, temporary in temporaries.items():
+                    if digest in self._pending or digest in self._publishing:
+                        known.append(temporary)
+                    else:
+                        self._pending[digest] = temporary
+                        self._pending_bytes += temporary.size
+                waiting.clear()
+        finally:
+            for temporary in (*waiting.values(), *known):
+                self._scratch.drop(temporary)
+        self.count_many_shared([temporary.size for temporary in known])
+        if not self._deferred and self._is_full():
+            self._publish_batch(unless_small=True)
 
     def accept(self, temporary: Temporary, digest: bytes, *, looked_up: bool = False) -> StoredObject:
         """Queue complete contents for publication, unless they are there by now (or ``looked_up`` and absent)."""
@@ -242,8 +286,7 @@ class Publisher:
             try:
                 self._sync()
                 self._unsynced = True
-                for digest in sorted(self._publishing):
-                    self._publish(digest, self._publishing[digest])
+                self._publish_all(self._publishing)
             except BaseException as error:
                 # What is left of the batch goes with close(); no other batch may take its place.
                 self._closed = True
@@ -253,17 +296,22 @@ class Publisher:
             with self._lock:
                 self._publishing = {}
 
-    def _publish(self, digest: bytes, temporary: Temporary) -> None:
-        size = temporary.size
-        prefix, name = split_digest(digest)
-        try:
-            published = self._scratch.publish(temporary, prefix, name)
-        except OSError as error:
-            raise store_error(error, "cannot add the object", self._store.describe(digest)) from error
-        if published:
+    def _publish_all(self, batch: dict[bytes, Temporary]) -> None:
+        """Give the objects of *batch* their names, in their order; each has its name or is an error."""
+        digests = sorted(batch)
+        for first in range(0, len(digests), _PUBLISH_TOGETHER):
+            some = digests[first : first + _PUBLISH_TOGETHER]
+            errors = self._scratch.publish([(batch[digest], *split_digest(digest)) for digest in some])
+            for digest, error in zip(some, errors, strict=True):
+                self._settle(digest, batch[digest].size, error)
+
+    def _settle(self, digest: bytes, size: int, error: OSError | None) -> None:
+        if error is None:
             with self._lock:
                 self._new[0] += 1
                 self._new[1] += size
+        elif not isinstance(error, FileExistsError):
+            raise store_error(error, "cannot add the object", self._store.describe(digest)) from error
         elif self._in_store(digest, size):
             # Another process was faster.
             self.count_shared(digest, size)

@@ -12,10 +12,12 @@ import errno
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Literal
 
+from cfstools import native
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
@@ -134,52 +136,53 @@ class Scratch:
                 # Not on this file system: do not try again.
                 self._fs_verity = "off"
 
-    def publish(self, temporary: Temporary, prefix: bytes, name: bytes) -> bool:
-        """Give the temporary its place ``prefix/name``; ``False`` when something has it already. It is used up.
+    def create_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
+        """Temporaries that hold these spans (offset, size) of *arena*; fewer when one could not be made this way."""
+        if self.named:
+            return []
+        temporaries = []
+        for fd, (_, size) in zip(native.write_files(self._store.fd, arena, spans, self._mode), spans, strict=False):
+            temporary = Temporary(fd, None)
+            temporary.size = size
+            temporaries.append(temporary)
+        return temporaries
 
-        Raises plain ``OSError``. The contents must be durable by now.
+    def publish(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
+        """Give each temporary its place ``prefix/name``; for each what went wrong. They are used up.
+
+        ``FileExistsError`` when something has the place already. The contents must be durable by now.
         """
-        with self._store.prefix_fd(prefix, create=True) as directory:
+        try:
+            if self._store.keeps_prefixes and all(temporary.name is None for temporary, _, _ in objects):
+                return self._link_all(objects)
+            return [self._publish(*one) for one in objects]
+        finally:
+            for temporary, _, _ in objects:
+                self.drop(temporary)
+
+    def _link_all(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
+        links = []
+        for temporary, prefix, name in objects:
             try:
+                with self._store.prefix_fd(prefix, create=True) as directory:
+                    links.append((temporary.fd, directory, name))
+            except OSError:
+                # One at a time, to say which object it is.
+                return [self._publish(*one) for one in objects]
+        numbers = native.link_files(links)
+        return [None if not number else OSError(number, os.strerror(number)) for number in numbers]
+
+    def _publish(self, temporary: Temporary, prefix: bytes, name: bytes) -> OSError | None:
+        try:
+            with self._store.prefix_fd(prefix, create=True) as directory:
                 if temporary.name is None:
                     files.link_tmpfile(temporary.fd, directory, name)
                 else:
                     files.rename_noreplace(self._stage_fd, temporary.name, directory, name)
                     temporary.name = None
-            except FileExistsError:
-                return False
-            else:
-                return True
-            finally:
-                self.drop(temporary)
-
-    def adopt(self, directory: int, name: bytes) -> Temporary:
-        """A temporary that shares its inode with *name* below *directory*, open for reading. Raises plain ``OSError``.
-
-        Only where temporaries are named.
-        """
-        own = b"%d" % next(self._numbers)
-        stage = self._stage()
-        os.link(name, own, src_dir_fd=directory, dst_dir_fd=stage, follow_symlinks=False)
-        try:
-            fd = os.open(own, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=stage)
-        except BaseException:
-            self._remove(own)
-            raise
-        return Temporary(fd, own)
-
-    def replace(self, temporary: Temporary, prefix: bytes, name: bytes) -> None:
-        """Give a named temporary its place ``prefix/name``, instead of what may be there. It is used up.
-
-        Raises plain ``OSError``. The contents must be durable by now.
-        """
-        assert temporary.name is not None
-        try:
-            with self._store.prefix_fd(prefix, create=True) as directory:
-                os.rename(temporary.name, name, src_dir_fd=self._stage_fd, dst_dir_fd=directory)
-        finally:
-            # Of two names of one inode a rename leaves both: removing ours is right in every case.
-            self.drop(temporary)
+        except OSError as error:
+            return error
+        return None
 
     def drop(self, temporary: Temporary) -> None:
         """Forget the temporary and its contents."""

@@ -78,6 +78,37 @@ class StoreWriter:
         """Add *data*."""
         return add_small(self._publisher, data, self.params)
 
+    @property
+    def lookup(self) -> DirectoryStore:
+        """The store in which :meth:`add_hashed` expects that objects were looked up."""
+        return self.store
+
+    def add_hashed(self, arena: bytearray, objects: Sequence[tuple[bytes, int, int]]) -> None:
+        """Add contents that lie in *arena*: (digest, size, offset), -1 for those found in the store.
+
+        The digests are taken as they are. Used for many small contents at once.
+        """
+        publisher = self._publisher
+        shared = [size for _, size, offset in objects if offset < 0]
+        missing: dict[bytes, tuple[int, int]] = {}
+        for digest, size, offset in objects:
+            if offset >= 0:
+                if digest in missing or publisher.seen_elsewhere(digest, size):
+                    shared.append(size)
+                else:
+                    missing[digest] = (offset, size)
+        publisher.count_many_shared(shared)
+        if not missing:
+            return
+        written = publisher.write_many(arena, list(missing.values()))
+        digests = list(missing)
+        publisher.accept_many(dict(zip(digests, written, strict=False)))
+        # What could not be written that way is written, or refused, one at a time.
+        with memoryview(arena) as view:
+            for digest in digests[len(written) :]:
+                offset, size = missing[digest]
+                add_small(publisher, view[offset : offset + size], self.params)
+
     def add_fd(self, fd: int, *, progress: Progress = SILENT) -> StoredObject:
         """Add what *fd* holds from its start (a pipe: from where it stands) to its end.
 

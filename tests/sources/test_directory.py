@@ -8,14 +8,16 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from cfstools import native
 from cfstools.errors import CfsError, InputError, LimitExceeded, SourceChanged, TreeError, Unsupported, UsageError
 from cfstools.sources.directory import MAX_OPEN, MAX_PATH, DirectorySource, WalkOptions, open_directory
+from cfstools.sources.inodes import NameStatus
 from cfstools.tree import Device, Directory, Fifo, HardLink, RegularFile, Socket, Symlink, Unread
 from cfstools.tree.model import Leaf
 from cfstools.tree.walk import inode_of, iter_entries, iter_inodes, lookup
@@ -273,6 +275,7 @@ def test_all_attributes(src: Path) -> None:
     assert not any(inode.xattrs for inode in iter_inodes(none))
 
 
+@pytest.mark.usefixtures("pure")
 def test_more_attributes_than_an_inode_can_have(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system with room for that much is rare, so the values are given here."""
     (src / "file").touch()
@@ -312,6 +315,7 @@ def test_one_inode_without_attributes(src: Path, monkeypatch: pytest.MonkeyPatch
     assert get(walk(src), b"/file").xattrs == {}
 
 
+@pytest.mark.usefixtures("pure")
 @pytest.mark.parametrize(("rounds", "settles"), [(1, True), (2, True), (100, False)])
 def test_attributes_that_change_are_read_again(
     src: Path, monkeypatch: pytest.MonkeyPatch, rounds: int, *, settles: bool
@@ -345,6 +349,7 @@ def test_attributes_that_change_are_read_again(
             walk(src)
 
 
+@pytest.mark.usefixtures("pure")
 @pytest.mark.parametrize("of_directory", [True, False])
 def test_attributes_that_cannot_be_read(src: Path, monkeypatch: pytest.MonkeyPatch, *, of_directory: bool) -> None:
     (src / "file").touch()
@@ -615,6 +620,7 @@ def test_a_directory_is_replaced_by_another(src: Path, monkeypatch: pytest.Monke
         walk(src)
 
 
+@pytest.mark.usefixtures("pure")
 def test_a_link_is_replaced_by_a_file(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (src / "link").symlink_to("x")
     reading = os.readlink
@@ -629,6 +635,7 @@ def test_a_link_is_replaced_by_a_file(src: Path, monkeypatch: pytest.MonkeyPatch
         walk(src)
 
 
+@pytest.mark.usefixtures("pure")
 def test_a_link_cannot_be_read(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (src / "link").symlink_to("x")
 
@@ -642,13 +649,14 @@ def test_a_link_cannot_be_read(src: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_unknown_kind_of_file(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (src / "odd").touch()
-    looking = os.stat
+    looking = native.stat_names
 
-    def odd(path: bytes | int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
-        status = looking(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
-        return os.stat_result((0o050644, *status[1:])) if path == b"odd" else status
+    def odd(directory: int, names: Sequence[bytes], xattrs: bool) -> list[NameStatus | None]:
+        (status,) = looking(directory, names, xattrs)
+        assert status is not None
+        return [(0o050644, *status[1:])]
 
-    monkeypatch.setattr(os, "stat", odd)
+    monkeypatch.setattr(native, "stat_names", odd)
     with pytest.raises(InputError, match=r"odd: unknown kind of file 0o50000"):
         walk(src, use_epoch=True)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from cfstools import native
 from cfstools.errors import InputError, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
+from cfstools.native import _pure
 from cfstools.store import DirectoryStore, MemoryStore, StoreWriter
 from cfstools.store.scratch import Scratch
 from cfstools.store.stream import SMALL
@@ -180,7 +182,12 @@ def test_names_come_after_the_sync(store: DirectoryStore, deferred: bool, monkey
 
         monkeypatch.setattr(files, name, call)
 
+    def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
+        events.extend(["name"] * len(links))
+        return _pure.link_files(links)
+
     record("syncfs", "sync")
+    monkeypatch.setattr(native, "link_files", link_files)
     record("link_tmpfile", "name")
     record("rename_noreplace", "name")
     with StoreWriter(store, batch_files=2, deferred=deferred) as writer:

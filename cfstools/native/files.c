@@ -1,0 +1,696 @@
+/* Files in batches: read and hashed, looked up in a store, written into one and given their names there.
+ *
+ * Only what goes as expected is done here. A file that cannot be opened, is not the one it should be, or changes
+ * under the reader gets no result, and the caller looks at it again in Python, where errors are found out and named. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "native.h"
+
+#define DESCRIPTOR_SIZE 256
+#define DESCRIPTOR_DATA_SIZE_AT 8
+#define DESCRIPTOR_ROOT_AT 16
+#define DIGEST_MAX 64
+#define PREFIXES 256
+#define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
+
+#define OPEN_FLAGS (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+#define SYS_OPENAT2 437
+#define RESOLVE_BENEATH_WITHOUT_LINKS (0x08 | 0x04 | 0x02)
+
+struct open_how_v0 {
+    uint64_t flags, mode, resolve;
+};
+
+/* Opens `path` below `root` without following any link; see open_beneath in cfstools/linux/files.py. */
+static int open_beneath(int root, const char *path) {
+    struct open_how_v0 how = {OPEN_FLAGS, 0, RESOLVE_BENEATH_WITHOUT_LINKS};
+    long fd;
+    do
+        fd = syscall(SYS_OPENAT2, root, path, &how, sizeof how);
+    while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+    return (int)fd;
+}
+
+enum state { UNDONE, INLINE, HASHED, FOUND };
+
+struct file {
+    const char *path;
+    int stamped;
+    uint64_t device, inode;
+    int64_t size, mtime, ctime;
+    enum state state;
+    size_t offset; /* in the arena, or of inline contents */
+    size_t digest; /* index of the first digest of the level last hashed */
+    size_t count;  /* digests in it */
+    uint8_t root[DIGEST_MAX];
+};
+
+static int nanoseconds(const struct timespec *time, int64_t *out) {
+    return __builtin_mul_overflow((int64_t)time->tv_sec, 1000000000, out) ||
+           __builtin_add_overflow(*out, (int64_t)time->tv_nsec, out);
+}
+
+static int is_as_stamped(const struct file *file, const struct stat *status) {
+    int64_t mtime, ctime;
+    return !nanoseconds(&status->st_mtim, &mtime) && !nanoseconds(&status->st_ctim, &ctime) &&
+           file->device == status->st_dev && file->inode == status->st_ino && file->size == status->st_size &&
+           file->mtime == mtime && file->ctime == ctime;
+}
+
+/* Takes (path, stamp or None) apart; -1 with an exception for anything else. */
+static int parse_file(PyObject *item, struct file *file) {
+    PyObject *path = PyTuple_Check(item) && PyTuple_Size(item) == 2 ? PyTuple_GetItem(item, 0) : NULL;
+    PyObject *stamp = path != NULL ? PyTuple_GetItem(item, 1) : NULL;
+    char *text;
+    Py_ssize_t length;
+    if (path == NULL || !PyBytes_Check(path) || (stamp != Py_None && (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5))) {
+        PyErr_SetString(PyExc_TypeError, "a file is (path, stamp) with bytes and a tuple of five numbers or None");
+        return -1;
+    }
+    if (PyBytes_AsStringAndSize(path, &text, &length) < 0)
+        return -1;
+    memset(file, 0, sizeof *file);
+    file->path = length < PATH_MAX && strlen(text) == (size_t)length ? text : NULL;
+    if (stamp == Py_None)
+        return 0;
+    file->stamped = 1;
+    file->device = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 0));
+    file->inode = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 1));
+    file->size = PyLong_AsLongLong(PyTuple_GetItem(stamp, 2));
+    file->mtime = PyLong_AsLongLong(PyTuple_GetItem(stamp, 3));
+    file->ctime = PyLong_AsLongLong(PyTuple_GetItem(stamp, 4));
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return -1;
+        PyErr_Clear();
+        file->path = NULL; /* a number no file system here gives */
+    }
+    return 0;
+}
+
+struct batch {
+    int root_fd;
+    size_t count;
+    struct file *files;
+    uint8_t *arena;
+    size_t capacity, used;
+    uint8_t *inlined;
+    size_t inline_limit;
+    const struct sha2_algorithm *algorithm;
+    const struct sha2_choice *kernel;
+    struct sha2_start start;
+    size_t block_size;
+    uint8_t descriptor[DESCRIPTOR_SIZE];
+    int store_fd;
+    const int *prefixes;
+};
+
+/* Reads exactly `size` bytes and sees that no more follow at once; 0 when that is so. */
+static int read_whole(int fd, uint8_t *to, size_t size) {
+    size_t done = 0;
+    while (done < size) {
+        const ssize_t got = pread(fd, to + done, size + 1 - done, (off_t)done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return -1;
+        done += (size_t)got;
+    }
+    return done == size ? 0 : -1;
+}
+
+static void read_open(struct batch *batch, struct file *file, int fd, size_t number) {
+    struct stat status;
+    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || (file->stamped && !is_as_stamped(file, &status)))
+        return;
+    if (!file->stamped) {
+        file->device = status.st_dev, file->inode = status.st_ino, file->size = status.st_size;
+        if (nanoseconds(&status.st_mtim, &file->mtime) || nanoseconds(&status.st_ctim, &file->ctime))
+            return;
+    }
+    const size_t size = (size_t)file->size;
+    if (size == 0 || size >= batch->capacity)
+        return;
+    const size_t padded = (size + batch->block_size - 1) / batch->block_size * batch->block_size;
+    if (padded >= batch->capacity - batch->used)
+        return;
+    uint8_t *data = batch->arena + batch->used;
+    if (read_whole(fd, data, size) < 0 || fstat(fd, &status) < 0 || !is_as_stamped(file, &status))
+        return;
+    if (size <= batch->inline_limit) {
+        file->offset = number * batch->inline_limit;
+        memcpy(batch->inlined + file->offset, data, size);
+        file->state = INLINE;
+        return;
+    }
+    memset(data + size, 0, padded - size);
+    file->offset = batch->used;
+    file->digest = batch->used / batch->block_size;
+    file->count = padded / batch->block_size;
+    batch->used += padded;
+    file->state = HASHED;
+}
+
+static void read_files(struct batch *batch) {
+    for (size_t i = 0; i < batch->count; i++) {
+        struct file *file = &batch->files[i];
+        const int fd = file->path != NULL ? open_beneath(batch->root_fd, file->path) : -1;
+        if (fd < 0)
+            continue;
+        read_open(batch, file, fd, i);
+        close(fd);
+    }
+}
+
+/* From the digests of one level to those of the next, for all files that have more than one; what is left over is
+ * each file's root. `*digests` is replaced. Returns whether there is another level, -1 when memory is short. */
+static int next_level(struct batch *batch, uint8_t **digests) {
+    const size_t size = batch->algorithm->digest_size, block = batch->block_size;
+    size_t blocks = 0;
+    for (size_t i = 0; i < batch->count; i++) {
+        struct file *file = &batch->files[i];
+        if (file->state != HASHED || file->count == 0)
+            continue;
+        if (file->count == 1) {
+            memcpy(file->root, *digests + file->digest * size, size);
+            file->count = 0;
+        } else {
+            blocks += (file->count * size + block - 1) / block;
+        }
+    }
+    if (blocks == 0)
+        return 0;
+    uint8_t *level = calloc(blocks, block), *hashes = malloc(blocks * size);
+    int result = level != NULL && hashes != NULL ? 1 : -1;
+    size_t at = 0;
+    for (size_t i = 0; result > 0 && i < batch->count; i++) {
+        struct file *file = &batch->files[i];
+        if (file->state != HASHED || file->count == 0)
+            continue;
+        memcpy(level + at * block, *digests + file->digest * size, file->count * size);
+        file->digest = at;
+        file->count = (file->count * size + block - 1) / block;
+        at += file->count;
+    }
+    if (result > 0)
+        result = native_hash(batch->algorithm, batch->kernel, &batch->start, level, block, blocks, hashes) ? -1 : 1;
+    free(level);
+    free(*digests);
+    *digests = hashes;
+    return result;
+}
+
+/* The descriptors of all files and their digests, which replace the roots. */
+static int finish_digests(struct batch *batch) {
+    const size_t size = batch->algorithm->digest_size;
+    struct sha2_start plain;
+    size_t count = 0;
+    batch->algorithm->init(&plain);
+    for (size_t i = 0; i < batch->count; i++)
+        count += batch->files[i].state == HASHED;
+    if (count == 0)
+        return 0;
+    uint8_t *descriptors = malloc(count * DESCRIPTOR_SIZE), *hashes = malloc(count * size), *at = descriptors;
+    int failed = descriptors == NULL || hashes == NULL;
+    for (size_t i = 0; !failed && i < batch->count; i++) {
+        const struct file *file = &batch->files[i];
+        if (file->state != HASHED)
+            continue;
+        memcpy(at, batch->descriptor, DESCRIPTOR_SIZE);
+        for (int byte = 0; byte < 8; byte++)
+            at[DESCRIPTOR_DATA_SIZE_AT + byte] = (uint8_t)((uint64_t)file->size >> 8 * byte);
+        memcpy(at + DESCRIPTOR_ROOT_AT, file->root, size);
+        at += DESCRIPTOR_SIZE;
+    }
+    if (!failed)
+        failed = native_hash(batch->algorithm, batch->kernel, &plain, descriptors, DESCRIPTOR_SIZE, count, hashes);
+    for (size_t i = 0, number = 0; !failed && i < batch->count; i++)
+        if (batch->files[i].state == HASHED)
+            memcpy(batch->files[i].root, hashes + number++ * size, size);
+    free(descriptors);
+    free(hashes);
+    return failed ? -1 : 0;
+}
+
+static int hash_files(struct batch *batch) {
+    const size_t blocks = batch->used / batch->block_size;
+    if (blocks == 0)
+        return 0;
+    uint8_t *digests = malloc(blocks * batch->algorithm->digest_size);
+    int more = digests == NULL ? -1
+                               : native_hash(batch->algorithm, batch->kernel, &batch->start, batch->arena,
+                                             batch->block_size, blocks, digests);
+    if (more == 0)
+        do
+            more = next_level(batch, &digests);
+        while (more > 0);
+    free(digests);
+    return more < 0 ? -1 : finish_digests(batch);
+}
+
+/* --- stores --- */
+
+static void hex(const uint8_t *digest, size_t size, char *out) {
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < size; i++) {
+        *out++ = digits[digest[i] >> 4];
+        *out++ = digits[digest[i] & 15];
+    }
+    *out = 0;
+}
+
+/* 1: an object of this size is there, 0: nothing is there, -1: something else or cannot tell. */
+static int find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
+    char name[2 * DIGEST_MAX + 1], prefix[3];
+    struct stat status;
+    hex(digest, digest_size, name);
+    memcpy(prefix, name, 2);
+    prefix[2] = 0;
+    int fd = prefixes[digest[0]];
+    const int opened = fd < 0;
+    if (opened) {
+        fd = openat(store_fd, prefix, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+            return errno == ENOENT ? 0 : -1;
+    }
+    const int failed = fstatat(fd, name + 2, &status, AT_SYMLINK_NOFOLLOW);
+    const int missing = failed && errno == ENOENT;
+    if (opened)
+        close(fd);
+    if (failed)
+        return missing ? 0 : -1;
+    return S_ISREG(status.st_mode) && (uint64_t)status.st_size == size ? 1 : -1;
+}
+
+static void find_files(struct batch *batch) {
+    if (batch->store_fd < 0)
+        return;
+    for (size_t i = 0; i < batch->count; i++) {
+        struct file *file = &batch->files[i];
+        if (file->state != HASHED)
+            continue;
+        const int found = find_object(batch->store_fd, batch->prefixes, file->root, batch->algorithm->digest_size,
+                                      (uint64_t)file->size);
+        file->state = found < 0 ? UNDONE : found ? FOUND : HASHED;
+    }
+}
+
+static PyObject *result_of(const struct batch *batch, const struct file *file) {
+    const Py_ssize_t size = (Py_ssize_t)batch->algorithm->digest_size;
+    switch (file->state) {
+    case INLINE:
+        return PyBytes_FromStringAndSize((const char *)batch->inlined + file->offset, (Py_ssize_t)file->size);
+    case HASHED:
+        return Py_BuildValue("(y#Ln)", (const char *)file->root, size, (long long)file->size,
+                             (Py_ssize_t)file->offset);
+    case FOUND:
+        return Py_BuildValue("(y#Li)", (const char *)file->root, size, (long long)file->size, -1);
+    default:
+        return Py_NewRef(Py_None);
+    }
+}
+
+static PyObject *results_of(const struct batch *batch) {
+    PyObject *results = PyList_New((Py_ssize_t)batch->count);
+    for (size_t i = 0; results != NULL && i < batch->count; i++) {
+        PyObject *result = result_of(batch, &batch->files[i]);
+        if (result == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SetItem(results, (Py_ssize_t)i, result);
+    }
+    return results;
+}
+
+static PyObject *digest_batch(struct batch *batch, PyObject *items) {
+    PyObject *results = NULL;
+    int failed;
+    batch->count = (size_t)PyTuple_Size(items);
+    batch->files = PyMem_Malloc(batch->count * sizeof *batch->files + 1);
+    batch->inlined = PyMem_Malloc(batch->count * batch->inline_limit + 1);
+    if (batch->files == NULL || batch->inlined == NULL) {
+        PyErr_NoMemory();
+        goto out;
+    }
+    for (size_t i = 0; i < batch->count; i++)
+        if (parse_file(PyTuple_GetItem(items, (Py_ssize_t)i), &batch->files[i]) < 0)
+            goto out;
+    Py_BEGIN_ALLOW_THREADS
+    read_files(batch);
+    failed = hash_files(batch);
+    if (!failed)
+        find_files(batch);
+    Py_END_ALLOW_THREADS
+    results = failed ? PyErr_NoMemory() : results_of(batch);
+out:
+    PyMem_Free(batch->files);
+    PyMem_Free(batch->inlined);
+    return results;
+}
+
+static int is_block_size(const struct sha2_algorithm *algorithm, Py_ssize_t block_size, Py_ssize_t salt_size) {
+    const Py_ssize_t unit = (Py_ssize_t)algorithm->compression_block;
+    return block_size >= 2 * (Py_ssize_t)algorithm->digest_size && (size_t)block_size <= SHA2_SIZE_MAX &&
+           block_size % unit == 0 && salt_size % unit == 0;
+}
+
+PyObject *native_digest_files(PyObject *module, PyObject *args) {
+    (void)module;
+    int root_fd, store_fd;
+    PyObject *files, *result = NULL;
+    Py_buffer arena, salt, descriptor, prefixes;
+    const char *name;
+    Py_ssize_t block_size, inline_limit;
+    if (!PyArg_ParseTuple(args, "iOw*sny*y*niy*", &root_fd, &files, &arena, &name, &block_size, &salt, &descriptor,
+                          &inline_limit, &store_fd, &prefixes))
+        return NULL;
+    const struct sha2_algorithm *algorithm = native_algorithm(name);
+    const struct sha2_choice *kernel = native_kernel(algorithm, NULL);
+    PyObject *items = NULL;
+    if (descriptor.len != DESCRIPTOR_SIZE || inline_limit < 0 || inline_limit > PIPE_BUF || block_size <= 0 ||
+        (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (store_fd >= 0 || prefixes.len != 0))) {
+        PyErr_SetString(PyExc_ValueError, "descriptor, inline limit, block size or prefixes of a wrong size");
+    } else if (kernel == NULL || !is_block_size(algorithm, block_size, salt.len)) {
+        result = native_ask_pure("digest_files", args);
+    } else if ((items = PySequence_Tuple(files)) != NULL) {
+        struct batch batch = {.root_fd = root_fd, .arena = arena.buf, .capacity = (size_t)arena.len,
+                              .inline_limit = (size_t)inline_limit, .algorithm = algorithm, .kernel = kernel,
+                              .block_size = (size_t)block_size, .store_fd = store_fd, .prefixes = prefixes.buf};
+        memcpy(batch.descriptor, descriptor.buf, DESCRIPTOR_SIZE);
+        algorithm->init(&batch.start);
+        algorithm->absorb(&batch.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+        result = digest_batch(&batch, items);
+    }
+    Py_XDECREF(items);
+    PyBuffer_Release(&arena);
+    PyBuffer_Release(&salt);
+    PyBuffer_Release(&descriptor);
+    PyBuffer_Release(&prefixes);
+    return result;
+}
+
+/* --- one range of a large file --- */
+
+struct range {
+    int fd, copy_fd;
+    off_t offset;
+    size_t length, block_size;
+    const struct sha2_algorithm *algorithm;
+    const struct sha2_choice *kernel;
+    struct sha2_start start;
+};
+
+static int write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
+    while (size > 0) {
+        const ssize_t done = pwrite(fd, data, size, offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return -1;
+        data += done, size -= (size_t)done, offset += done;
+    }
+    return 0;
+}
+
+/* Fills `piece` as far as the file goes. */
+static ssize_t read_piece(int fd, uint8_t *piece, size_t size, off_t offset) {
+    size_t done = 0;
+    while (done < size) {
+        const ssize_t got = pread(fd, piece + done, size - done, offset + (off_t)done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -1;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+/* Returns how many bytes were met, -1 with errno. */
+static ssize_t digest_range(const struct range *range, uint8_t *out) {
+    uint8_t *piece = malloc(PIECE);
+    size_t met = 0;
+    while (piece != NULL && met < range->length) {
+        const size_t wanted = range->length - met < PIECE ? range->length - met : PIECE;
+        const off_t at = range->offset + (off_t)met;
+        const ssize_t got = read_piece(range->fd, piece, wanted, at);
+        if (got <= 0) {
+            if (got == 0)
+                break;
+            free(piece);
+            return -1;
+        }
+        const size_t blocks = ((size_t)got + range->block_size - 1) / range->block_size;
+        memset(piece + got, 0, blocks * range->block_size - (size_t)got);
+        if (native_hash(range->algorithm, range->kernel, &range->start, piece, range->block_size, blocks, out) ||
+            (range->copy_fd >= 0 && write_whole(range->copy_fd, piece, (size_t)got, at))) {
+            const int why = errno;
+            free(piece);
+            errno = why;
+            return -1;
+        }
+        out += blocks * range->algorithm->digest_size;
+        met += (size_t)got;
+        if ((size_t)got < wanted)
+            break;
+    }
+    if (piece == NULL) {
+        errno = ENOMEM;
+        return -1;
+    }
+    free(piece);
+    return (ssize_t)met;
+}
+
+PyObject *native_digest_range(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *name;
+    int fd, copy_fd;
+    long long offset;
+    Py_ssize_t length, block_size;
+    Py_buffer salt;
+    if (!PyArg_ParseTuple(args, "siLnny*i", &name, &fd, &offset, &length, &block_size, &salt, &copy_fd))
+        return NULL;
+    const struct sha2_algorithm *algorithm = native_algorithm(name);
+    const struct sha2_choice *kernel = native_kernel(algorithm, NULL);
+    PyObject *result = NULL;
+    if (offset < 0 || length < 0 || block_size <= 0) {
+        PyErr_SetString(PyExc_ValueError, "offset, length or block size out of range");
+    } else if (kernel == NULL || !is_block_size(algorithm, block_size, salt.len) || PIECE % (size_t)block_size) {
+        result = native_ask_pure("digest_range", args);
+    } else {
+        struct range range = {.fd = fd, .copy_fd = copy_fd, .offset = (off_t)offset, .length = (size_t)length,
+                              .block_size = (size_t)block_size, .algorithm = algorithm, .kernel = kernel};
+        algorithm->init(&range.start);
+        algorithm->absorb(&range.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+        const size_t blocks = range.length / range.block_size + 1;
+        uint8_t *out = PyMem_Malloc(blocks * algorithm->digest_size);
+        if (out == NULL) {
+            PyErr_NoMemory();
+        } else {
+            ssize_t met;
+            Py_BEGIN_ALLOW_THREADS
+            met = digest_range(&range, out);
+            Py_END_ALLOW_THREADS
+            if (met < 0)
+                PyErr_SetFromErrno(PyExc_OSError);
+            else
+                result = Py_BuildValue("(y#n)", (const char *)out,
+                                       (Py_ssize_t)(((size_t)met + range.block_size - 1) / range.block_size *
+                                                    algorithm->digest_size),
+                                       (Py_ssize_t)met);
+            PyMem_Free(out);
+        }
+    }
+    PyBuffer_Release(&salt);
+    return result;
+}
+
+/* --- looking up, writing and linking --- */
+
+PyObject *native_find_objects(PyObject *module, PyObject *args) {
+    (void)module;
+    int store_fd;
+    Py_buffer prefixes;
+    PyObject *wanted, *result = NULL, *items = NULL;
+    if (!PyArg_ParseTuple(args, "iy*O", &store_fd, &prefixes, &wanted))
+        return NULL;
+    struct {
+        const uint8_t *digest;
+        size_t digest_size;
+        uint64_t size;
+    } *objects = NULL;
+    if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int))
+        PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
+    else
+        items = PySequence_Tuple(wanted);
+    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
+    if (items != NULL && (objects = PyMem_Malloc((size_t)count * sizeof *objects + 1)) == NULL)
+        PyErr_NoMemory();
+    Py_ssize_t parsed = 0;
+    for (; objects != NULL && parsed < count; parsed++) {
+        const char *digest;
+        Py_ssize_t digest_size;
+        unsigned long long size;
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "an object is (digest, size)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "y#K", &digest, &digest_size, &size))
+            break;
+        if (digest_size < 1 || digest_size > DIGEST_MAX) {
+            PyErr_SetString(PyExc_ValueError, "a digest is 1 to 64 bytes long");
+            break;
+        }
+        objects[parsed].digest = (const uint8_t *)digest;
+        objects[parsed].digest_size = (size_t)digest_size;
+        objects[parsed].size = size;
+    }
+    if (objects != NULL && parsed == count && (result = PyBytes_FromStringAndSize(NULL, count)) != NULL) {
+        char *out = PyBytes_AsString(result);
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            out[i] = (char)(find_object(store_fd, prefixes.buf, objects[i].digest, objects[i].digest_size,
+                                        objects[i].size) > 0);
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_Free(objects);
+    Py_XDECREF(items);
+    PyBuffer_Release(&prefixes);
+    return result;
+}
+
+/* A new file without a name that holds these bytes; -1 when that did not work. */
+static int write_unnamed(int store_fd, mode_t mode, const uint8_t *data, size_t size) {
+    const int fd = openat(store_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+    if (fd < 0 || write_whole(fd, data, size, 0) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+PyObject *native_write_files(PyObject *module, PyObject *args) {
+    (void)module;
+    int store_fd;
+    unsigned mode;
+    Py_buffer arena;
+    PyObject *spans, *items = NULL, *result = NULL;
+    if (!PyArg_ParseTuple(args, "iy*OI", &store_fd, &arena, &spans, &mode))
+        return NULL;
+    struct {
+        size_t offset, size;
+        int fd;
+    } *files = NULL;
+    items = PySequence_Tuple(spans);
+    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
+    if (items != NULL && (files = PyMem_Malloc((size_t)count * sizeof *files + 1)) == NULL)
+        PyErr_NoMemory();
+    Py_ssize_t parsed = 0, done = 0;
+    for (; files != NULL && parsed < count; parsed++) {
+        Py_ssize_t offset, size;
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a span is (offset, size)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "nn", &offset, &size))
+            break;
+        if (offset < 0 || size < 0 || offset > arena.len || size > arena.len - offset) {
+            PyErr_SetString(PyExc_ValueError, "a span is outside of the arena");
+            break;
+        }
+        files[parsed].offset = (size_t)offset;
+        files[parsed].size = (size_t)size;
+    }
+    if (files != NULL && parsed == count) {
+        Py_BEGIN_ALLOW_THREADS
+        for (; done < count; done++) {
+            files[done].fd = write_unnamed(store_fd, (mode_t)mode, (const uint8_t *)arena.buf + files[done].offset,
+                                           files[done].size);
+            if (files[done].fd < 0)
+                break;
+        }
+        Py_END_ALLOW_THREADS
+        result = PyList_New(done);
+        for (Py_ssize_t i = 0; result != NULL && i < done; i++) {
+            PyObject *fd = PyLong_FromLong(files[i].fd);
+            if (fd == NULL)
+                Py_CLEAR(result);
+            else
+                PyList_SetItem(result, i, fd);
+        }
+        for (Py_ssize_t i = 0; result == NULL && i < done; i++)
+            close(files[i].fd);
+    }
+    PyMem_Free(files);
+    Py_XDECREF(items);
+    PyBuffer_Release(&arena);
+    return result;
+}
+
+/* 0 or an error number. Without the privilege for the first way, the kernel wants the second. */
+static int link_unnamed(int fd, int directory, const char *name) {
+    char path[40];
+    if (linkat(fd, "", directory, name, AT_EMPTY_PATH) == 0)
+        return 0;
+    if (errno == EEXIST)
+        return EEXIST;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+}
+
+PyObject *native_link_files(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *wanted, *result = NULL;
+    if (!PyArg_ParseTuple(args, "O", &wanted))
+        return NULL;
+    PyObject *items = PySequence_Tuple(wanted);
+    if (items == NULL)
+        return NULL;
+    const Py_ssize_t count = PyTuple_Size(items);
+    struct {
+        int fd, directory, error;
+        const char *name;
+    } *links = PyMem_Malloc((size_t)count * sizeof *links + 1);
+    Py_ssize_t parsed = 0;
+    if (links == NULL)
+        PyErr_NoMemory();
+    for (; links != NULL && parsed < count; parsed++) {
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a link is (descriptor, directory, name)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "iiy", &links[parsed].fd, &links[parsed].directory, &links[parsed].name))
+            break;
+    }
+    if (links != NULL && parsed == count) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            links[i].error = link_unnamed(links[i].fd, links[i].directory, links[i].name);
+        Py_END_ALLOW_THREADS
+        result = PyList_New(count);
+        for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
+            PyObject *number = PyLong_FromLong(links[i].error);
+            if (number == NULL)
+                Py_CLEAR(result);
+            else
+                PyList_SetItem(result, i, number);
+        }
+    }
+    PyMem_Free(links);
+    Py_DECREF(items);
+    return result;
+}

@@ -1,0 +1,31 @@
+/* What the parts of the extension share. */
+#ifndef CFSTOOLS_NATIVE_H
+#define CFSTOOLS_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "sha2.h"
+
+/* The algorithm and its fastest kernel (or the one called `name`); NULL where there is none. */
+const struct sha2_algorithm *native_algorithm(const char *name);
+const struct sha2_choice *native_kernel(const struct sha2_algorithm *algorithm, const char *name);
+
+/* Hashes `count` blocks, also fewer than the kernel takes at least. Negative when memory is short. */
+int native_hash(const struct sha2_algorithm *algorithm, const struct sha2_choice *kernel,
+                const struct sha2_start *start, const uint8_t *data, size_t block_size, size_t count, uint8_t *out);
+
+/* What no kernel here does faster is left to the function of the same name in _pure.py. */
+PyObject *native_ask_pure(const char *function, PyObject *args);
+
+/* files.c */
+PyObject *native_digest_files(PyObject *module, PyObject *args);
+PyObject *native_digest_range(PyObject *module, PyObject *args);
+PyObject *native_find_objects(PyObject *module, PyObject *args);
+PyObject *native_write_files(PyObject *module, PyObject *args);
+PyObject *native_link_files(PyObject *module, PyObject *args);
+
+/* walk.c */
+PyObject *native_stat_names(PyObject *module, PyObject *args);
+
+#endif

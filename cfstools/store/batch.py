@@ -1,0 +1,73 @@
+"""Small files of one directory tree, a batch at a time: read, hashed, looked up and written by the native functions.
+
+Nothing here reports what is wrong with a file. A file that is not done in the batch is left to the caller, which
+reads it by itself and then meets, and names, whatever kept it from being done here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from cfstools import native
+from cfstools.store.writer import StoreWriter
+from cfstools.tree.model import Content, External, Unread
+from cfstools.verity import Params, object_path
+from cfstools.verity.descriptor import descriptor
+
+# Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
+ARENA_BYTES = 2 << 20
+BATCH_FILES = 256
+# Larger files are read one at a time.
+SMALL = 1 << 20
+
+
+class BatchReader:
+    """Reads files below the directory *root_fd*, and adds their contents with *writer* if there is one.
+
+    Used from several threads.
+    """
+
+    def __init__(self, root_fd: int, writer: StoreWriter | None, params: Params, inline_threshold: int) -> None:
+        self._root_fd = root_fd
+        self._writer = writer
+        self._params = params
+        self._descriptor = descriptor(b"", 0, params)
+        self._inline_threshold = inline_threshold
+        self._local = threading.local()
+
+    def read(self, files: Sequence[Unread]) -> list[Content | None]:
+        """The contents of *files*, ``None`` for those that are left to the caller. Raises ``StoreError``."""
+        arena = self._arena()
+        params = self._params
+        store = self._writer.lookup if self._writer is not None else None
+        found = native.digest_files(
+            self._root_fd,
+            [(file.path, file.stamp) for file in files],
+            arena,
+            params.algorithm.value,
+            params.block_size,
+            params.salt_prefix,
+            self._descriptor,
+            self._inline_threshold,
+            store.fd if store else -1,
+            store.prefix_fds if store else b"",
+        )
+        contents: list[Content | None] = []
+        objects: list[tuple[bytes, int, int]] = []
+        for result in found:
+            if result is None or isinstance(result, bytes):
+                contents.append(result)
+            else:
+                digest = result[0]
+                contents.append(External(digest, object_path(digest)))
+                objects.append(result)
+        if self._writer is not None and objects:
+            self._writer.add_hashed(arena, objects)
+        return contents
+
+    def _arena(self) -> bytearray:
+        arena: bytearray | None = getattr(self._local, "arena", None)
+        if arena is None:
+            arena = self._local.arena = bytearray(ARENA_BYTES)
+        return arena
