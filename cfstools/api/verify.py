@@ -247,8 +247,8 @@ class _Verification:
             warnings=tuple(self._warnings),
         )
 
-    def _fail(self, kind: ProblemKind, whats: Sequence[str]) -> int:
-        return self._problems.add(Problem(kind=kind, subject=self._subject, what=what) for what in whats)
+    def _fail(self, kind: ProblemKind, texts: Sequence[str]) -> int:
+        return self._problems.add(Problem(kind=kind, subject=self._subject, what=what) for what in texts)
 
     def _digest(self, algorithm: Algorithm) -> bytes:
         if algorithm not in self._digests:

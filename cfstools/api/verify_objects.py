@@ -26,14 +26,20 @@ _WHOLE = 1 << 20  # files up to this size are read with one call
 class NeededObject:
     """An object as an image names it, and the names of the files that need it: the first few, and how many.
 
-    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there.
+    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there;
+    ``at_digest`` says that the path is the one made of the digest.
     """
 
     payload: bytes
     digest: bytes | None
     size: int
+    at_digest: bool
     paths: list[bytes] = field(default_factory=list)
     path_count: int = 0
+
+    def place_in(self, store: Store) -> str:
+        """Where the object is in *store*, for messages."""
+        return store.describe(self.digest) if self.at_digest and self.digest else shown(self.payload)
 
     def problem(self, kind: ProblemKind, what: str, subject: str | None = None) -> Problem:
         """A problem with this object, naming the files that need it."""
@@ -66,13 +72,14 @@ def needed_objects(root: Directory) -> list[NeededObject]:
             continue
         digest, payload = inode.content.digest, inode.content.payload
         # Leading slashes mean nothing; without a path the contents are wherever the digest says.
-        place = (payload or b"").lstrip(b"/") or (object_path(digest) if digest else b"")
+        own = object_path(digest) if digest else b""
+        place = (payload or b"").lstrip(b"/") or own
         if not place and not inode.size:
             continue
         key = (place, digest, inode.size)
         needed = found.get(key)
         if needed is None:
-            needed = found[key] = NeededObject(payload=place, digest=digest, size=inode.size)
+            needed = found[key] = NeededObject(payload=place, digest=digest, size=inode.size, at_digest=place == own)
         needed.path_count += 1
         if len(needed.paths) < SHOWN_PATHS:
             needed.paths.append(path)
@@ -139,7 +146,7 @@ class _ObjectCheck:
 
     def __call__(self, batch: Sequence[NeededObject]) -> ObjectTally:
         tally = ObjectTally()
-        queue: list[tuple[NeededObject, int, str]] = []
+        queue: list[tuple[NeededObject, int, Store]] = []
         try:
             for item in batch:
                 try:
@@ -151,33 +158,33 @@ class _ObjectCheck:
         finally:
             for _, fd, _ in queue:
                 os.close(fd)
-        for (item, _, subject), digest in zip(queue, found, strict=True):
+        for (item, _, store), digest in zip(queue, found, strict=True):
             if isinstance(digest, InputError):
-                tally.problems.append(item.problem(ProblemKind.UNREADABLE, digest.what, subject))
+                tally.problems.append(item.problem(ProblemKind.UNREADABLE, digest.what, item.place_in(store)))
             elif digest != item.digest:
                 what = f"its fs-verity digest is {digest.hex()}"
-                tally.problems.append(item.problem(ProblemKind.DAMAGED, what, subject))
+                tally.problems.append(item.problem(ProblemKind.DAMAGED, what, item.place_in(store)))
             else:
                 tally.hashed += 1
                 tally.bytes_hashed += item.size
         return tally
 
-    def _look(self, item: NeededObject, queue: list[tuple[NeededObject, int, str]], tally: ObjectTally) -> None:
+    def _look(self, item: NeededObject, queue: list[tuple[NeededObject, int, Store]], tally: ObjectTally) -> None:
         """Find the object and judge what needs no reading; else queue it, open. Raises _Wrong."""
         if not item.payload or (self._deep and item.digest is None):
             raise _Wrong(ProblemKind.UNVERIFIABLE, "the image has no digest for these contents")
-        fd, subject = self._open(item)
+        fd, store = self._open(item)
         keep = False
         try:
             size = os.fstat(fd).st_size
             if size != item.size:
-                raise _Wrong(ProblemKind.SIZE, f"it has {size} bytes instead of {item.size}", subject)
+                raise _Wrong(ProblemKind.SIZE, f"it has {size} bytes instead of {item.size}", item.place_in(store))
             if not self._deep:
                 tally.present += 1
             elif _measured(fd) == (self._params.algorithm.number, item.digest):
                 tally.measured += 1
             else:
-                queue.append((item, fd, subject))
+                queue.append((item, fd, store))
                 keep = True
                 return
             self._progress.advance(item.size)
@@ -185,14 +192,13 @@ class _ObjectCheck:
             if not keep:
                 os.close(fd)
 
-    def _open(self, item: NeededObject) -> tuple[int, str]:
-        """The object in the first store that has it, and its path for messages."""
-        own_path = item.digest is not None and object_path(item.digest) == item.payload
+    def _open(self, item: NeededObject) -> tuple[int, Store]:
+        """The object in the first store that has it, and that store."""
         for store in self._stores:
             try:
-                if own_path and item.digest is not None:
-                    return store.open(item.digest), store.describe(item.digest)
-                return store.open_path(item.payload), shown(item.payload)
+                if item.at_digest and item.digest is not None:
+                    return store.open(item.digest), store
+                return store.open_path(item.payload), store
             except ObjectMissing:
                 continue
             except StoreError as error:

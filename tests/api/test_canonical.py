@@ -1,0 +1,52 @@
+"""Where an image differs from what its tree would be written as."""
+
+from __future__ import annotations
+
+from cfstools.api.canonical import canonical_difference
+from cfstools.formats.composefs import write_image
+from cfstools.tree import Directory, RegularFile
+from cfstools.verity import Algorithm
+
+
+def tree() -> Directory:
+    root = Directory(mode=0o40755)
+    for number in range(200):
+        root.entries[b"file-%03d" % number] = RegularFile(mode=0o100644, size=60, content=b"%60d" % number)
+    return root
+
+
+IMAGE = write_image(tree())
+
+
+def difference(image: bytes, root: Directory | None = None) -> str | None:
+    return canonical_difference(memoryview(image), root or tree(), 0, Algorithm.SHA256)
+
+
+def test_no_difference() -> None:
+    assert difference(IMAGE) is None
+
+
+def test_every_changed_byte_is_placed() -> None:
+    for offset in range(0, len(IMAGE), 997):
+        image = bytearray(IMAGE)
+        image[offset] ^= 1
+        said = difference(bytes(image))
+        assert said is not None
+        assert said.startswith(f"a canonical writer would have made other bytes, first at offset {offset:#x}")
+
+
+def test_another_length() -> None:
+    assert difference(IMAGE + bytes(4096)) == (
+        f"a canonical writer would have stopped after {len(IMAGE)} bytes, there are {len(IMAGE) + 4096}"
+    )
+    assert difference(IMAGE[:4096]) == "a canonical writer would have made other bytes, first at offset 0x1000"
+    assert f"first at offset {len(IMAGE) - 1:#x}" in str(difference(IMAGE[:-1]))
+
+
+def test_a_tree_that_cannot_be_written() -> None:
+    root = tree()
+    root.entries[b"file-100"] = RegularFile(mode=0o100644, size=5, content=b"other")
+    root.entries[b"a/b"] = RegularFile(mode=0o100644, size=5, content=b"other")
+    said = difference(IMAGE, root)
+    assert said is not None
+    assert said.startswith("its tree cannot be written: ")
