@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cfstools import native
 from cfstools.api import verify_objects
 from cfstools.api.build import BuildOptions, build
 from cfstools.api.digest_file import read_digest_file
@@ -22,7 +23,7 @@ from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT
 from cfstools.signing import KeyState, Verdict, make_trailer, parse_envelope, sign_envelope
 from cfstools.signing.keys import KeyType
-from cfstools.store import DirectoryStore
+from cfstools.store import DirectoryStore, MemoryStore
 from cfstools.tree import Directory, External, RegularFile
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.api.trust import EXTERNAL, FILES, Place, key_of, make_place
@@ -479,10 +480,15 @@ def test_files_that_name_nothing() -> None:
     tree.entries[b"pathless"] = RegularFile(mode=0o100644, size=5, content=External(bytes(32), None))
     lost, pathless = verify_objects.needed_objects(tree)
     assert (lost.payload, pathless.payload) == (b"", object_path(bytes(32)))
+    store = MemoryStore()
+    digest = store.add(b"content")
+    tree.entries[b"held"] = RegularFile(mode=0o100644, size=7, content=External(digest, None))
+    needed = verify_objects.needed_objects(tree)
     (tally,) = verify_objects.check_objects(
-        [lost], [], algorithm=Algorithm.SHA256, deep=False, threads=1, progress=SILENT
+        needed, [store], algorithm=Algorithm.SHA256, deep=True, threads=1, progress=SILENT
     )
-    assert tally.problems[0].kind is ProblemKind.UNVERIFIABLE
+    assert [problem.kind for problem in tally.problems] == [ProblemKind.UNVERIFIABLE, ProblemKind.MISSING]
+    assert tally.hashed == 1
 
 
 def test_every_object_is_checked_once(place: Place) -> None:
@@ -492,7 +498,10 @@ def test_every_object_is_checked_once(place: Place) -> None:
     assert [item.path_count for item in needed] == [3, 1, 1]
 
 
-def test_many_objects_in_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loops", ["auto", "pure"])
+def test_many_objects_in_threads(loops: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: native.use("auto"))
+    native.use(loops)
     source = tmp_path / "rootfs"
     source.mkdir()
     for number in range(300):
@@ -535,6 +544,7 @@ def test_what_the_kernel_guards_is_not_read(threads: int, place: Place, monkeypa
     assert status.st_ino
     monkeypatch.setattr(kernel_verity, "measure", lambda fd: answers.get(os.fstat(fd).st_ino))
     monkeypatch.setattr(verify_objects, "hash_files", lambda files, *_: [] if not files else pytest.fail("read"))
+    monkeypatch.setattr(native, "digest_files", lambda *_: pytest.fail("read"))
     report = verify(place.image, stores=[place.store], threads=threads)
     assert report.ok
     assert (report.objects_measured, report.objects_hashed) == (len(EXTERNAL), 0)
@@ -558,6 +568,8 @@ def test_what_cannot_be_measured_or_read(place: Place, monkeypatch: pytest.Monke
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(kernel_verity, "measure", broken)
+    assert verify(place.image, stores=[place.store]).ok
+    monkeypatch.setattr(native, "digest_files", lambda _fd, files, *_: [None] * len(files))
     assert verify(place.image, stores=[place.store]).ok
     monkeypatch.setattr(os, "pread", broken)
     monkeypatch.setattr(os, "preadv", broken)

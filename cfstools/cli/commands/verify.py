@@ -13,6 +13,7 @@ from cfstools.cli.params import PATH, examples, json_option, store_option
 from cfstools.cli.session import Session, print_json
 from cfstools.cli.text import count_text
 from cfstools.errors import CheckFailed, UsageError
+from cfstools.linux.files import raise_fd_limit
 from cfstools.signing import KeyState, Verdict
 from cfstools.verity import parse_digest
 
@@ -68,6 +69,7 @@ def verify(
         raise UsageError("--threshold counts keys, and there is no --key")
     session = ctx.obj
     assert isinstance(session, Session)
+    raise_fd_limit()  # each thread holds some objects open
     report = run_verify(
         image,
         keys=_load_keys(keys),
