@@ -137,7 +137,12 @@ def test_several_batches(full: DirectoryStore, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("cfstools.store.repair._BATCH_FILES", 2)
     syncs = []
     real = files.syncfs
-    monkeypatch.setattr(files, "syncfs", lambda fd: (syncs.append(fd), real(fd)))
+
+    def counting(fd: int) -> None:
+        syncs.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(files, "syncfs", counting)
     with DirectoryStore(str(tmp_path / "donor"), create=True) as made:
         fill(made)
     for digest in DIGESTS[:7]:
