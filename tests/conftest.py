@@ -79,6 +79,17 @@ def pure() -> Iterator[None]:
     native.use(before)
 
 
+@pytest.fixture(params=["pure", "native"])
+def each_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A test that asks for this runs twice, with the native functions in Python and in C (where those were built)."""
+    before = native.IMPLEMENTATION
+    native.use("pure" if request.param == "pure" else "auto")
+    if request.param != native.IMPLEMENTATION:
+        pytest.skip("the native functions were not built")
+    yield request.param
+    native.use(before)
+
+
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the user's environment says about dates and colours out of the tests."""

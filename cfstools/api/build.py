@@ -153,7 +153,7 @@ def build(
         format=format_word(plan.header.composefs_version, options.algorithm),
         digest=digest.hex(),
         image_size=plan.size,
-        inodes=len(plan.nodes),
+        inodes=plan.inode_count,
         store=os.fsdecode(stores[0]) if stores else None,
         objects_new=stored.objects_new,
         objects_shared=stored.objects_shared,

@@ -12,8 +12,7 @@ from cfstools.api.envelopes import envelope_path, read_envelope
 from cfstools.api.output import OutputFile, Sink, output_file
 from cfstools.api.sign import SignedImage, extended
 from cfstools.errors import SignatureInvalid, UsageError, naming
-from cfstools.formats.composefs import format_word
-from cfstools.formats.erofs.writer import Placed
+from cfstools.formats.composefs import ImagePlan, format_word
 from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
 from cfstools.verity import MerkleHasher, Params
 
@@ -50,7 +49,7 @@ class ImageOutput:
         self._image = image
         self._target = None if signing is None else _target(image, signing)
 
-    def write(self, plan: Placed, params: Params) -> bytes:
+    def write(self, plan: ImagePlan, params: Params) -> bytes:
         """Write the image and return its fs-verity digest.
 
         A file appears whole. Its signature beside it appears just before, when the image is durable already: so
@@ -142,7 +141,7 @@ def _renewed(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -
         return sign_envelope(statement, keys)
 
 
-def _emit(plan: Placed, hasher: MerkleHasher, sink: Sink | None) -> None:
+def _emit(plan: ImagePlan, hasher: MerkleHasher, sink: Sink | None) -> None:
     for chunk in plan.chunks():
         hasher.update(chunk)
         if sink is not None:

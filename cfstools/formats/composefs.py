@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from cfstools import native
 from cfstools.errors import TreeError, UsageError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.nodes import Node, Pair
-from cfstools.formats.erofs.writer import Placed, chunk_geometry, place
+from cfstools.formats.erofs.writer import chunk_geometry, place
 from cfstools.formats.escape import escape
 from cfstools.tree import (
     Device,
@@ -46,6 +48,8 @@ PARENT_MARKS = ((ESCAPED + b"whiteouts", b""), (b"user.overlay.whiteouts", b""))
 PARENT_MARKS_V1 = (*PARENT_MARKS, (ESCAPED + b"opaque", b"x"), (b"user.overlay.opaque", b"x"))
 METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt.METACOPY_SHA512}
 
+_KINDS = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External)
+_CHUNK = 1 << 20
 _HIDING_NAMES = [b"%02x" % number for number in range(256)]
 _HIDING_MODE = stat.S_IFCHR | 0o644
 _PERMISSIONS = 0o7777
@@ -62,6 +66,46 @@ def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
     return minimum
 
 
+class ImagePlan(Protocol):
+    """An image whose every byte is decided."""
+
+    @property
+    def header(self) -> fmt.ComposefsHeader:
+        """Its first bytes."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def inode_count(self) -> int:
+        """How many inodes it has."""
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """Its bytes from front to back, in pieces of about 1 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """An :class:`ImagePlan` that is in memory already."""
+
+    image: bytes
+    inode_count: int
+
+    @property
+    def header(self) -> fmt.ComposefsHeader:
+        return fmt.ComposefsHeader._make(fmt.COMPOSEFS_HEADER.unpack_from(self.image))
+
+    @property
+    def size(self) -> int:
+        return len(self.image)
+
+    def chunks(self) -> Iterator[memoryview]:
+        view = memoryview(self.image)
+        for start in range(0, len(view), _CHUNK):
+            yield view[start : start + _CHUNK]
+
+
 def write_image(
     root: Directory, *, min_version: int = 0, max_version: int = 1, algorithm: Algorithm = Algorithm.SHA256
 ) -> bytes:
@@ -71,12 +115,19 @@ def write_image(
 
 def plan_image(
     root: Directory, *, min_version: int = 0, max_version: int = 1, algorithm: Algorithm = Algorithm.SHA256
-) -> Placed:
+) -> ImagePlan:
     """Decide every byte of the composefs image of *root*, to be emitted by ``chunks()``.
 
     Digests of external files must be of *algorithm*. The tree is not changed. Raises UsageError for versions that
     do not exist and TreeError, naming the path, for what the format cannot hold or the reference refuses.
     """
+    # The native function leaves trees with whiteouts to us, and so decides nothing about versions.
+    version = select_version(min_version, max_version, has_whiteout=False)
+    encoded = native.encode_tree(
+        root, _KINDS, rewrite_xattrs, METACOPY_HEADERS[algorithm], algorithm.digest_size, version
+    )
+    if encoded is not None:
+        return _Encoded(image=encoded[0], inode_count=encoded[1])
     planner = _Planner(algorithm=algorithm)
     nodes = planner.plan(root)
     version = select_version(min_version, max_version, has_whiteout=bool(planner.whiteout_parents))
@@ -88,6 +139,12 @@ def plan_image(
         composefs_version=version,
     )
     return place(nodes, header)
+
+
+def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
+    """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
+    check_xattr_space(xattrs)
+    return sorted([(escape_key(key), value) for key, value in xattrs.items()])
 
 
 def format_word(version: int, algorithm: Algorithm) -> str:
@@ -285,10 +342,9 @@ class _Planner:
         if known is not None:
             return known[1]
         try:
-            check_xattr_space(inode.xattrs)
+            pairs = rewrite_xattrs(inode.xattrs)
         except TreeError as error:
             raise _Rejected(inode, error.what) from None
-        pairs = sorted((escape_key(key), value) for key, value in inode.xattrs.items())
         if not self.has_acl:
             self.has_acl = any(key in ACL_KEYS for key in inode.xattrs)
         # The mapping is kept with the result: an id is only good while its object lives.

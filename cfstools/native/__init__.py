@@ -28,6 +28,7 @@ find_objects = _pure.find_objects
 write_files = _pure.write_files
 link_files = _pure.link_files
 stat_names = _pure.stat_names
+encode_tree = _pure.encode_tree
 
 FUNCTIONS = (
     "hash_blocks",
@@ -37,6 +38,7 @@ FUNCTIONS = (
     "write_files",
     "link_files",
     "stat_names",
+    "encode_tree",
 )
 
 

@@ -189,6 +189,8 @@ static PyMethodDef methods[] = {
      "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
     {"stat_names", native_stat_names, METH_VARARGS, "stat_names(directory, names, xattrs)\n\nAs in _pure.py."},
+    {"encode_tree", native_encode_tree, METH_VARARGS,
+     "encode_tree(root, kinds, rewrite, metacopy_header, digest_size, version)\n\nAs _pure.py says."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -28,4 +28,7 @@ PyObject *native_link_files(PyObject *module, PyObject *args);
 /* walk.c */
 PyObject *native_stat_names(PyObject *module, PyObject *args);
 
+/* image.c */
+PyObject *native_encode_tree(PyObject *module, PyObject *args);
+
 #endif

@@ -307,6 +307,7 @@ def test_order_of_xattrs(tmp_path: Path) -> None:
     assert why(compare(tmp_path, wrong, data))[Rule.XATTR_ORDER].startswith("1 inode of A ")
 
 
+@pytest.mark.usefixtures("pure")
 def test_sharing_of_xattrs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = directory({name: regular(b"", xattrs=XATTRS) for name in (b"a", b"b")})
     data = bytes(write_image(root))

@@ -27,6 +27,8 @@ from cfstools.tree import (
 )
 from cfstools.verity import Algorithm, digest_bytes
 
+pytestmark = pytest.mark.usefixtures("each_implementation")
+
 SELINUX = b"security.selinux"
 USR_LABEL = {SELINUX: b"system_u:object_r:usr_t:s0\0"}
 

@@ -54,6 +54,11 @@ class Placed:
     meta_end: int
     size: int
 
+    @property
+    def inode_count(self) -> int:
+        """How many inodes there are."""
+        return len(self.nodes)
+
     def chunks(self) -> Iterator[bytes]:
         """The image's bytes from front to back, in pieces of about 1 MiB; the last may be smaller, even empty."""
         pieces: list[bytes] = []
