@@ -20,6 +20,7 @@ from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
+from cfstools.formats.primary_names import restore_primary_names
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
@@ -195,6 +196,8 @@ class _Verification:
         version = disk.header.composefs_version
         self._format = format_word(version, self._algorithm)
         if canonical:
+            # The tree has each inode at its first name; the writer may have met another one first.
+            restore_primary_names(disk, root)
             difference = canonical_difference(self._image, root, version, self._algorithm)
             wrong = self._fail(ProblemKind.CANONICAL, [] if difference is None else [difference])
             self._canonical = Outcome.WRONG if wrong else Outcome.OK

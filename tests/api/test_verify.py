@@ -302,7 +302,8 @@ def test_canonical_in_every_version(version: int, hash_name: str, place: Place) 
         "/ 4096 40755 3 0 0 0 7.5 - - - user.z=1 user.a=2\n"
         "/dir 4096 40755 2 0 0 0 0.0 - - -\n"
         "/dir/gone 0 20644 1 0 0 0 0.0 - - -\n"
-        "/fifo 0 10644 1 0 0 0 0.0 - - -\n"
+        "/early 0 @10644 - - - - 0.0 /fifo - -\n"
+        "/fifo 0 10644 2 0 0 0 0.0 - - -\n"
         "/link 3 120777 1 1 2 0 -1.0 dir - -\n"
     )
     build(

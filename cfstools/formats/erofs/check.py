@@ -61,8 +61,8 @@ def check_image(
     What is broken is left out and the check goes on behind it. What needs the whole tree (link counts, the number
     of inodes, that every byte has one owner) is only judged if all of the tree could be read. Link counts of
     files that contradict the number of names are warnings, because the reference takes them from its input
-    (section 2.3); with *strict* they are errors. *rules* adds findings for each inode. After MAX_FINDINGS the
-    check gives up, with a last finding that says so.
+    (section 2.3); with *strict* they are errors. *rules* adds findings for each inode. After MAX_FINDINGS
+    errors the check gives up, with a last finding that says so; no more warnings than that are kept.
     """
     findings = _Findings()
     try:
@@ -84,9 +84,13 @@ class _TooMany(Exception):
 class _Findings:
     def __init__(self) -> None:
         self.items: list[Finding] = []
+        self._counts = dict.fromkeys(Severity, 0)
 
     def add(self, error: ImageError, severity: Severity = Severity.ERROR) -> None:
-        if len(self.items) >= MAX_FINDINGS:
+        self._counts[severity] += 1
+        if self._counts[severity] > MAX_FINDINGS:
+            if severity is Severity.WARNING:
+                return  # more of what is allowed must not end the search for what is not
             raise _TooMany
         self.items.append(Finding(severity=severity, what=error.what, where=error.where))
 

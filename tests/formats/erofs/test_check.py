@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from cfstools.formats.composefs import write_image
+from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs import check
 from cfstools.formats.erofs.check import Finding, Severity, check_image
 from cfstools.formats.erofs.reader import Image, Xattr
@@ -133,3 +134,11 @@ def test_the_check_gives_up_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tail_behind_the_image_needs_permission() -> None:
     assert text(SAMPLE + b"x") != []
     assert check_image(SAMPLE + b"x", allow_tail=True) == []
+
+
+def test_too_many_warnings_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "MAX_FINDINGS", 2)
+    lines = [f"/f{number} 0 100644 9 0 0 0 0.0 - - -\n" for number in range(5)]
+    image = write_image(parse_dump("".join(["/ 4096 40755 2 0 0 0 0.0 - - -\n", *lines]).encode()))
+    findings = check_image(image)
+    assert [finding.severity for finding in findings] == [Severity.WARNING] * 2
