@@ -43,8 +43,8 @@ def _as_store(path: bytes, wanted: Mapping[bytes, int | None]) -> Iterator[_Cand
 def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress) -> Iterator[_Candidate]:
     files = list(_files(path))
     sizes = {size for size in wanted.values() if size is not None}
-    # Contents of a known size first: with luck nothing else needs to be read.
-    files.sort(key=lambda item: item[0] not in sizes)
+    # Contents of a known size first: with luck nothing else needs to be read. By path, so that runs are alike.
+    files.sort(key=lambda item: (item[0] not in sizes, item[1]))
     lengths = sorted({len(digest) for digest in wanted})
     progress.start("search", sum(size for size, _ in files), "B")
     for size, file in files:

@@ -35,7 +35,7 @@ from cfstools.store.fsck import (
 from cfstools.store.gc import remove_object
 from cfstools.store.locking import alone, silently
 from cfstools.store.scratch import Temporary
-from cfstools.store.survey import Kind, is_stale, look, remove_temporary, survey
+from cfstools.store.survey import Kind, is_stale, look, remove_temporary, temporaries
 from cfstools.store.workbench import Workbench
 from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd
 
@@ -140,7 +140,7 @@ class _Replacing:
         """Replace what can be replaced and tell the outcomes."""
         self._want()
         # Before a directory of our own is made there.
-        left_behind = [found.path for found in survey(self._store) if found.kind is Kind.STAGE]
+        left_behind = [found.path for found in temporaries(self._store) if found.kind is Kind.STAGE]
         self._take_misplaced()
         self._flush()
         inside = os.fsencode(self._store.path)
@@ -332,8 +332,8 @@ def _remove_damaged(store: DirectoryStore, problems: list[Problem]) -> None:
 
 def _remove_temporaries(store: DirectoryStore, result: FsckResult, now: float) -> None:
     known = {problem.path: problem for problem in result.problems}
-    for found in survey(store):
-        if found.is_temporary and is_stale(found, now=now, alone=True):
+    for found in temporaries(store):
+        if is_stale(found, now=now, alone=True):
             problem = known.get(found.path) or other_problem(found, now, alone=True)
             if found.path not in known:
                 result.problems.append(problem)

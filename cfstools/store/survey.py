@@ -55,15 +55,24 @@ def survey(store: DirectoryStore) -> Iterator[Found]:
 
     Raises ``StoreError`` when the store itself cannot be listed. What vanishes meanwhile is left out.
     """
-    try:
-        top = _listing(store.fd)
-    except OSError as error:
-        raise store_error(error, "cannot list the store", store.path) from error
-    for name, status in top:
+    for name, status in _top(store):
         if is_prefix(name):
             yield from _prefix(store, name, status)
         elif name not in _KNOWN:
             yield Found(_top_kind(name, status), name, None, status)
+
+
+def temporaries(store: DirectoryStore) -> list[Found]:
+    """The temporaries of the store, without looking at any object. Raises ``StoreError``."""
+    found = (Found(_top_kind(name, status), name, None, status) for name, status in _top(store))
+    return [one for one in found if one.is_temporary]
+
+
+def _top(store: DirectoryStore) -> list[tuple[bytes, os.stat_result]]:
+    try:
+        return _listing(store.fd)
+    except OSError as error:
+        raise store_error(error, "cannot list the store", store.path) from error
 
 
 def _top_kind(name: bytes, status: os.stat_result) -> Kind:
