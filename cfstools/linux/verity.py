@@ -36,6 +36,15 @@ def measure(fd: int) -> tuple[int, bytes] | None:
     return algorithm, bytes(argument[_DIGEST_ARG.size : _DIGEST_ARG.size + size])
 
 
+def offered(fd: int) -> bool:
+    """Whether kernel and file system have fs-verity for files like *fd*; a directory answers for those in it."""
+    try:
+        fcntl.ioctl(fd, FS_IOC_MEASURE_VERITY, bytearray(_DIGEST_ARG.pack(0, _LARGEST_DIGEST) + bytes(_LARGEST_DIGEST)))
+    except OSError as error:
+        return error.errno == errno.ENODATA
+    return True
+
+
 def enable(fd: int, algorithm: int, block_size: int, salt: bytes = b"", signature: bytes = b"") -> None:
     """Seal the file *fd*: from now on it cannot be written and every read is checked.
 

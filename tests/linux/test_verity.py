@@ -104,3 +104,8 @@ def test_enable_passes_salt_and_signature(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(fcntl, "ioctl", take)
     verity.enable(0, 2, 1024, b"salt", b"signature\0x")
     assert seen == [(1, 2, 1024, b"salt", b"signature\0x")]
+
+
+def test_what_has_no_verity_offers_none() -> None:
+    with open("/proc/self/status", "rb") as file:
+        assert not verity.offered(file.fileno())
