@@ -1,0 +1,104 @@
+"""The image itself as a mount: EROFS on the opened file, or on a loop device where the kernel is older."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cfstools.errors import CfsError, InputError, Unsupported, os_error
+from cfstools.formats.erofs import layout as fmt
+from cfstools.linux import mount as linux
+from cfstools.mount.kernel_needs import cannot, missing
+
+
+def has_acls(image_fd: int) -> bool:
+    """Whether the header of the image *image_fd* says that there are ACLs. Raises InputError for what is no image."""
+    try:
+        start = os.pread(image_fd, fmt.COMPOSEFS_HEADER.size, fmt.HEADER_OFFSET)
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
+    if len(start) < fmt.COMPOSEFS_HEADER.size:
+        raise InputError("is too short for a composefs image")
+    header = fmt.ComposefsHeader._make(fmt.COMPOSEFS_HEADER.unpack(start))
+    if header.magic != fmt.COMPOSEFS_MAGIC:
+        raise InputError("is no composefs image")
+    return bool(header.flags & fmt.HEADER_FLAG_HAS_ACL)
+
+
+def mount_erofs(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | None = None) -> bool:
+    """Mount the image in the first *size* bytes of the file *image_fd* on *directory_fd*; whether by a loop device.
+
+    Without ACLs in the image the kernel is told not to look for them. *idmap_fd* is a user namespace that owners
+    are mapped with. Raises InputError and Unsupported.
+    """
+    acls = has_acls(image_fd)
+    try:
+        _mount(linux.fd_path(image_fd), directory_fd, acls=acls, idmap_fd=idmap_fd)
+    except OSError as error:
+        # Before Linux 6.12, and for files that have no page cache of their own kind.
+        if error.errno != errno.ENOTBLK:
+            raise _translated(error) from error
+    else:
+        return False
+    mount_erofs_by_loop(image_fd, directory_fd, size=size, idmap_fd=idmap_fd)
+    return True
+
+
+def mount_erofs_by_loop(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | None = None) -> None:
+    """As :func:`mount_erofs`, on a loop device that goes away with the mount."""
+    try:
+        path, device_fd = linux.attach_loop(image_fd, size)
+    except OSError as error:
+        hint = "EROFS straight on a file needs Linux 6.12"
+        raise Unsupported(f"cannot attach a loop device: {error.strerror}", hint=hint) from error
+    try:
+        _mount(path, directory_fd, acls=has_acls(image_fd), idmap_fd=idmap_fd)
+    except OSError as error:
+        raise _translated(error) from error
+    finally:
+        os.close(device_fd)
+
+
+def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None) -> None:
+    try:
+        context = linux.FsContext(b"erofs")
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        if idmap_fd is not None:
+            raise missing("mapping owners", "5.19") from error
+        mount_erofs_classic(source, directory_fd, acls=acls)
+        return
+    with context:
+        context.set_string(b"source", source)
+        context.set_flag(b"ro")
+        if not acls:
+            context.set_flag(b"noacl")
+        mount_fd = context.mount(read_only=True)
+    try:
+        if idmap_fd is not None:
+            _map_ids(mount_fd, idmap_fd)
+        linux.move_mount(mount_fd, directory_fd)
+    finally:
+        os.close(mount_fd)
+
+
+def mount_erofs_classic(source: bytes, directory_fd: int, *, acls: bool) -> None:
+    """Mount with mount(2) alone. Raises OSError."""
+    linux.mount(source, directory_fd, b"erofs", b"" if acls else b"noacl", read_only=True)
+
+
+def _map_ids(mount_fd: int, idmap_fd: int) -> None:
+    try:
+        linux.map_ids(mount_fd, idmap_fd)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise missing("mapping owners", "5.19") from error
+        hint = "it takes the file of a user namespace other than the first; EROFS can map owners since Linux 5.19"
+        raise Unsupported(f"cannot map owners: {error.strerror}", hint=hint) from error
+
+
+def _translated(error: OSError) -> CfsError:
+    if error.errno == errno.ENODEV:
+        return Unsupported("this kernel has no EROFS (CONFIG_EROFS_FS)", hint="`mkcfs extract` needs none")
+    return cannot("mount the image", error)

@@ -1,0 +1,66 @@
+"""The option string of mount.composefs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfstools.errors import UsageError
+from cfstools.mount import HelperOptions, ObjectCheck, parse_options
+
+
+def test_all_options() -> None:
+    text = rb"basedir=/a:/b\:c\,d,digest=ab\c,tryverity,idmap=/n,ro,rw,upperdir=/u\\,workdir=/w=x"
+    assert parse_options(text) == HelperOptions(
+        stores=(b"/a", b"/b:c,d"),
+        digest="abc",
+        objects=ObjectCheck.REQUIRE,
+        writable=True,
+        upper=b"/u\\",
+        work=b"/w=x",
+        idmap=b"/n",
+    )
+
+
+def test_what_is_not_there_stays_open() -> None:
+    assert parse_options(b"") == HelperOptions()
+    assert parse_options(b"rw,ro").writable is False
+    assert parse_options(b"tryverity").objects is ObjectCheck.TRY
+    assert parse_options(b"verity,tryverity").objects is ObjectCheck.REQUIRE
+    assert parse_options(b"digest=") == HelperOptions(digest="", objects=ObjectCheck.REQUIRE)
+    assert parse_options(b"upperdir=/a,upperdir=/b").upper == b"/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"noverity", "unknown mount option: noverity"),
+        (b"ro,", "unknown mount option: "),
+        (b"signed=1", "unknown mount option: signed=1"),
+        (b"ro=1", "unknown mount option: ro=1"),
+        (b"basedir", "unknown mount option: basedir"),
+        (b"\xff", r"unknown mount option: \\xff"),
+        (b"basedir=/a::/b", "empty path"),
+        (b"basedir=", "empty path"),
+        (b"upperdir=", "empty path"),
+        (b"ro\\", "end in a backslash"),
+    ],
+)
+def test_what_is_refused(text: bytes, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        parse_options(text)
+
+
+@given(st.binary())
+def test_any_bytes(text: bytes) -> None:
+    try:
+        parse_options(text)
+    except UsageError:
+        return
+
+
+@given(st.lists(st.binary(min_size=1), min_size=1))
+def test_escaped_paths_come_back(paths: list[bytes]) -> None:
+    escaped = b":".join(path.replace(b"\\", b"\\\\").replace(b",", b"\\,").replace(b":", b"\\:") for path in paths)
+    assert parse_options(b"ro,basedir=" + escaped + b",rw").stores == tuple(paths)
