@@ -19,9 +19,16 @@ class FileDigest(Report):
     digest: bytes
 
 
-def digest(paths: Iterable[bytes], *, params: Params = DEFAULT, progress: Progress = SILENT) -> Iterator[FileDigest]:
-    """Compute the fs-verity digest of each file, one after the other. Raises InputError naming the file."""
+def digest(
+    paths: Iterable[bytes], *, params: Params = DEFAULT, threads: int = 1, progress: Progress = SILENT
+) -> Iterator[FileDigest]:
+    """Compute the fs-verity digest of each file, one after the other. Raises InputError naming the file.
+
+    A large file is hashed by *threads* at once.
+    """
     for path in paths:
         yield FileDigest(
-            path=path, algorithm=params.algorithm.value, digest=digest_file(path, params, progress=progress)
+            path=path,
+            algorithm=params.algorithm.value,
+            digest=digest_file(path, params, threads=threads, progress=progress),
         )

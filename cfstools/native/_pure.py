@@ -160,11 +160,11 @@ def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: byt
 
 def digest_range(  # noqa: PLR0917 - likewise
     algorithm: str, fd: int, offset: int, length: int, block_size: int, salt_prefix: bytes, copy_fd: int
-) -> tuple[bytes, int]:
-    """Digests of the blocks in *length* bytes of *fd* from *offset* on, and how many bytes there were.
+) -> tuple[bytes, int, int]:
+    """Digests of the blocks in *length* bytes of *fd* from *offset* on, how many bytes there were, and 0.
 
-    The last block is zero padded. What is read is also written to the same place of *copy_fd*, unless that is -1.
-    Raises ``OSError``.
+    The last block is zero padded. What is read is also written to the same place of *copy_fd*, unless that is -1;
+    if that fails the work ends and the last value is the error number. Raises ``OSError`` when reading fails.
     """
     piece = max(_PIECE, block_size)
     digests = []
@@ -176,11 +176,14 @@ def digest_range(  # noqa: PLR0917 - likewise
             break
         digests.append(hash_blocks(algorithm, data, block_size, salt_prefix))
         if copy_fd >= 0:
-            _write_all(copy_fd, data, offset + met)
+            try:
+                _write_all(copy_fd, data, offset + met)
+            except OSError as error:
+                return b"".join(digests[:-1]), met, error.errno or errno.EIO
         met += len(data)
         if len(data) < wanted:
             break
-    return b"".join(digests), met
+    return b"".join(digests), met, 0
 
 
 def _read_pieces(fd: int, size: int, offset: int) -> Iterator[bytes]:

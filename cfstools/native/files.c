@@ -437,8 +437,8 @@ static ssize_t read_piece(int fd, uint8_t *piece, size_t size, off_t offset) {
     return (ssize_t)done;
 }
 
-/* Returns how many bytes were met, -1 with errno. */
-static ssize_t digest_range(const struct range *range, uint8_t *out) {
+/* Returns how many bytes were met, -1 with errno. An error of writing goes to `*unwritten` and ends the work. */
+static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwritten) {
     uint8_t *piece = malloc(PIECE);
     size_t met = 0;
     while (piece != NULL && met < range->length) {
@@ -448,17 +448,21 @@ static ssize_t digest_range(const struct range *range, uint8_t *out) {
         if (got <= 0) {
             if (got == 0)
                 break;
-            free(piece);
-            return -1;
-        }
-        const size_t blocks = ((size_t)got + range->block_size - 1) / range->block_size;
-        memset(piece + got, 0, blocks * range->block_size - (size_t)got);
-        if (native_hash(range->algorithm, range->kernel, &range->start, piece, range->block_size, blocks, out) ||
-            (range->copy_fd >= 0 && write_whole(range->copy_fd, piece, (size_t)got, at))) {
             const int why = errno;
             free(piece);
             errno = why;
             return -1;
+        }
+        const size_t blocks = ((size_t)got + range->block_size - 1) / range->block_size;
+        memset(piece + got, 0, blocks * range->block_size - (size_t)got);
+        if (native_hash(range->algorithm, range->kernel, &range->start, piece, range->block_size, blocks, out)) {
+            free(piece);
+            errno = ENOMEM;
+            return -1;
+        }
+        if (range->copy_fd >= 0 && write_whole(range->copy_fd, piece, (size_t)got, at)) {
+            *unwritten = errno;
+            break;
         }
         out += blocks * range->algorithm->digest_size;
         met += (size_t)got;
@@ -500,16 +504,17 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
             PyErr_NoMemory();
         } else {
             ssize_t met;
+            int unwritten = 0;
             Py_BEGIN_ALLOW_THREADS
-            met = digest_range(&range, out);
+            met = digest_range(&range, out, &unwritten);
             Py_END_ALLOW_THREADS
             if (met < 0)
                 PyErr_SetFromErrno(PyExc_OSError);
             else
-                result = Py_BuildValue("(y#n)", (const char *)out,
+                result = Py_BuildValue("(y#ni)", (const char *)out,
                                        (Py_ssize_t)(((size_t)met + range.block_size - 1) / range.block_size *
                                                     algorithm->digest_size),
-                                       (Py_ssize_t)met);
+                                       (Py_ssize_t)met, unwritten);
             PyMem_Free(out);
         }
     }

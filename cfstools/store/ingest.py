@@ -135,7 +135,7 @@ class Ingest:
         if writer is not None and writer.params != params:
             raise UsageError("the store's writer computes digests with other parameters")
         threads = threads or len(os.sched_getaffinity(0))
-        self._run = _Run(blobs, writer, params, inline_threshold)
+        self._run = _Run(blobs, writer, params, inline_threshold, threads)
         self._progress = progress
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest") if threads > 1 else None
         self._futures: list[Future[None]] = []
@@ -242,7 +242,10 @@ class _LateProgress:
 class _Run:
     """What the tasks of one ingest share."""
 
-    def __init__(self, blobs: Blobs, writer: StoreWriter | None, params: Params, inline_threshold: int) -> None:
+    def __init__(
+        self, blobs: Blobs, writer: StoreWriter | None, params: Params, inline_threshold: int, threads: int
+    ) -> None:
+        self._threads = threads
         self._blobs = blobs
         self._writer = writer
         self._params = params
@@ -349,11 +352,11 @@ class _Run:
             self.progress.advance(len(data))
             return data, len(data)
         if self._writer is not None:
-            digest, met, _ = self._writer.add_fd(fd, progress=self.progress)
+            digest, met, _ = self._writer.add_fd(fd, threads=self._threads, progress=self.progress)
         elif size <= SMALL:
             data = os.pread(fd, size + 1, 0)
             self.progress.advance(len(data))
             digest, met = digest_bytes(data, self._params), len(data)
         else:
-            digest, met = hash_fd(fd, self._params, progress=self.progress)
+            digest, met = hash_fd(fd, self._params, threads=self._threads, progress=self.progress)
         return External(digest, object_path(digest)), met

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cfstools.errors import os_error
+from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import Store, store_error
@@ -16,7 +16,7 @@ from cfstools.store.directory import DirectoryStore
 from cfstools.store.publisher import Publisher, StoredObject, StoreReport
 from cfstools.store.scratch import FsVerity, Scratch, Temporary
 from cfstools.store.stream import SMALL, ObjectStream, add_small
-from cfstools.verity import DEFAULT, Params, hash_fd
+from cfstools.verity import DEFAULT, CopyFailed, Params, hash_fd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -109,19 +109,20 @@ class StoreWriter:
                 offset, size = missing[digest]
                 add_small(publisher, view[offset : offset + size], self.params)
 
-    def add_fd(self, fd: int, *, progress: Progress = SILENT) -> StoredObject:
+    def add_fd(self, fd: int, *, threads: int = 1, progress: Progress = SILENT) -> StoredObject:
         """Add what *fd* holds from its start (a pipe: from where it stands) to its end.
 
         A regular file is cloned where the file systems can; else its contents are read once when they are small or
         probably new, and hashed before they are copied when most contents so far were in the store. The result
-        tells what was stored, whatever happened to the file meanwhile. ``progress`` is advanced in bytes.
+        tells what was stored, whatever happened to the file meanwhile. A large file is hashed by *threads* at once.
+        ``progress`` is advanced in bytes.
         """
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 return self._copy(fd, progress, seekable=False)
             if status.st_size > SMALL:
-                return self._add_large(fd, status, progress)
+                return self._add_large(fd, status, threads, progress)
             data = os.pread(fd, status.st_size + 1, 0)
         except OSError as error:
             raise os_error(error, "cannot read") from error
@@ -135,21 +136,33 @@ class StoreWriter:
         """Contents that arrive piece by piece."""
         return ObjectStream(self._publisher, self.params)
 
-    def _add_large(self, fd: int, status: os.stat_result, progress: Progress) -> StoredObject:
+    def _add_large(self, fd: int, status: os.stat_result, threads: int, progress: Progress) -> StoredObject:
         cloned = self._clone(fd, status.st_dev)
         if cloned is not None:
-            try:
-                digest, cloned.size = hash_fd(cloned.fd, self.params, progress=progress)
-            except BaseException:
-                self._publisher.drop(cloned)
-                raise
-            return self._publisher.accept(cloned, digest)
+            return self._add_temporary(cloned, cloned.fd, -1, threads, progress)
         if self._publisher.expects_shared():
-            digest, size = hash_fd(fd, self.params, progress=progress)
+            digest, size = hash_fd(fd, self.params, threads=threads, progress=progress)
             if self._publisher.seen(digest, size):
                 return self._publisher.count_shared(digest, size)
             progress = SILENT
-        return self._copy(fd, progress, seekable=True)
+        temporary = self._publisher.create()
+        return self._add_temporary(temporary, fd, temporary.fd, threads, progress)
+
+    def _add_temporary(
+        self, temporary: Temporary, fd: int, copy_fd: int, threads: int, progress: Progress
+    ) -> StoredObject:
+        """Add a temporary that holds the contents of *fd*, or is given them while they are hashed."""
+        try:
+            digest, temporary.size = hash_fd(fd, self.params, threads=threads, copy_fd=copy_fd, progress=progress)
+            if os.fstat(temporary.fd).st_size != temporary.size:
+                raise InputError("changed while it was read")
+        except CopyFailed as error:
+            self._publisher.drop(temporary)
+            raise store_error(error, "cannot write an object", self.store.path) from error
+        except BaseException:
+            self._publisher.drop(temporary)
+            raise
+        return self._publisher.accept(temporary, digest)
 
     def _clone(self, fd: int, device: int) -> Temporary | None:
         if not self._clones.get(device, True):

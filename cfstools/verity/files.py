@@ -4,42 +4,106 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 
+from cfstools import native
 from cfstools.errors import UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.verity.algorithm import DEFAULT, Params
 from cfstools.verity.merkle import MerkleHasher
 
 READ_SIZE = 1 << 20
+SEGMENT = 4 << 20
+"""A large file is hashed in pieces of so many bytes."""
 
 _DIGEST_TEXT = re.compile(r"(?:(sha256|sha512):)?([0-9A-Fa-f]*)")
 _TEXT_SIZES = {64: "sha256", 128: "sha512"}
 
 
-def hash_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT) -> tuple[bytes, int]:
+def hash_fd(
+    fd: int, params: Params = DEFAULT, *, threads: int = 1, copy_fd: int = -1, progress: Progress = SILENT
+) -> tuple[bytes, int]:
     """The fs-verity digest of what *fd* holds, from its start to its end, and how many bytes that was.
 
-    A pipe is read from where it stands; elsewhere the file offset is neither used nor moved. ``progress`` is only
-    advanced, in bytes: the stage belongs to the caller. Raises ``InputError`` when reading fails.
+    A pipe is read from where it stands; elsewhere the file offset is neither used nor moved. With *threads* a large
+    file is hashed on that many processors. What a file holds is also written to *copy_fd*, a new file, if given.
+    ``progress`` is only advanced, in bytes: the stage belongs to the caller. Raises ``InputError`` when reading
+    fails and ``CopyFailed`` when writing does.
     """
-    hasher = MerkleHasher(params)
-    buffer = bytearray(READ_SIZE)
-    view = memoryview(buffer)
     try:
-        seekable = _is_seekable(fd)
-        while True:
-            got = os.preadv(fd, [buffer], hasher.size) if seekable else os.readv(fd, [buffer])
-            if not got:
-                return hasher.digest(), hasher.size
-            hasher.update(view[:got])
-            progress.advance(got)
+        if stat.S_ISREG(os.fstat(fd).st_mode) and SEGMENT % params.block_size == 0:
+            return _hash_file(fd, params, threads, copy_fd, progress)
+        return _hash_stream(fd, params, copy_fd, progress)
+    except CopyFailed:
+        raise
     except OSError as error:
         raise os_error(error, "cannot read") from error
 
 
-def digest_fd(fd: int, params: Params = DEFAULT, *, progress: Progress = SILENT) -> bytes:
+class CopyFailed(OSError):
+    """Writing the copy failed, for the reason that the error number says."""
+
+
+def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Progress) -> tuple[bytes, int]:
+    """Hash a regular file in segments, in order, some of them ahead on other processors."""
+    hasher = MerkleHasher(params)
+    segment = partial(_segment, fd, params, copy_fd)
+    # One byte more than there is: so the last segment is short and says that this is the end.
+    segments = -(-(os.fstat(fd).st_size + 1) // SEGMENT)
+    workers = min(threads, segments)
+    with ThreadPoolExecutor(workers, "hash") if workers > 1 else nullcontext() as pool:
+        ahead: deque[Future[tuple[bytes, int]]] = deque()
+        number = 0
+        while True:
+            while pool is not None and len(ahead) < 2 * workers and number + len(ahead) < segments:
+                ahead.append(pool.submit(segment, (number + len(ahead)) * SEGMENT))
+            hashes, met = ahead.popleft().result() if ahead else segment(number * SEGMENT)
+            hasher.update_hashed(hashes, met)
+            progress.advance(met)
+            if met < SEGMENT:
+                return hasher.digest(), hasher.size
+            number += 1
+
+
+def _segment(fd: int, params: Params, copy_fd: int, offset: int) -> tuple[bytes, int]:
+    hashes, met, unwritten = native.digest_range(
+        params.algorithm.value, fd, offset, SEGMENT, params.block_size, params.salt_prefix, copy_fd
+    )
+    if unwritten:
+        raise CopyFailed(unwritten, os.strerror(unwritten))
+    return hashes, met
+
+
+def _hash_stream(fd: int, params: Params, copy_fd: int, progress: Progress) -> tuple[bytes, int]:
+    hasher = MerkleHasher(params)
+    buffer = bytearray(READ_SIZE)
+    view = memoryview(buffer)
+    seekable = _is_seekable(fd)
+    while True:
+        got = os.preadv(fd, [buffer], hasher.size) if seekable else os.readv(fd, [buffer])
+        if not got:
+            return hasher.digest(), hasher.size
+        if copy_fd >= 0:
+            _write_all(copy_fd, view[:got])
+        hasher.update(view[:got])
+        progress.advance(got)
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        raise CopyFailed(error.errno, error.strerror) from error
+
+
+def digest_fd(fd: int, params: Params = DEFAULT, *, threads: int = 1, progress: Progress = SILENT) -> bytes:
     """The digest alone, as :func:`hash_fd` computes it."""
-    return hash_fd(fd, params, progress=progress)[0]
+    return hash_fd(fd, params, threads=threads, progress=progress)[0]
 
 
 def _is_seekable(fd: int) -> bool:
@@ -50,7 +114,7 @@ def _is_seekable(fd: int) -> bool:
     return True
 
 
-def digest_file(path: bytes | str, params: Params = DEFAULT, *, progress: Progress = SILENT) -> bytes:
+def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1, progress: Progress = SILENT) -> bytes:
     """The fs-verity digest of the file at *path* (as :func:`digest_fd`); ``InputError`` names the path."""
     with naming(path):
         try:
@@ -58,7 +122,7 @@ def digest_file(path: bytes | str, params: Params = DEFAULT, *, progress: Progre
         except OSError as error:
             raise os_error(error, "cannot open") from error
         try:
-            return digest_fd(fd, params, progress=progress)
+            return digest_fd(fd, params, threads=threads, progress=progress)
         finally:
             os.close(fd)
 

@@ -58,6 +58,15 @@ class MerkleHasher:
             self._partial = params.algorithm.new(params.salt_prefix)
             self._partial.update(view[whole:])
 
+    def update_hashed(self, hashes: bytes, size: int) -> None:
+        """Append *size* bytes whose blocks were hashed elsewhere (``native.digest_range``).
+
+        Only the last data may be no whole number of blocks, and what was appended before must have been.
+        """
+        self._levels[0] += hashes
+        self._size += size
+        self._flush()
+
     def digest(self) -> bytes:
         """The digest of all data so far; more may follow."""
         return file_digest(self._root_hash(), self._size, self._params)

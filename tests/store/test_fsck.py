@@ -372,7 +372,7 @@ def test_a_file_that_changes_its_size_is_read_to_its_end(full: DirectoryStore, m
     assert path.read_bytes() == CONTENTS[3]
 
 
-@pytest.mark.usefixtures("one_by_one")
+@pytest.mark.usefixtures("one_by_one", "pure")
 @pytest.mark.parametrize("number", [3, 40])
 def test_errors_while_reading(full: DirectoryStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """A failing disk, or fs-verity that refuses, is as good as damage."""

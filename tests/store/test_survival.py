@@ -199,6 +199,7 @@ def test_clone_errors(tmp_path: Path, store: DirectoryStore, monkeypatch: pytest
     assert assert_whole(store.path) == 1
 
 
+@pytest.mark.usefixtures("pure")
 def test_clone_that_cannot_be_read(tmp_path: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "source"
     path.write_bytes(os.urandom(2 << 20))
@@ -207,7 +208,7 @@ def test_clone_that_cannot_be_read(tmp_path: Path, store: DirectoryStore, monkey
     def fail(*_args: object) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "preadv", fail)
+    monkeypatch.setattr(os, "pread", fail)
     fd = os.open(path, os.O_RDONLY)
     writer = StoreWriter(store)
     with pytest.raises(Exception, match="cannot read: Input/output error"):

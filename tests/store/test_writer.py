@@ -376,6 +376,7 @@ def test_files_that_are_not_as_long_as_they_say(
     assert assert_whole(store.path) == 1
 
 
+@pytest.mark.usefixtures("pure")
 def test_unreadable_sources(store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StoreWriter(store) as writer:
         with pytest.raises(InputError, match="cannot read: Bad file descriptor"):
@@ -385,16 +386,17 @@ def test_unreadable_sources(store: DirectoryStore, tmp_path: Path, monkeypatch: 
         def fail(*_args: object) -> int:
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr(os, "preadv", fail)
+        monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(InputError, match="cannot read: Input/output error"):
             writer.add_fd(fd)
         os.close(fd)
     assert os.listdir(store.path) == []
 
 
+@pytest.mark.usefixtures("pure")
 def test_full_disk(store: DirectoryStore, tmp_path: Path, deferred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Partial writes, then none: the temporary goes, nothing becomes visible."""
-    real = os.write
+    real, real_pwrite = os.write, os.pwrite
     fd = source(tmp_path, LARGE_DATA)
 
     def write(number: int, data: memoryview) -> int:
@@ -402,7 +404,13 @@ def test_full_disk(store: DirectoryStore, tmp_path: Path, deferred: bool, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(number, data[: len(data) // 2])
 
+    def pwrite(number: int, data: memoryview, offset: int) -> int:
+        if len(data) <= 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_pwrite(number, data[: len(data) // 2], offset)
+
     monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     writer = StoreWriter(store, deferred=deferred)
     message = "store: cannot write an object: No space left on device$"
     with pytest.raises(StoreError, match=message):

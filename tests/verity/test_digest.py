@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from cfstools import verity
 from cfstools.errors import InputError, UsageError
-from cfstools.verity import DEFAULT, Algorithm, MerkleHasher, Params
+from cfstools.verity import (
+    DEFAULT,
+    Algorithm,
+    CopyFailed,
+    MerkleHasher,
+    Params,
+    digest_bytes,
+    digest_file,
+    hash_fd,
+)
+from cfstools.verity import files as verity_files
 
 needs_fsverity = pytest.mark.skipif(not shutil.which("fsverity"), reason="the fsverity tool is not installed")
 
@@ -336,3 +346,88 @@ def test_parse_digest() -> None:
     ]:
         with pytest.raises(UsageError, match=message):
             verity.parse_digest(text)
+
+
+# Large files, in segments
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verity_files, "SEGMENT", 1 << 16)
+
+
+@pytest.mark.usefixtures("small_segments", "each_implementation")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 131072, (1 << 20) + 5])
+def test_segments(tmp_path: Path, threads: int, size: int) -> None:
+    data = os.urandom(size)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert digest_file(path.as_posix(), threads=threads) == digest_bytes(data)
+    with path.open("rb") as source, (tmp_path / "copy").open("wb+") as copy:
+        assert hash_fd(source.fileno(), threads=threads, copy_fd=copy.fileno()) == (digest_bytes(data), size)
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+@pytest.mark.usefixtures("small_segments", "each_implementation")
+@pytest.mark.parametrize("change", [1, -1, 1 << 17, -(1 << 17)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_that_changes_its_size_meanwhile(tmp_path: Path, change: int, threads: int) -> None:
+    """What was met is what is digested, however long the file was when it was opened."""
+    size = 1 << 19
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+
+    class Changing:
+        done = False
+
+        def start(self, stage: str, total: int | None, unit: str) -> None:
+            pass
+
+        def advance(self, amount: int) -> None:
+            if not self.done:
+                os.truncate(path, size + change)
+                self.done = True
+
+        def finish(self) -> None:
+            pass
+
+    fd = os.open(path, os.O_RDONLY)
+    digest, met = hash_fd(fd, threads=threads, progress=Changing())
+    os.close(fd)
+    assert digest == digest_bytes(bytes(met))
+    # Segments that were read ahead may have seen the file as it was before.
+    assert met >= min(size, size + change) or met % (1 << 16) == 0
+
+
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("size", [100, 5 << 20])
+def test_a_copy_that_cannot_be_written(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(bytes(size))
+    reading = os.open(tmp_path / "file", os.O_RDONLY)
+    full = os.open("/dev/full", os.O_RDWR)
+    with pytest.raises(CopyFailed, match="No space left"):
+        hash_fd(reading, copy_fd=full)
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"data")
+    os.close(write_end)
+    with pytest.raises(CopyFailed, match="No space left"):
+        hash_fd(read_end, copy_fd=full)
+    for fd in (reading, full, read_end):
+        os.close(fd)
+
+
+def test_a_pipe_is_copied(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"data")
+    os.close(write_end)
+    with (tmp_path / "copy").open("wb") as copy:
+        assert hash_fd(read_end, copy_fd=copy.fileno()) == (digest_bytes(b"data"), 4)
+    os.close(read_end)
+    assert (tmp_path / "copy").read_bytes() == b"data"
+
+
+def test_blocks_larger_than_a_segment(tmp_path: Path) -> None:
+    params = Params(block_size=1 << 24)
+    (tmp_path / "file").write_bytes(b"data")
+    assert digest_file((tmp_path / "file").as_posix(), params) == digest_bytes(b"data", params)

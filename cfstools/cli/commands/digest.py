@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from cfstools.api.digest import digest as compute
@@ -45,7 +47,7 @@ def digest(
 ) -> None:
     """Print the fs-verity digest of each FILE, as `fsverity digest` prints it."""
     params = Params(algorithm=Algorithm(hash_alg), block_size=block_size, salt=_salt(salt))
-    reports = compute(files, params=params, progress=session.progress())
+    reports = compute(files, params=params, threads=len(os.sched_getaffinity(0)), progress=session.progress())
     if as_json:
         print_json_lines(
             {**report.to_dict(), "path": report.path.decode("utf-8", "surrogateescape")} for report in reports
