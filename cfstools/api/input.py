@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cfstools.errors import InputError, LimitExceeded, naming, os_error
 
@@ -17,21 +19,36 @@ def read_image_file(path: bytes) -> memoryview:
     Unlike those of a mapped file they stay the same when somebody writes to the file afterwards. Raises InputError,
     and LimitExceeded for more than ``MAX_IMAGE_FILE`` bytes.
     """
+    with opened_image(path) as fd:
+        return read_image(fd)
+
+
+@contextmanager
+def opened_image(path: bytes) -> Iterator[int]:
+    """The regular file *path*, open for reading; errors inside the block are named after it. Raises InputError."""
     with naming(path):
         try:
             fd = _open_regular(path)
-            try:
-                size = os.fstat(fd).st_size
-                if size > MAX_IMAGE_FILE:
-                    raise LimitExceeded(f"{size} bytes are too many for an image: at most {MAX_IMAGE_FILE}")
-                buffer = memoryview(bytearray(size))
-                done = 0
-                while done < size and (got := os.readv(fd, [buffer[done:]])):
-                    done += got
-            finally:
-                os.close(fd)
         except OSError as error:
             raise os_error(error, "cannot read") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def read_image(fd: int) -> memoryview:
+    """All bytes of the open file *fd*, from where it stands. Raises InputError and LimitExceeded."""
+    try:
+        size = os.fstat(fd).st_size
+        if size > MAX_IMAGE_FILE:
+            raise LimitExceeded(f"{size} bytes are too many for an image: at most {MAX_IMAGE_FILE}")
+        buffer = memoryview(bytearray(size))
+        done = 0
+        while done < size and (got := os.readv(fd, [buffer[done:]])):
+            done += got
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
     return buffer[:done].toreadonly()
 
 

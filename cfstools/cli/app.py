@@ -33,6 +33,8 @@ _VERBS: dict[str, tuple[str, str]] = {
     "digest": ("digest", "Print fs-verity digests of files."),
     "extract": ("extract", "Put the tree of an image on disk."),
     "cat": ("extract", "Print the contents of a file in an image."),
+    "mount": ("mount", "Mount an image with the kernel, as root."),
+    "umount": ("mount", "Take a mounted image off."),
     "diff": ("diff", "Say what changed from one image, directory or dump to another."),
     "store": ("store", "Care for an object store: check it, collect garbage, count."),
     "completion": ("completion", "Print the shell completion script."),

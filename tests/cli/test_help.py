@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,7 +19,9 @@ from cfstools.api.keys import read_private_key
 from cfstools.api.sign import sign
 from cfstools.cli.app import mkcfs as group
 from cfstools.signing.keys import KeyType
+from tests.mounts import unmount_below
 from tests.oci import making
+from tests.requirements import need_mounts
 
 VERBS = group.list_commands(click.Context(group))
 
@@ -44,7 +47,7 @@ def examples_of(command: click.Command) -> list[str]:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
+def workplace(tmp_path: Path) -> Iterator[Path]:
     """A directory in which the examples of all verbs can run."""
     rootfs = tmp_path / "rootfs"
     (rootfs / "etc").mkdir(parents=True)
@@ -62,7 +65,10 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "top.tar").write_bytes(making.tar(making.member("usr/top", b"x" * 100)))
     run(tmp_path, "mkcfs build rootfs/ image.cfs --store ./objects")
     make_keys(tmp_path)
-    return tmp_path
+    for name in ("mnt", "upper", "work"):
+        (tmp_path / name).mkdir()
+    yield tmp_path
+    unmount_below(tmp_path)
 
 
 def make_keys(place: Path) -> None:
@@ -97,6 +103,10 @@ def run(workplace: Path, line: str) -> None:
 def test_examples_work_as_printed(words: tuple[str, ...], workplace: Path) -> None:
     lines = examples_of(COMMANDS[words])
     assert lines, f"{words} has no example"
+    if words[0] in ("mount", "umount"):
+        need_mounts("erofs", "overlay")
+    if words == ("umount",):
+        run(workplace, "mkcfs mount image.cfs mnt --store ./objects")
     for line in lines:
         run(workplace, line)
 
