@@ -202,10 +202,10 @@ def test_foreign_names_of_all_sorts(full: DirectoryStore) -> None:
     problems = check(full).problems
     assert {problem.fault for problem in problems} == {Fault.FOREIGN}
     assert len(problems) == 13
-    whats = {problem.path: problem.what for problem in problems}
-    assert whats[b"directory"] == "a directory that is no object"
-    assert whats[b"link"] == "a symbolic link that is no object"
-    assert [problem.path for problem in problems] == sorted(whats)
+    said = {problem.path: problem.what for problem in problems}
+    assert said[b"directory"] == "a directory that is no object"
+    assert said[b"link"] == "a symbolic link that is no object"
+    assert [problem.path for problem in problems] == sorted(said)
 
 
 def make_link(path: Path) -> None:
