@@ -70,7 +70,7 @@ def store() -> None:
         "mkcfs store fsck --store ./objects",
         "mkcfs store fsck --store ./objects --repair --from rootfs/",
         "mkcfs store fsck --store ./objects --remove-damaged --remove-temporaries --json",
-    )
+    ),
 )
 @_store_option
 @click.option("--repair", is_flag=True, help="Put right what can be put right.")
