@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -57,11 +58,41 @@ class _Verbs(click.Group):
         module = importlib.import_module(f"cfstools.cli.commands.{_VERBS[cmd_name][0]}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
+        _let_talk(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+
+
+def _let_talk(command: click.Command) -> None:
+    """Give a command the options that say how much to tell; they may stand before the verb or behind it."""
+    known = {parameter.name for parameter in command.params}
+    command.params += [option for option in _talk_options() if option.name not in known]
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _let_talk(below)
+
+
+def _talk_options() -> list[click.Option]:
+    return [
+        _talk_option(["-v", "--verbose"], "Say more on standard error.", lambda session: session.louder()),
+        _talk_option(
+            ["-q", "--quiet"], "Say nothing but errors on standard error.", lambda session: session.silenced()
+        ),
+        _talk_option(["--debug"], "Show a traceback with an error.", lambda session: session),
+    ]
+
+
+def _talk_option(names: list[str], text: str, change: Callable[[Session], Session]) -> click.Option:
+    def callback(ctx: click.Context, _param: click.Parameter, value: int) -> None:
+        top = ctx.find_root()
+        for _ in range(value):
+            top.obj = change(top.ensure_object(Session))
+        ctx.obj = top.obj
+
+    return click.Option(names, count=True, expose_value=False, is_eager=True, callback=callback, help=text)
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
@@ -81,46 +112,65 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> N
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print versions."
 )
-@click.option("-v", "--verbose", count=True, help="Say more on standard error.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on standard error.")
-@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 @click.pass_context
-def mkcfs(ctx: click.Context, *, verbose: int, quiet: bool, debug: bool) -> None:
+def mkcfs(ctx: click.Context) -> None:
     """Build, inspect, sign and verify composefs images.
 
     A composefs image is a small read-only manifest of a root file system: every name, mode, owner, extended attribute
     and link, and for each file the fs-verity digest of its contents, which are kept in an object store.
     """
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
-    ctx.obj = Session(verbosity=-1 if quiet else verbose, debug=debug)
+    ctx.ensure_object(Session)
+
+
+_let_talk(mkcfs)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run ``mkcfs`` and return its exit code; nothing raises out of here but a defect under ``--debug``."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _open_streams()
     # Text taken from names may hold bytes that are not UTF-8; no output may fail for that.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     # Trees are millions of small objects without cycles: the cyclic collector would go through them over and over.
     gc.disable()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
         # A verb that did its work and found something wrong leaves with ``ctx.exit(code)``, which comes back here.
         code = mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        return UsageError.exit_code
+    except click.UsageError as error:
+        verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
+        hint = f"mkcfs {verb} --help" if verb else "mkcfs --help"
+        return _report(UsageError(error.format_message(), subject=verb, hint=hint), debug=_wants_debug(arguments))
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody left to tell. Keep the interpreter from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
-        return _report(error, debug="--debug" in arguments)
+        return _report(error, debug=_wants_debug(arguments))
     return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """Give a process without one of the standard streams an empty one.
+
+    Python leaves the stream out, and the first file opened would get its number and receive what is printed.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _wants_debug(arguments: Sequence[str]) -> bool:
+    """Whether ``--debug`` was given; looked for in the arguments because an error may come before click parsed it."""
+    return "--debug" in itertools.takewhile(lambda word: word != "--", arguments)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -128,7 +178,6 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _report(error: BaseException, *, debug: bool) -> int:
-    # The flag is looked for in the arguments because an error may come before click has parsed it.
     if debug:
         traceback.print_exception(error)
     match error:

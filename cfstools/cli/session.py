@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import click
@@ -21,10 +21,21 @@ _WRITE_SIZE = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """The options that stand before the verb."""
+    """How much to tell."""
 
     verbosity: int = 0  # -1 quiet, 0 normal, 1 and more verbose
-    debug: bool = False
+
+    def louder(self) -> Session:
+        """One step more verbose. Raises UsageError after :meth:`silenced`."""
+        if self.verbosity < 0:
+            raise UsageError("--verbose and --quiet contradict each other")
+        return replace(self, verbosity=self.verbosity + 1)
+
+    def silenced(self) -> Session:
+        """Quiet. Raises UsageError after :meth:`louder`."""
+        if self.verbosity > 0:
+            raise UsageError("--verbose and --quiet contradict each other")
+        return replace(self, verbosity=-1)
 
     def progress(self) -> Progress:
         """The observer for long work: bars on a terminal, silence elsewhere."""

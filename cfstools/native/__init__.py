@@ -54,7 +54,7 @@ def use(name: str) -> None:
         case "native" | "auto":
             try:
                 _bind("native", importlib.import_module("cfstools.native._native"))
-            except ImportError as error:
+            except (ImportError, AttributeError) as error:  # not built, or built from older sources
                 if name == "native":
                     raise Unsupported(f"the native functions are not available: {error}") from error
                 _bind("pure", _pure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,6 +37,36 @@ def failing(*words: str | bytes | Path, code: int) -> str:
     assert lines[0].startswith("mkcfs: ")
     assert "Traceback" not in said
     return lines[0]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed: str, tmp_path: Path) -> None:
+    root = small_tree(tmp_path)
+    line = shlex.join([*COMMAND, "build", str(root), str(tmp_path / "image.cfs"), "--store", str(tmp_path / "objects")])
+    done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert mkcfs("ls", tmp_path / "image.cfs").stdout.startswith(b"/etc/")
+    line = shlex.join([*COMMAND, "ls", str(tmp_path / "image.cfs")])
+    assert subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, check=False).returncode == 0
+    line = shlex.join([*COMMAND, "ls", str(tmp_path / "absent")])
+    assert subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["build", "--clamp-mtime", "abc"], ["build"], ["store", "nonsense"]])
+def test_usage_errors_are_one_line_and_a_hint(words: list[str]) -> None:
+    said = mkcfs(*words, check=False).stderr.decode().splitlines()
+    assert len(said) == 2, said
+    assert said[0].startswith("mkcfs: ")
+    assert said[1].startswith("hint: mkcfs ")
+
+
+def test_how_much_to_tell_may_stand_before_or_behind_the_verb(tmp_path: Path) -> None:
+    words: list[str | Path] = ["build", small_tree(tmp_path), tmp_path / "image.cfs"]
+    before = mkcfs("-v", *words).stderr
+    assert before == mkcfs(*words, "-v").stderr
+    assert b"v0-sha256-12" in before
+    failing(*words, "-v", "-q", code=2)
+    failing("-q", *words, "-v", code=2)
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
@@ -292,7 +323,7 @@ def test_full_output_is_one_line() -> None:
     assert done.stderr.decode().splitlines() == ["mkcfs: cannot write output: No space left on device"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_interrupted_build_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
     root = tmp_path / "rootfs"
     root.mkdir()

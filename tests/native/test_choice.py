@@ -72,6 +72,14 @@ def test_native_is_taken_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> No
         native.use("native")
 
 
+def test_an_extension_built_from_older_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cfstools.native._native", ModuleType("cfstools.native._native"))
+    native.use("auto")
+    assert native.IMPLEMENTATION == "pure"
+    with pytest.raises(Unsupported, match="not available"):
+        native.use("native")
+
+
 def test_unknown_choice() -> None:
     with pytest.raises(UsageError, match="unknown implementation 'fast'"):
         native.use("fast")
