@@ -55,14 +55,14 @@ def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
     """
     with naming(path):
         try:
-            target = os.path.realpath(path)
-            kind = _kind(target)
+            kind = _kind(path)
             if kind is not None and stat.S_ISDIR(kind):
                 raise InputError("is a directory, not a place for a file")
             if kind is not None and not stat.S_ISREG(kind):
-                yield from _in_place(target)
+                # Through the path itself: what /dev/stdout leads to may have no name of its own.
+                yield from _in_place(path)
             else:
-                yield from _replace(target, mode)
+                yield from _replace(os.path.realpath(path), mode)
         except OSError as error:
             raise os_error(error, "cannot write") from error
 

@@ -8,14 +8,19 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, naming, os_error
+from cfstools.errors import InputError, LimitExceeded, naming, os_error
+
+MAX_STREAM = 1 << 30
+"""Most bytes of a pipe or device: they are held in memory, which a mapping is not."""
+_PIECE = 1 << 20
 
 
 @contextmanager
 def mapped_file(path: bytes) -> Iterator[memoryview]:
-    """Map a regular file; the view is only good inside the block. Raises InputError, naming the path.
+    """Map a regular file, or read a pipe or device to its end; the view is only good inside the block.
 
-    Errors raised inside the block that have no subject get this path as theirs.
+    A pipe that nobody writes to is empty. Raises InputError, and LimitExceeded for a pipe or device with more than
+    ``MAX_STREAM`` bytes. Errors raised inside the block that have no subject get this path as theirs.
     """
     with naming(path):
         try:
@@ -27,15 +32,16 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
             status = os.fstat(fd)
             if stat.S_ISDIR(status.st_mode):
                 raise InputError("is a directory, not a file")
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError("is not a regular file")
-            mapping = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ) if status.st_size else None
+            streamed = None if stat.S_ISREG(status.st_mode) else _read_stream(fd)
+            mapping = None
+            if streamed is None and status.st_size:
+                mapping = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
         except OSError as error:
             raise os_error(error, "cannot read") from error
         finally:
             os.close(fd)
         if mapping is None:
-            yield memoryview(b"")
+            yield memoryview(streamed or b"")
             return
         view = memoryview(mapping)
         try:
@@ -44,3 +50,13 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
             view.release()
             with suppress(BufferError):  # a traceback on its way out may still hold a slice
                 mapping.close()
+
+
+def _read_stream(fd: int) -> bytes:
+    os.set_blocking(fd, True)
+    data = bytearray()
+    while piece := os.read(fd, _PIECE):
+        data += piece
+        if len(data) > MAX_STREAM:
+            raise LimitExceeded(f"is a pipe or device of more than {MAX_STREAM} bytes", hint="save it to a file first")
+    return bytes(data)
