@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr, parse_dirents, place_name
+from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr, parse_dirents
 from cfstools.formats.erofs.regions import ExtentMap, Owner, nonzero_bytes
-from cfstools.formats.erofs.walk import Step, Walk
+from cfstools.formats.erofs.walk import Step, Walk, show_path
 from cfstools.formats.erofs.xattrs import filter_bit, split_key
 from cfstools.report import Report
 
@@ -100,7 +101,7 @@ class _OpenDirectory:
     """A directory whose entries are being visited."""
 
     inode: DiskInode
-    path: str
+    name: bytes
     subdirectories: int = 0
 
 
@@ -109,7 +110,6 @@ class _Links:
     """A file whose link count or number of names is not 1."""
 
     nlink: int
-    path: str
     names: int = field(default=1)
 
 
@@ -243,29 +243,28 @@ class _Check:
         if inode.kind == DIRECTORY:
             if self._open:
                 self._open[-1].subdirectories += 1
-            self._open.append(_OpenDirectory(inode, self._walk.path()))
+            self._open.append(_OpenDirectory(inode, step.name))
         elif not step.first:
-            self._links.setdefault(inode.nid, _Links(inode.nlink, self._walk.path())).names += 1
+            self._links.setdefault(inode.nid, _Links(inode.nlink)).names += 1
         elif inode.nlink != 1:
-            self._links[inode.nid] = _Links(inode.nlink, self._walk.path())
+            self._links[inode.nid] = _Links(inode.nlink)
 
     def _close_directories(self, depth: int) -> None:
         while len(self._open) > depth:
             directory = self._open.pop()
             inode = directory.inode
             links = directory.subdirectories + 2
-            if inode.nlink != links:
+            # One more than the limit is enough to run into it; in a deep tree the paths are what takes the memory.
+            if inode.nlink != links and len(self._deferred) <= MAX_FINDINGS:
                 what = f"link count {inode.nlink} of a directory with {directory.subdirectories} subdirectories"
-                self._deferred.append(ImageError(what, where=f"{inode.where} ({directory.path})"))
+                path = show_path(one.name for one in chain((directory,), reversed(self._open)))
+                self._deferred.append(ImageError(what, where=f"{inode.where} ({path})"))
 
     def _judge_whole(self) -> None:
         """What can be said only of a tree that was read completely."""
         for error in self._deferred:
             self._findings.add(error)
-        for nid, links in self._links.items():
-            if links.nlink != links.names:
-                what = f"link count {links.nlink}, but the number of names is {links.names}"
-                self._findings.add(ImageError(what, where=f"{place_name(nid)} ({links.path})"), self._links_severity)
+        self._judge_links()
         if self._inodes != self._image.superblock.inode_count:
             what = f"the superblock counts {self._image.superblock.inode_count} inodes, the tree has {self._inodes}"
             self._findings.add(ImageError(what, where=f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"))
@@ -275,3 +274,17 @@ class _Check:
             elif owner is Owner.NOBODY and nonzero_bytes(self._image.data[start:end]):
                 what = f"bytes up to {end:#x} belong to nothing and are not zero"
                 self._findings.add(ImageError(what, where=f"offset {start:#x}"))
+
+    def _judge_links(self) -> None:
+        """Compare link counts of files with the number of names; only what is wrong is looked for a second time."""
+        wrong = ((nid, links) for nid, links in self._links.items() if links.nlink != links.names)
+        sought = dict(islice(wrong, MAX_FINDINGS + 1))
+        if not sought:
+            return
+        walk = Walk(self._image)
+        for step in walk:
+            links = sought.pop(step.inode.nid, None)
+            if links is not None:
+                what = f"link count {links.nlink}, but the number of names is {links.names}"
+                error = ImageError(what, where=f"{step.inode.where} ({walk.path()})")
+                self._findings.add(error, self._links_severity)

@@ -6,10 +6,11 @@ import pytest
 
 from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
-from cfstools.formats.erofs import check
+from cfstools.formats.erofs import check, walk
 from cfstools.formats.erofs.check import Finding, Severity, check_image
 from cfstools.formats.erofs.reader import Image, Xattr
-from cfstools.formats.erofs.walk import Step
+from cfstools.formats.erofs.walk import Step, show_path
+from cfstools.tree import HardLink
 from tests.formats.images import SAMPLE, SAMPLE_SHA512, directory, dirent_offset, external, find, patch, regular
 
 SB = 1024
@@ -142,3 +143,46 @@ def test_too_many_warnings_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     image = write_image(parse_dump("".join(["/ 4096 40755 2 0 0 0 0.0 - - -\n", *lines]).encode()))
     findings = check_image(image)
     assert [finding.severity for finding in findings] == [Severity.WARNING] * 2
+
+
+def chain(levels: int, nlink: int = 1) -> bytes:
+    """An image of directories inside each other, each with a file of two names and a link count of *nlink*."""
+    shared = regular(b"", nlink=nlink)
+    root = directory({b"d" * 200: shared})
+    for _ in range(levels):
+        root = directory({b"d" * 200: root, b"f": HardLink(shared)})
+    return bytes(write_image(root))
+
+
+def test_paths_of_a_deep_tree_are_only_made_for_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = chain(5000, 5001)
+    made: list[str] = []
+
+    def counted(names: Iterator[bytes]) -> str:
+        made.append(show_path(names))
+        return made[-1]
+
+    monkeypatch.setattr(check, "show_path", counted)
+    monkeypatch.setattr(walk, "show_path", counted)
+    assert text(data) == []
+    assert made == []
+    (line,) = text(patch(data, find(data, b"d" * 200).offset + 6, "H", 9))
+    assert line.endswith(" (/" + "d" * 200 + "): link count 9 of a directory with 1 subdirectories")
+    assert len(made) == 1
+
+
+def test_links_of_a_deep_tree_are_found_once() -> None:
+    (line,) = text(chain(100, 7))
+    assert line.endswith(": link count 7, but the number of names is 101")
+    assert "(.../" in line
+
+
+def test_no_more_link_counts_of_directories_are_kept_than_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "MAX_FINDINGS", 2)
+    root = directory({b"%d" % number: directory() for number in range(6)})
+    data = bytes(write_image(root))
+    for number in range(6):
+        data = patch(data, Image(data).inode(find(data, b"%d" % number).nid).offset + 6, "H", 9)
+    lines = text(data)
+    assert lines[:1] == [f"{find(data, b'0').where} (/0): link count 9 of a directory with 0 subdirectories"]
+    assert lines[2:] == ["more than 2 problems, stopped here"]
