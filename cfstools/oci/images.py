@@ -230,7 +230,7 @@ class DockerImages:
 
 
 class LayerTars:
-    """Layer tars in order, each opened by its function when its turn comes: no manifest, no config."""
+    """Layer tars in order, each opened by its function when its turn comes: no manifest, no config, no digests."""
 
     kind = "layers"
 

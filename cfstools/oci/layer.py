@@ -64,8 +64,8 @@ def read_layer(
     """Read one layer and stage its members in *layer*; *progress* counts bytes as stored.
 
     *on_warning* is called with a place and a text. Raises :class:`CheckFailed` when digest or DiffID are not those
-    promised, and that rather than what a damaged stream looks like further in; else ``TarError``,
-    ``CompressionError``, ``LimitExceeded``, ``OciError``.
+    promised, and that rather than what a damaged stream looks like further in; else ``TarError``, also when a layer
+    that promises neither has no end blocks, ``CompressionError``, ``LimitExceeded``, ``OciError``.
     """
 
     def counted(count: int) -> bytes:
@@ -73,6 +73,8 @@ def read_layer(
         progress.advance(len(data))
         return data
 
+    # Without a digest only its end tells a whole layer from one that was cut between two members.
+    unchecked = source.digest is None and source.diff_id is None
     stored = HashingReader(counted, _algorithm(source.digest))
     try:
         stream = open_compressed(stored.read, limits=options.decompression_limits)
@@ -81,7 +83,7 @@ def read_layer(
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
         plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
         with ReadAhead(stream.read if once else plain.read) as ahead:
-            members = _Members(layer, options, content, on_warning).stage(ahead.read)
+            members = _Members(layer, options, content, on_warning, require_end=unchecked).stage(ahead.read)
     except FormatError as error:
         # The thread is done; what is left of the layer decides whether its bytes are the right ones.
         _check_rest(stored, source, error)
@@ -138,17 +140,30 @@ class _Members:
     """Turns members into inodes and stages them."""
 
     def __init__(
-        self, layer: Layer, options: LayerOptions, content: ContentReader, on_warning: Callable[[str, str], None]
+        self,
+        layer: Layer,
+        options: LayerOptions,
+        content: ContentReader,
+        on_warning: Callable[[str, str], None],
+        *,
+        require_end: bool,
     ) -> None:
         self._layer = layer
         self._options = options
         self._content = content
         self._on_warning = on_warning
+        self._require_end = require_end
 
     def stage(self, read: Read) -> int:
         """Stage every member of the tar archive; the result is how many there are."""
         options, layer, keep = self._options, self._layer, self._options.xattrs.keep
-        reader = TarReader(read, limits=options.tar_limits, skip_unknown=options.skip_unknown, on_warning=self._warn)
+        reader = TarReader(
+            read,
+            limits=options.tar_limits,
+            skip_unknown=options.skip_unknown,
+            require_end=self._require_end,
+            on_warning=self._warn,
+        )
         add, content, file_type = layer.add, self._content, MemberType.FILE
         count = 0
         for member in reader:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,28 @@ def test_version_1_is_the_default_and_sha512_is_known(tmp_path: Path) -> None:
 def test_a_layer_from_a_pipe(tmp_path: Path) -> None:
     done = mkcfs("build", "-", "--print-digest-only", stdin=gzip.compress(making.hello()))
     assert done.stdout.decode().strip() == APRIL["1", "sha256"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_an_empty_or_cut_layer_leaves_nothing(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    for data, what in ((b"", b"the archive is empty"), (making.hello()[:512], b"it may be cut")):
+        done = mkcfs("build", "-", tmp_path / "e.cfs", stdin=pack(data), check=False)
+        assert done.code == 1
+        assert what in done.stderr
+    assert not (tmp_path / "e.cfs").exists()
+
+
+def test_a_layer_without_end_blocks_is_accepted_by_its_digest(tmp_path: Path) -> None:
+    layer = making.hello().rstrip(b"\0")
+    layer += bytes(-len(layer) % 512)
+    (tmp_path / "layer.tar").write_bytes(layer)
+    said = failing("build", tmp_path / "layer.tar", "--print-digest-only", code=1)
+    assert "layer 1: offset" in said
+    for number, files in enumerate((making.image([layer]), making.docker([layer]))):
+        (tmp_path / f"{number}.tar").write_bytes(making.archive(files))
+        done = mkcfs("build", tmp_path / f"{number}.tar", "--print-digest-only")
+        assert done.stdout.decode().strip() == APRIL["1", "sha256"]
+        assert b"without end blocks" in done.stderr
 
 
 def test_an_archive_from_a_pipe_is_refused_with_advice() -> None:

@@ -517,11 +517,20 @@ def test_an_end_right_behind_the_contents_is_a_warning() -> None:
     assert [str(warning.what) for warning in warnings] == ["the archive ends without end blocks"]
 
 
-def test_an_empty_stream_is_an_archive_without_members() -> None:
-    warnings: list[TarWarning] = []
-    assert read(b"", warnings=warnings) == []
-    assert [str(warning.what) for warning in warnings] == ["the archive ends without end blocks"]
-    assert read(b"") == []
+def test_an_empty_stream_is_no_archive() -> None:
+    with pytest.raises(TarError, match="offset 0x0/0: the archive is empty"):
+        read(b"")
+    assert read(bytes(1024)) == []
+
+
+@pytest.mark.parametrize("data", [header(), header(b"f", size=700) + bytes(700)], ids=["header", "contents"])
+def test_end_blocks_can_be_required(data: bytes) -> None:
+    reader = TarReader(io.BytesIO(data).read, require_end=True)
+    assert next(reader)
+    with pytest.raises(TarError, match="ends without end blocks, it may be cut") as caught:
+        next(reader)
+    assert "1024 zero bytes" in (caught.value.hint or "")
+    assert len(list(TarReader(io.BytesIO(header() + bytes(1024)).read, require_end=True))) == 1
 
 
 def test_one_zero_block_at_the_very_end_is_a_warning() -> None:

@@ -18,6 +18,7 @@ from cfstools.tree.model import NO_XATTRS
 Chunk = bytes | memoryview
 
 _ZEROS = bytes(READ_SIZE)
+_CUT_HINT = "check where it comes from; a complete archive ends with 1024 zero bytes"
 _UINT32_MAX = 0xFFFFFFFF
 _MAJOR_MAX = 0xFFF
 _MINOR_MAX = 0xFFFFF
@@ -37,6 +38,10 @@ class TarReader(Stream):
     the end of the archive, so that a hash taken below sees the whole stream. Contents of a member are read
     with :meth:`iter_content` or :meth:`read_content` before the next member is asked for, or skipped. With
     *skip_unknown*, members of unknown type are passed over with a warning instead of being an error.
+
+    An archive without end blocks may have been cut between two members. Some writers leave them out, so it is
+    accepted with a warning; *require_end* makes it an error, for archives that no digest shows to be whole.
+
     Warnings go to *on_warning*. Every rule broken, and every limit, is a :class:`TarError` whose ``where``
     names offset and member; after one, the reader stays broken and raises it again.
     """
@@ -47,11 +52,13 @@ class TarReader(Stream):
         *,
         limits: TarLimits | None = None,
         skip_unknown: bool = False,
+        require_end: bool = False,
         on_warning: Callable[[TarWarning], object] | None = None,
     ) -> None:
         super().__init__(read)
         self._limits = limits or TarLimits()
         self._skip_unknown = skip_unknown
+        self._require_end = require_end
         self._on_warning = on_warning
         self._left = 0  # bytes of contents, as packed, not yet taken
         self._padding = 0  # and of padding behind them
@@ -423,6 +430,10 @@ class TarReader(Stream):
         rest = len(self._buffer) - self._at
         if rest:
             raise TarError(f"the archive ends inside a header, after {rest} of {BLOCK} bytes")
+        if not self._offset:
+            raise TarError("the archive is empty")
+        if self._require_end:
+            raise TarError("the archive ends without end blocks, it may be cut", hint=_CUT_HINT)
         self._warn("the archive ends without end blocks")
 
     def _end_blocks(self) -> None:
