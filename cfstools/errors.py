@@ -13,6 +13,23 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 
+def shown_path(path: str | bytes | os.PathLike[str]) -> str:
+    r"""*path* as text for people and for JSON: printable UTF-8 stays as it is, anything else becomes ``\xHH`` or alike.
+
+    The result can always be encoded and disturbs no terminal. A backslash stays one, so that showing what is already
+    shown changes nothing.
+    """
+    raw = os.fspath(path)
+    text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
+    return text if text.isprintable() else "".join(char if char.isprintable() else _shown(char) for char in text)
+
+
+def _shown(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
 class CfsError(Exception):
     """Base of all deliberate errors: something failed (exit code 1).
 
@@ -29,7 +46,7 @@ class CfsError(Exception):
         super().__init__(what)
         self.what = what
         self.where = where
-        self.subject = subject
+        self.subject = None if subject is None else shown_path(subject)
         self.hint = hint
 
     def __str__(self) -> str:
@@ -138,7 +155,7 @@ def naming(subject: str | bytes | os.PathLike[str]) -> Iterator[None]:
         yield
     except CfsError as error:
         if error.subject is None:
-            error.subject = os.fsdecode(subject)
+            error.subject = shown_path(subject)
         raise
 
 

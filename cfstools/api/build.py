@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
-from cfstools.errors import naming
+from cfstools.errors import naming, shown_path
 from cfstools.formats.composefs import format_word, plan_image, select_version
 from cfstools.formats.erofs.layout import INLINE_THRESHOLD
 from cfstools.formats.listing import object_payloads
@@ -149,12 +148,12 @@ def build(
         stored = writer.report if writer is not None else NOTHING_STORED
     missing = _count_missing(tree, stores)
     return BuildReport(
-        image=os.fsdecode(image) if isinstance(image, bytes) else None,
+        image=shown_path(image) if isinstance(image, bytes) else None,
         format=format_word(plan.header.composefs_version, options.algorithm),
         digest=digest.hex(),
         image_size=plan.size,
         inodes=plan.inode_count,
-        store=os.fsdecode(stores[0]) if stores else None,
+        store=shown_path(stores[0]) if stores else None,
         objects_new=stored.objects_new,
         objects_shared=stored.objects_shared,
         bytes_new=stored.bytes_new,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cfstools.api.input import read_small
-from cfstools.errors import InputError, UsageError, naming
+from cfstools.errors import InputError, UsageError, naming, shown_path
 from cfstools.verity import parse_digest
 
 MAX_DIGEST_FILE = 1 << 20
@@ -27,10 +27,10 @@ def read_digest_file(path: bytes, image: bytes) -> bytes:
             wanted = os.path.basename(image)
             lines = [line for line in lines if _name(line) == wanted]
         if not lines:
-            raise InputError(f"has no line for {os.fsdecode(os.path.basename(image))}")
+            raise InputError(f"has no line for {shown_path(os.path.basename(image))}")
         found = {_digest(line) for line in lines}
         if len(found) > 1:
-            raise InputError(f"has several digests for {os.fsdecode(os.path.basename(image))}")
+            raise InputError(f"has several digests for {shown_path(os.path.basename(image))}")
         return found.pop()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.api.input import read_small
-from cfstools.errors import SignatureInvalid
+from cfstools.errors import SignatureInvalid, shown_path
 from cfstools.report import Report
 from cfstools.signing import MAX_TRAILER, ImageDigests, SignatureReport, Verdict, Verifier, find_trailer, judge
 from cfstools.signing.envelope import MAX_ENVELOPE
@@ -61,7 +61,7 @@ class SignedFile:
 
     def _placed(self, place: Place, report: SignatureReport) -> PlacedSignature:
         path = self.path if place is Place.ATTACHED else self.beside_path
-        return PlacedSignature(place=place, path=os.fsdecode(path), report=report)
+        return PlacedSignature(place=place, path=shown_path(path), report=report)
 
 
 def envelope_path(image: bytes) -> bytes:

@@ -12,7 +12,7 @@ from cfstools.api.extract_inodes import DEVICES, CopyMode, InodeOptions, InodeWr
 from cfstools.api.listing import load_image
 from cfstools.api.output_directory import output_directory
 from cfstools.api.stores import open_stores
-from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error
+from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error, shown_path
 from cfstools.formats.escape import escape
 from cfstools.linux.files import open_below
 from cfstools.progress import SILENT, Progress
@@ -118,7 +118,7 @@ def extract_view(
             progress.finish()
     done = tally.done
     return ExtractReport(
-        directory=os.fsdecode(directory),
+        directory=shown_path(directory),
         directories=done["directories"],
         files=done["files"],
         symlinks=done["symlinks"],
@@ -269,7 +269,7 @@ class _Extraction:
         return os_error(error, "cannot write", subject=self._on_disk(path))
 
     def _on_disk(self, path: bytes) -> str:
-        return os.fsdecode(self._place + b"/" + path.lstrip(b"/"))
+        return shown_path(self._place + b"/" + path.lstrip(b"/"))
 
 
 class _Open:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cfstools.api.envelopes import envelope_path, read_envelope
 from cfstools.api.output import OutputFile, Sink, output_file
 from cfstools.api.sign import SignedImage, extended
-from cfstools.errors import SignatureInvalid, UsageError, naming
+from cfstools.errors import SignatureInvalid, UsageError, naming, shown_path
 from cfstools.formats.composefs import ImagePlan, format_word
 from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
 from cfstools.verity import MerkleHasher, Params
@@ -78,7 +77,7 @@ class ImageOutput:
         """The file the signature goes to, ``None`` without one."""
         if self._target is None or not isinstance(self._image, bytes):
             return None
-        return os.fsdecode(self._target.path or self._image)
+        return shown_path(self._target.path or self._image)
 
     @property
     def key_ids(self) -> tuple[str, ...]:

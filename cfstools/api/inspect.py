@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from cfstools.api.envelopes import PlacedSignature, signed_file
-from cfstools.errors import InputError
+from cfstools.errors import InputError, shown_path
 from cfstools.formats.composefs import format_word
 from cfstools.formats.composefs_info import ImageInfo, image_info
 from cfstools.formats.composefs_reader import read_image
@@ -55,7 +55,7 @@ def inspect(path: bytes) -> InspectReport:
             sha256 = hashlib.sha256(image).hexdigest()
         signatures = signed_file(path, data).judge(ImageDigests(size=info.size), (), threshold=1)
     return InspectReport(
-        path=os.fsdecode(path),
+        path=shown_path(path),
         format=format_word(info.composefs_version, algorithm),
         digest=digest.hex(),
         sha256=sha256,
@@ -91,7 +91,7 @@ def tree(path: bytes, start: bytes = b"/") -> Iterator[TreeLine]:
         root = read_image(data, allow_tail=True)
     entry = lookup(root, start)
     if entry is None:
-        raise InputError(f"no {_text(start)} in the image", subject=os.fsdecode(path))
+        raise InputError(f"no {_text(start)} in the image", subject=shown_path(path))
     yield from _tree(entry, start)
 
 

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cfstools.errors import naming, os_error
+from cfstools.errors import naming, os_error, shown_path
 from cfstools.linux.files import write_all
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
@@ -47,8 +47,8 @@ def keygen(
         os.unlink(private_path)
         raise
     return KeygenReport(
-        private_key=os.fsdecode(private_path),
-        public_key=os.fsdecode(public_path),
+        private_key=shown_path(private_path),
+        public_key=shown_path(public_path),
         algorithm=private.algorithm,
         key_id=private.key_id,
         encrypted=passphrase is not None,

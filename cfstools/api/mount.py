@@ -12,7 +12,16 @@ from enum import Enum
 
 from cfstools.api.envelopes import SignedFile, signed_file
 from cfstools.api.input import opened_image, read_image
-from cfstools.errors import CheckFailed, InputError, SignatureInvalid, StoreError, Unsupported, naming, os_error
+from cfstools.errors import (
+    CheckFailed,
+    InputError,
+    SignatureInvalid,
+    StoreError,
+    Unsupported,
+    naming,
+    os_error,
+    shown_path,
+)
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from cfstools.mount import Layers, ObjectCheck, mount_image
@@ -90,9 +99,9 @@ def mount(
         with _directory(directory, InputError) as target:
             done = mount_image(fd, replace(layers, objects=objects), target, size=size - size % _BLOCK)
     return MountReport(
-        image=os.fsdecode(image),
-        directory=os.fsdecode(directory),
-        stores=tuple(os.fsdecode(store) for store in layers.stores),
+        image=shown_path(image),
+        directory=shown_path(directory),
+        stores=tuple(shown_path(store) for store in layers.stores),
         writable=layers.writable and layers.upper is not None,
         digest_checked=digest is not None,
         verified_by=verified_by,
@@ -171,7 +180,7 @@ def _object_check(verity: VerityMode, stores: Sequence[bytes], *, sealed: bool) 
                     raise Unsupported(
                         "this kernel has no fs-verity for files there (CONFIG_FS_VERITY, Linux 5.4; on ext4 and f2fs "
                         "also the feature `verity` of the file system)",
-                        subject=os.fsdecode(store),
+                        subject=shown_path(store),
                     )
             return ObjectCheck.REQUIRE
         case VerityMode.AUTO:
@@ -189,7 +198,7 @@ def _directory(path: bytes, failure: type[InputError | StoreError]) -> Iterator[
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise failure(f"cannot open: {error.strerror}", subject=os.fsdecode(path)) from error
+        raise failure(f"cannot open: {error.strerror}", subject=shown_path(path)) from error
     try:
         yield fd
     finally:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, os_error
+from cfstools.errors import InputError, os_error, shown_path
 from cfstools.linux.files import rename_noreplace, syncfs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,7 +24,7 @@ def output_directory(path: bytes, *, sync: bool = False) -> Iterator[int]:
     nothing is left. A directory that exists must be empty; it may be a mount point, so it is filled where it is, and
     emptied after an error. With *sync* everything is on stable storage before the end. Raises InputError.
     """
-    subject = os.fsdecode(path)
+    subject = shown_path(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cfstools.api.problems import shown
+from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
@@ -93,7 +93,7 @@ def _report(store: bytes, result: FsckResult) -> StoreFsckReport:
     remaining = sum(problem.remains for problem in result.problems)
     settled = sum(problem.outcome is not None for problem in result.problems)
     return StoreFsckReport(
-        store=os.fsdecode(store),
+        store=shown_path(store),
         objects=result.objects,
         bytes=result.bytes,
         measured=result.measured,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from cfstools.api.store_images import find_images, needed_digests
-from cfstools.errors import InputError, UsageError
+from cfstools.errors import InputError, UsageError, shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.gc import DEFAULT_GRACE, GcReport
@@ -51,7 +50,7 @@ def gc(
         images.extend(keep)
         for directory, found in find_images(keep_dirs):
             if not found and not keep_nothing:
-                raise InputError("holds no composefs image", subject=os.fsdecode(directory), hint="is it mounted?")
+                raise InputError("holds no composefs image", subject=shown_path(directory), hint="is it mounted?")
             images.extend(found)
         progress.start("read images", len(images), "image")
         marked: set[bytes] = set()
@@ -66,7 +65,7 @@ def gc(
             opened, mark, now=now, grace=grace, dry_run=dry_run, wait=wait, on_wait=on_wait, progress=progress
         )
     return StoreGcReport(
-        store=os.fsdecode(store),
-        images=tuple(map(os.fsdecode, images)),
+        store=shown_path(store),
+        images=tuple(map(shown_path, images)),
         **{item.name: getattr(report, item.name) for item in fields(report)},
     )

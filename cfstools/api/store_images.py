@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from cfstools.api.input import read_image_file
-from cfstools.errors import InputError, naming, os_error
+from cfstools.errors import InputError, naming, os_error, shown_path
 from cfstools.formats.composefs_objects import object_uses
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.store.base import digest_of
@@ -65,14 +65,14 @@ def _images(top: bytes) -> Iterator[bytes]:
                 # Taken from the end: in byte order.
                 pending += (os.path.join(path, name) for name in sorted(os.listdir(path), reverse=True))
             elif path == top:
-                raise InputError("is not a directory", subject=os.fsdecode(path), hint="an image is given with --keep")
+                raise InputError("is not a directory", subject=shown_path(path), hint="an image is given with --keep")
             elif stat.S_ISREG(status.st_mode) and _is_image(path):
                 yield path
         except FileNotFoundError as error:
             if path == top or os.path.islink(path):
-                raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error
+                raise os_error(error, "cannot open", subject=shown_path(path)) from error
         except OSError as error:
-            raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error
+            raise os_error(error, "cannot open", subject=shown_path(path)) from error
 
 
 def _is_image(path: bytes) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cfstools.api.store_images import needed_digests
+from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
@@ -42,4 +42,4 @@ def stat(
             for image in images
         ]
         counted = usage(opened, needed, on_wait=on_wait, progress=progress)
-    return StoreStatReport(store=os.fsdecode(store), images=tuple(map(os.fsdecode, images)), usage=counted)
+    return StoreStatReport(store=shown_path(store), images=tuple(map(shown_path, images)), usage=counted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_fi
 from cfstools.api.input import read_image_file
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectTally, check_objects, needed_objects
-from cfstools.errors import FormatError, UsageError
+from cfstools.errors import FormatError, UsageError, shown_path
 from cfstools.formats.composefs import format_word
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_reader import TreeReader
@@ -116,7 +115,7 @@ class _Verification:
     """The state of one check, stage by stage."""
 
     def __init__(self, path: bytes, file: SignedFile) -> None:
-        self._subject = os.fsdecode(path)
+        self._subject = shown_path(path)
         self._file = file
         self._image = file.image
         self._sha256 = hashlib.sha256(self._image).digest()

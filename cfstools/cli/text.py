@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cfstools.errors import shown_path
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -18,4 +20,4 @@ def count_text(number: int, noun: str) -> str:
 
 def quoted_text(text: str) -> str:
     """*text* from an image, with whatever could disturb a terminal escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return shown_path(text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from cfstools.errors import InputError, LimitExceeded
+from cfstools.errors import InputError, LimitExceeded, shown_path
 from cfstools.linux import mapping
 from tests.mkcfs import COMMAND, mkcfs
 from tests.requirements import REPOSITORY
@@ -73,3 +74,30 @@ def test_a_pipe_is_read_up_to_a_limit(place: Path, monkeypatch: pytest.MonkeyPat
 def test_a_directory_is_no_file(place: Path) -> None:
     with pytest.raises(InputError, match="src: is a directory"), mapping.mapped_file(b"src"):
         pass
+
+
+ODD = b"n\xff\n\x1b\xc3\xa4.cfs"
+SHOWN = "n\\xff\\n\\x1b\u00e4.cfs"
+
+
+def test_names_that_are_no_text_are_escaped(place: Path) -> None:
+    built = json.loads(mkcfs("build", "--json", "src", ODD).stdout)
+    assert built["image"] == SHOWN
+    signed = json.loads(mkcfs("inspect", "--json", ODD).stdout)
+    assert signed["path"] == SHOWN
+    for document in (built, signed):
+        json.dumps(document, ensure_ascii=False).encode("utf-8")  # no lone surrogates
+    assert SHOWN in mkcfs("inspect", ODD).stdout.decode()
+    os.unlink(os.fsencode(place) + b"/" + ODD)
+    assert (
+        mkcfs("inspect", ODD, check=False).stderr.decode()
+        == f"mkcfs: {SHOWN}: cannot open: No such file or directory\n"
+    )
+
+
+def test_what_is_shown_stays_when_shown_again() -> None:
+    assert shown_path(ODD) == SHOWN
+    assert shown_path(SHOWN) == SHOWN
+    assert shown_path(os.fsdecode(ODD)) == SHOWN
+    assert shown_path(Path("plain name\\")) == "plain name\\"
+    assert shown_path("\ud800") == "\\ud800"

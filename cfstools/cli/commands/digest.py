@@ -9,7 +9,7 @@ import click
 from cfstools.api.digest import digest as compute
 from cfstools.cli.params import PATH, examples, json_lines_option
 from cfstools.cli.session import Session, print_json_lines, write_lines
-from cfstools.errors import UsageError
+from cfstools.errors import UsageError, shown_path
 from cfstools.verity import Algorithm, Params, formatted_digest
 
 
@@ -49,9 +49,7 @@ def digest(
     params = Params(algorithm=Algorithm(hash_alg), block_size=block_size, salt=_salt(salt))
     reports = compute(files, params=params, threads=len(os.sched_getaffinity(0)), progress=session.progress())
     if as_json:
-        print_json_lines(
-            {**report.to_dict(), "path": report.path.decode("utf-8", "surrogateescape")} for report in reports
-        )
+        print_json_lines({**report.to_dict(), "path": shown_path(report.path)} for report in reports)
         return
     for report in reports:
         value = report.digest

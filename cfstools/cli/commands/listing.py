@@ -10,7 +10,7 @@ import click
 from cfstools.api import listing as api
 from cfstools.cli.params import PATH, examples, json_lines_option, store_option
 from cfstools.cli.session import print_json_lines, write_lines
-from cfstools.errors import UsageError
+from cfstools.errors import UsageError, shown_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,9 +34,7 @@ def _filter(function: F) -> F:
 def _check_filters(_ctx: click.Context, _param: click.Parameter, value: tuple[bytes, ...]) -> tuple[bytes, ...]:
     for name in value:
         if b"/" in name:
-            raise UsageError(
-                f"filter {name.decode(errors='backslashreplace')!r} holds a slash: name a child of the root"
-            )
+            raise UsageError(f"filter {shown_path(name)} holds a slash: name a child of the root")
     return value
 
 
@@ -85,8 +83,6 @@ def objects(
         raise UsageError("--store only has a meaning with --missing")
     payloads = api.objects(images, filters=filters, missing_from=stores if missing else None)
     if as_json:
-        print_json_lines(
-            api.ObjectReport(payload=payload.decode("utf-8", "surrogateescape")).to_dict() for payload in payloads
-        )
+        print_json_lines(api.ObjectReport(payload=shown_path(payload)).to_dict() for payload in payloads)
     else:
         write_lines(payload + b"\n" for payload in payloads)

@@ -12,7 +12,7 @@ import click
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json
 from cfstools.cli.text import count_text, quoted_text, size_text
-from cfstools.errors import CheckFailed, UsageError
+from cfstools.errors import CheckFailed, UsageError, shown_path
 
 if TYPE_CHECKING:
     from cfstools.api.store_fsck import StoreFsckReport
@@ -55,7 +55,7 @@ def _no_wait_option(function: F) -> F:
 
 
 def _waiting(session: Session, store: bytes) -> Callable[[], None]:
-    shown = quoted_text(store.decode("utf-8", "surrogateescape"))
+    shown = shown_path(store)
     return lambda: session.note(f"mkcfs: {shown}: waiting for other processes that use the store")
 
 
