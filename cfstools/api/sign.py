@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
 from cfstools.api.input import read_image_file, read_small
 from cfstools.api.output import output_file
-from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error
+from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error, shown_path
 from cfstools.formats.composefs import format_word
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_info import image_info
@@ -93,6 +93,7 @@ def sign(
     """
     if attach and output is not None:
         raise UsageError("an attached signature is in the image: it has no file of its own")
+    _refuse_image(image, output)
     data = read_image_file(image)
     with naming(image):
         body, attached = split_trailer(data)
@@ -128,6 +129,7 @@ def sign_for_kernel(
     """
     from cfstools.signing.pkcs7 import sign_kernel  # noqa: PLC0415  (imports cryptography)
 
+    _refuse_image(image, output)
     data = read_image_file(image)
     with naming(image):
         body, attached = split_trailer(data)
@@ -161,17 +163,30 @@ def remove_signatures(image: bytes, *, output: bytes | None = None) -> RemoveRep
             parse_envelope(beside)
         except SignatureInvalid as error:
             hint = "it may be somebody else's; delete it yourself if it is not needed"
-            raise InputError(f"is not deleted: {error}", subject=os.fsdecode(path), hint=hint) from None
+            raise InputError(f"is not deleted: {error}", subject=shown_path(path), hint=hint) from None
     if attached is not None:
         _rewrite(image, body)
-        removed.append(os.fsdecode(image))
+        removed.append(shown_path(image))
     if beside is not None:
         try:
             os.unlink(path)
         except OSError as error:
-            raise os_error(error, "cannot delete", subject=os.fsdecode(path)) from error
-        removed.append(os.fsdecode(path))
-    return RemoveReport(image=os.fsdecode(image), removed=tuple(removed))
+            raise os_error(error, "cannot delete", subject=shown_path(path)) from error
+        removed.append(shown_path(path))
+    return RemoveReport(image=shown_path(image), removed=tuple(removed))
+
+
+def _refuse_image(image: bytes, output: bytes | None) -> None:
+    """Raise UsageError if the signature would replace the image, under whatever name."""
+    if output is None:
+        return
+    try:
+        same = os.path.samefile(image, output)
+    except OSError:  # one of them is not there, which is said when it is opened
+        return
+    if same:
+        hint = "--attach puts the signature into the image"
+        raise UsageError("is the image itself: the signature would replace it", subject=shown_path(output), hint=hint)
 
 
 def examine(body: memoryview, algorithm: Algorithm | None = None) -> SignedImage:
@@ -203,7 +218,7 @@ def _rewrite(path: bytes, *parts: memoryview | bytes) -> None:
     try:
         mode = stat.S_IMODE(os.stat(path).st_mode)
     except OSError as error:
-        raise os_error(error, "cannot write", subject=os.fsdecode(path)) from error
+        raise os_error(error, "cannot write", subject=shown_path(path)) from error
     with output_file(path, mode=mode) as sink:
         for part in parts:
             sink.write(part)
@@ -216,13 +231,13 @@ def _report(
     assert digests.fsverity is not None
     assert digests.sha256 is not None
     return SignReport(
-        image=os.fsdecode(image),
+        image=shown_path(image),
         format=signed.format,
         digest=digests.fsverity.hex(),
         sha256=digests.sha256.hex(),
         size=digests.size,
         place=place,
-        signature=os.fsdecode(path),
+        signature=shown_path(path),
         key_ids=tuple(sorted({key.verifier.key_id for key in keys})),
         changed=changed,
     )

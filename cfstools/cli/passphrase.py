@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cfstools.cli.params import PATH
-from cfstools.errors import PassphraseNeeded, UsageError
+from cfstools.errors import PassphraseNeeded, UsageError, shown_path
 
 if TYPE_CHECKING:
     from cfstools.signing.keys import PrivateKey
@@ -71,14 +71,15 @@ class Passphrases:
             if not _on_terminal():
                 error.hint = _HINT
                 raise
-        return read_private_key(path, _prompt(f"Passphrase of {os.fsdecode(path)}"))
+        return read_private_key(path, _prompt(f"Passphrase of {shown_path(path)}"))
 
     def fresh(self) -> bytes | None:
-        """The passphrase for a new key; ``None`` for none, which is also what nobody to ask means."""
+        """The passphrase for a new key; ``None`` if the user wants none. Raises UsageError with nobody to ask."""
         if self.given is not None:
             return self.given
         if not _on_terminal():
-            return None
+            hint = "give it with --passphrase-file, or leave the key unencrypted with --no-passphrase"
+            raise UsageError("there is no terminal to ask for the new key's passphrase on", hint=hint)
         answer = _prompt("Passphrase of the new key (empty for none)")
         if answer and _prompt("The same again") != answer:
             raise UsageError("the two passphrases differ")

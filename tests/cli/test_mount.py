@@ -203,7 +203,7 @@ def test_the_digest_is_checked(place: Path) -> None:
 def test_the_signature_is_checked(place: Path) -> None:
     store = ["--store", str(place / "store")]
     for name in ("right", "wrong"):
-        mkcfs("keygen", place / name)
+        mkcfs("keygen", place / name, "--no-passphrase")
     right, wrong = ["--key", f"{place}/right.pub"], ["--key", f"{place}/wrong.pub"]
     assert refused(place, *store, *right, code=3).startswith("mkcfs: /image: there is no signature")
     mkcfs("sign", place / "image", "--key", place / "right.key")

@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "rootfs/etc/large").write_bytes(b"x" * 5000)
     mkcfs("build", made / "rootfs", made / "image.cfs", "--store", made / "objects")
     for name, *options in (["a"], ["b", "--type", "ecdsa-p256"], ["c"]):
-        mkcfs("keygen", made / name, *options)
+        mkcfs("keygen", made / name, "--no-passphrase", *options)
     return made
 
 
@@ -191,7 +191,7 @@ def test_sign_says_what_it_did_when_asked(place: Path) -> None:
 
 
 def test_the_kernels_signature_equals_that_of_openssl(place: Path) -> None:
-    mkcfs("keygen", "kernel", "--type", "rsa")
+    mkcfs("keygen", "kernel", "--no-passphrase", "--type", "rsa")
     request = ["openssl", "req", "-x509", "-new", "-key", "kernel.key", "-out", "kernel.crt", "-subj", "/CN=kernel"]
     subprocess.run(request, check=True, capture_output=True)
     mkcfs("sign", "image.cfs", "--kernel", "--key", "kernel.key", "--cert", "kernel.crt")
@@ -489,21 +489,38 @@ def test_keys_from_openssl_and_from_pipes(place: Path) -> None:
     mkcfs("verify", "image.cfs", "--key", "/dev/stdin", stdin=Path("o.pub").read_bytes())
 
 
+def test_a_signature_never_replaces_the_image(place: Path) -> None:
+    before = Path("image.cfs").read_bytes()
+    Path("link.cfs").symlink_to("image.cfs")
+    for name in ("image.cfs", "./link.cfs"):
+        said = refused("sign", "image.cfs", "--key", "a.key", "-o", name, code=2)
+        assert f"mkcfs: {name}: is the image itself" in said
+    assert Path("image.cfs").read_bytes() == before
+
+
 # Making keys
 
 
 def test_keygen_prints_the_key_and_never_overwrites(place: Path) -> None:
-    done = mkcfs("keygen", "new", "--type", "ecdsa-p384")
+    done = mkcfs("keygen", "new", "--no-passphrase", "--type", "ecdsa-p384")
     assert done.stdout.decode() == f"new.pub: ECDSA P-384 key {key_id('new')}\n"
     assert stat.S_IMODE(os.stat("new.key").st_mode) == 0o600
     before = Path("new.key").read_bytes()
-    said = refused("keygen", "new", code=1)
+    said = refused("keygen", "new", "--no-passphrase", code=1)
     assert "new.key: will not be overwritten" in said
     assert "hint: " in said
     assert Path("new.key").read_bytes() == before
-    report = json.loads(mkcfs("keygen", "rsa", "--type", "rsa", "--bits", "3072", "--json").stdout)
+    report = json.loads(mkcfs("keygen", "rsa", "--type", "rsa", "--bits", "3072", "--no-passphrase", "--json").stdout)
     assert (report["algorithm"], report["encrypted"]) == ("RSA-3072", False)
-    assert mkcfs("-v", "keygen", "plain").stderr == b"plain.key: not encrypted\n"
+    assert mkcfs("-v", "keygen", "plain", "--no-passphrase").stderr == b"plain.key: not encrypted\n"
+
+
+def test_a_key_is_left_unencrypted_only_when_told_so(place: Path) -> None:
+    said = refused("keygen", "new", code=2)
+    assert "there is no terminal to ask" in said
+    assert "--passphrase-file" in said
+    assert "--no-passphrase" in said
+    assert not Path("new.key").exists()
 
 
 # Passphrases

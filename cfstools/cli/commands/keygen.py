@@ -14,9 +14,9 @@ from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType
 
 @click.command(
     epilog=examples(
-        "mkcfs keygen mykey",
+        "mkcfs keygen mykey --no-passphrase",
         "mkcfs keygen backup --type ecdsa-p256 --passphrase-file secret.txt",
-        "mkcfs keygen robot --no-passphrase",
+        "mkcfs keygen robot --type rsa --bits 3072 --no-passphrase",
     )
 )
 @click.argument("name", type=PATH)
@@ -47,7 +47,8 @@ def keygen(
     """Make a key to sign images with: the private NAME.key and the public NAME.pub.
 
     NAME.key is PKCS#8 in PEM, readable by its owner alone, and encrypted if there is a passphrase. On a terminal it is
-    asked for. Prints the public key's file, its kind and its id. No file is ever overwritten.
+    asked for; without one, --no-passphrase says that the key shall not be encrypted. Prints the public key's file, its
+    kind and its id. No file is ever overwritten.
     """
     key_type = KeyType(kind)
     if bits is not None and key_type is not KeyType.RSA:
