@@ -12,7 +12,7 @@ from cfstools.api.envelopes import PlacedSignature
 from cfstools.cli.oci_options import platform_of, platform_option
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json, write_lines
-from cfstools.cli.text import quoted_text, size_text
+from cfstools.cli.text import count_text, quoted_text, size_text
 from cfstools.errors import UsageError
 from cfstools.formats.erofs.regions import Region
 from cfstools.report import Json
@@ -122,9 +122,17 @@ def _signature_text(signature: PlacedSignature) -> str:
     return f"{signature.place.value}, {signature.report.state.value}, claims to be by {', '.join(claimed)}"
 
 
+def _kind_text(count: int, kind: str) -> str:
+    if kind == "regular":
+        return count_text(count, "regular file")
+    return f"{count} directories" if kind == "directory" and count != 1 else count_text(count, kind)
+
+
 def _report_text(report: api.InspectReport) -> str:
     info = report.contents
-    kinds = ", ".join(f"{count} {kind}" for kind, count in info.inodes.items())
+    kinds = ", ".join(_kind_text(count, kind) for kind, count in info.inodes.items())
+    shared = f"{info.objects_shared} {'is' if info.objects_shared == 1 else 'are'} shared by several files"
+    entries = "1 shared entry" if info.shared_xattrs == 1 else f"{info.shared_xattrs} shared entries"
     rows = [
         ("image", report.path),
         ("format", report.format + (", with POSIX ACLs" if info.has_acl else "")),
@@ -132,18 +140,15 @@ def _report_text(report: api.InspectReport) -> str:
         ("sha256", report.sha256),
         ("size", f"{info.size} bytes ({size_text(info.size)})"),
         ("inodes", f"{sum(info.inodes.values())}: {kinds}"),
-        ("links", f"{info.hard_links} further names by hard links"),
-        ("inline", f"{info.inline_files} files, {size_text(info.inline_bytes)}"),
-        ("external", f"{info.external_files} files, {size_text(info.external_bytes)}"),
-        (
-            "objects",
-            f"{info.objects}, {size_text(info.object_bytes)}; {info.objects_shared} are shared by several files",
-        ),
-        ("xattrs", f"{info.shared_xattrs} shared entries, used {info.xattr_references} times"),
+        ("links", f"{count_text(info.hard_links, 'further name')} by hard links"),
+        ("inline", f"{count_text(info.inline_files, 'file')}, {size_text(info.inline_bytes)}"),
+        ("external", f"{count_text(info.external_files, 'file')}, {size_text(info.external_bytes)}"),
+        ("objects", f"{info.objects}, {size_text(info.object_bytes)}; {shared}"),
+        ("xattrs", f"{entries}, used {count_text(info.xattr_references, 'time')}"),
     ]
     rows += [("signature", _signature_text(signature)) for signature in report.signatures] or [("signature", "none")]
     if info.appended:
-        rows.append(("appended", f"{info.appended} bytes behind the image"))
+        rows.append(("appended", f"{count_text(info.appended, 'byte')} behind the image"))
     lines = [f"{label + ':':<11}{value}" for label, value in rows]
     if info.largest:
         lines.append("largest files:")
