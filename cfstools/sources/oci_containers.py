@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from cfstools.errors import FormatError, OciError, UsageError, naming, os_error
+from cfstools.errors import FormatError, InputError, OciError, UsageError, naming, os_error
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
 from cfstools.oci.compression import DecompressionLimits, open_compressed
@@ -139,16 +139,24 @@ def open_images(
 
 def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
     if form is Form.LAYERS:
+        if len(paths) > 1 and _is_directory(paths[0]):
+            raise UsageError("--layer goes over a layer tar, not a directory")
         if list(paths).count(_STDIN) > 1:
             raise UsageError("standard input can be one layer only")
         return LayerTars([(os.fsdecode(path), _layer_opener(path, stdin)) for path in paths])
     if form is Form.OCI:
         return _closing(DirectoryFiles(paths[0]), OciImages)
+    if _is_directory(paths[0]):
+        raise InputError(f"is a directory, not an image archive: use {Form.OCI.value}: for an OCI layout")
     archive = ArchiveFiles(_descriptor(paths[0], stdin), limits=limits)
     # Newer docker writes both forms into one archive; the index says more.
     if "index.json" not in archive and ("manifest.json" in archive or form is Form.DOCKER_ARCHIVE):
         return _closing(archive, DockerImages)
     return _closing(archive, lambda files: OciImages(files, "oci-archive"))
+
+
+def _is_directory(path: bytes) -> bool:
+    return path != _STDIN and os.path.isdir(path)
 
 
 def _closing(files: BlobFiles, make: Callable[[BlobFiles], ImageContainer]) -> ImageContainer:
@@ -192,6 +200,9 @@ def _descriptor(path: bytes, stdin: int | None) -> int:
 
 def _open_file(path: bytes) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO nobody writes to must not hang; reading from one that is a source after all waits as usual.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(fd, True)
+        return fd
     except OSError as error:
         raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error

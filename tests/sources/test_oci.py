@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cfstools.formats.composefs import write_image
 from cfstools.oci.compression import DecompressionLimits
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
-from cfstools.oci.images import DockerImages, LayerTars, OciImages
+from cfstools.oci.images import DockerImages, LayerSource, LayerTars, OciImages
 from cfstools.oci.mapping import KeptXattrs, Mapping
 from cfstools.sources.oci import OciOptions, OciTree, kept_objects, read_oci
 from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
@@ -450,9 +451,7 @@ def test_recognising(tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(data)
         assert recognise(os.fsencode(tmp_path / "file")) is form
     os.mkfifo(tmp_path / "pipe")
-    keep = os.open(tmp_path / "pipe", os.O_RDWR)
-    assert recognise(os.fsencode(tmp_path / "pipe")) is None
-    os.close(keep)
+    assert recognise(os.fsencode(tmp_path / "pipe")) is None  # nobody has it open for writing
     with pytest.raises(InputError, match="cannot open") as caught:
         recognise(b"/no/such/file")
     assert caught.value.subject == "/no/such/file"
@@ -469,6 +468,32 @@ def test_layers_in_order_and_from_a_pipe(tmp_path: Path) -> None:
     assert image_digest(tree, 1) == image_digest(read(making.image([BASE, TOP])), 1)
     assert tree.report.layers[1].path == "-"
     assert tree.report.manifest is None
+
+
+def test_named_pipes(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(TarError, match="is empty"), open_images(Form.LAYERS, [os.fsencode(path)]) as container:
+        read_oci(container)
+    keep = os.open(path, os.O_RDWR)
+    source = LayerSource(path=str(path))
+    with open_images(Form.LAYERS, [os.fsencode(path)]) as container, container.open_layer(source) as read_layer:
+        timer = threading.Timer(0.05, os.write, (keep, b"late"))
+        timer.start()
+        assert read_layer(10) == b"late"
+        timer.join()
+    os.close(keep)
+
+
+def test_directories_in_the_place_of_files(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path)
+    for form in (Form.OCI_ARCHIVE, Form.DOCKER_ARCHIVE):
+        with pytest.raises(InputError, match=r"is a directory, .*: use oci:") as caught, open_images(form, [path]):
+            pass
+        assert caught.value.subject == str(tmp_path)
+    refused = pytest.raises(UsageError, match="goes over a layer tar, not a directory")
+    with refused, open_images(Form.LAYERS, [path, b"top"]):
+        pass
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
