@@ -100,8 +100,7 @@ def choose(found: Sequence[Candidate], choice: Choice) -> Candidate:
     if choice.platform is not None:
         meant = _of_platform(meant, choice.platform)
     if len({one.manifest.digest for one in meant}) > 1:
-        hint = "choose one with --platform os/arch" if _differ_by_platform(meant) else "name one, or give its @digest"
-        raise OciError(f"{len(meant)} images could be meant: {listed(meant)}", hint=hint)
+        raise OciError(f"{len(meant)} images could be meant: {_told_apart(meant)}", hint=_hint(meant))
     return meant[0]
 
 
@@ -138,8 +137,14 @@ def _variant(platform: Platform) -> str | None:
     return platform.variant or ("v8" if platform.architecture == "arm64" else None)
 
 
-def _differ_by_platform(found: list[Candidate]) -> bool:
-    return len({one.manifest.platform for one in found}) == len(found)
+def _hint(found: list[Candidate]) -> str:
+    """How to choose: by platform where that helps, by name where there is one, by digest always."""
+    ways = []
+    if len({one.manifest.platform for one in found}) > 1:
+        ways.append("choose one with --platform os/arch")
+    if len({one.names for one in found}) > 1:
+        ways.append("name one with :NAME")
+    return ", or ".join([*ways, "give its @DIGEST"])
 
 
 def is_named(name: str, wanted: str) -> bool:
@@ -150,7 +155,14 @@ def is_named(name: str, wanted: str) -> bool:
 
 def listed(found: Sequence[Candidate]) -> str:
     """The candidates in one line."""
-    texts = [str(one) for one in found[:_LISTED]]
-    if len(found) > _LISTED:
-        texts.append(f"{len(found) - _LISTED} more")
-    return ", ".join(texts)
+    return _joined([str(one) for one in found])
+
+
+def _told_apart(found: Sequence[Candidate]) -> str:
+    """The candidates in one line, each with the digest that tells it from all others."""
+    return _joined([f"{one} @{one.manifest.digest}" if one.names else str(one) for one in found])
+
+
+def _joined(texts: list[str]) -> str:
+    more = [f"{len(texts) - _LISTED} more"] if len(texts) > _LISTED else []
+    return ", ".join(texts[:_LISTED] + more)
