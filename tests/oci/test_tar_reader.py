@@ -526,7 +526,7 @@ def test_an_empty_stream_is_no_archive() -> None:
 @pytest.mark.parametrize("data", [header(), header(b"f", size=700) + bytes(700)], ids=["header", "contents"])
 def test_end_blocks_can_be_required(data: bytes) -> None:
     reader = TarReader(io.BytesIO(data).read, require_end=True)
-    assert next(reader)
+    assert next(reader).mode
     with pytest.raises(TarError, match="ends without end blocks, it may be cut") as caught:
         next(reader)
     assert "1024 zero bytes" in (caught.value.hint or "")
