@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
-from cfstools.errors import naming, shown_path
-from cfstools.formats.composefs import format_word, plan_image, select_version
-from cfstools.formats.erofs.layout import INLINE_THRESHOLD
+from cfstools.errors import UsageError, naming, shown_path
+from cfstools.formats.composefs import automatic_whiteouts, format_word, plan_image, select_version
 from cfstools.formats.listing import object_payloads
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
 from cfstools.sources.oci import OciReport, kept_objects
-from cfstools.sources.open import OciRequest, SourceTree, find_image, open_source
+from cfstools.sources.open import ImagePlace, OciRequest, SourceTree, find_image, open_source
 from cfstools.store import Blobs, DirectoryStore, Ingest, StoreReport, StoreWriter
+from cfstools.store.scratch import FsVerity
 from cfstools.tree.filters import clamp_mtime
+from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
 
@@ -33,6 +35,8 @@ class BuildOptions:
     to 1, else the one not given is 0; for a container image neither given means 1.
     ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
     ``strict`` refuses dump texts that only the reference's leniency accepts.
+    ``for_containers`` and ``for_dumps`` name options that were asked for and mean something for such sources only: any
+    other source is refused with that name.
     """
 
     algorithm: Algorithm = Algorithm.SHA256
@@ -47,6 +51,8 @@ class BuildOptions:
     from_file: bool = False
     strict: bool = False
     oci: OciRequest = field(default_factory=OciRequest)
+    for_containers: tuple[str, ...] = ()
+    for_dumps: tuple[str, ...] = ()
 
     def versions(self, *, container: bool) -> tuple[int, int]:
         """The lowest and highest composefs version allowed (composefs format, section 1.4)."""
@@ -66,6 +72,14 @@ class BuildOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectOptions:
+    """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be)."""
+
+    mode: int = 0o644
+    fs_verity: FsVerity = "auto"
+
+
 NOTHING_STORED = StoreReport(objects_new=0, bytes_new=0, objects_shared=0, bytes_shared=0)
 
 
@@ -73,6 +87,7 @@ NOTHING_STORED = StoreReport(objects_new=0, bytes_new=0, objects_shared=0, bytes
 class BuildReport(Report):
     """What a build made. Sizes are in bytes; ``image`` and ``store`` are paths as text.
 
+    ``inodes`` leaves out the whiteouts that every image gets for the directories of a store, as ``inspect`` does.
     ``objects_missing`` counts objects a dump or an image names that none of the stores has; ``source`` is there for
     container images, ``signature`` (the file that holds it) and ``key_ids`` where the image was signed.
     """
@@ -100,6 +115,7 @@ def build(
     *,
     stores: Sequence[bytes] = (),
     options: BuildOptions | None = None,
+    objects: ObjectOptions | None = None,
     signing: Signing | None = None,
     threads: int = 1,
     stdin: BinaryIO | None = None,
@@ -107,24 +123,30 @@ def build(
 ) -> BuildReport:
     """Build the image of *source*.
 
-    *image* is a path, replaced once the new image is whole and durable, or a stream, or ``None`` to compute the digest
-    only. Contents go into the first of *stores*, unless one of them has the object; without stores they are only
-    digested. *stdin* is what a source of ``-`` is read from. Objects are durable before the image appears, and a
-    running build keeps ``store gc`` waiting until it does. With *signing* it appears together with its signature.
+    *image* is a path, replaced once the new image is whole and durable, or a stream, or ``None`` to compute the
+    digest only. Contents go into the first of *stores*, unless one of them has the object; without stores they are
+    only digested; new ones are stored as *objects* says. *stdin* is what a source of ``-`` is read from. Objects are
+    durable before the image appears, and a running build keeps ``store gc`` waiting until it does. With *signing* it
+    appears together with its signature.
 
     Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
     """
     options = options or BuildOptions()
     output = ImageOutput(image, signing)
     params = Params(algorithm=options.algorithm)
-    container = find_image(source, from_file=options.from_file, layered=bool(options.oci.layers)) is not None
+    place = find_image(source, from_file=options.from_file, layered=bool(options.oci.layers))
+    container = place is not None
+    is_directory = not container and not options.from_file and os.path.isdir(source)
+    with naming(source):
+        _check_meaning(options, place, is_directory=is_directory)
     minimum, maximum = options.versions(container=container)
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
-        _writer(stores, params, deferred=container) as writer,
+        _writer(stores, params, objects or ObjectOptions(), deferred=container) as writer,
         nullcontext(_Reading(writer, params, threads=threads, progress=progress)) as reading,
         open_source(
             source,
+            place=place,
             options=options.walk,
             algorithm=options.algorithm,
             from_file=options.from_file,
@@ -137,6 +159,8 @@ def build(
         ) as tree,
     ):
         reading.finish()
+        if options.for_dumps and tree.kind != "dump":
+            raise _meaningless(options.for_dumps, "a composefs-dump(5) text", "a composefs image")
         if options.clamp_mtime is not None:
             clamp_mtime(tree.root, options.clamp_mtime)
         with naming(source):
@@ -147,12 +171,13 @@ def build(
         digest = output.write(plan, params)
         stored = writer.report if writer is not None else NOTHING_STORED
     missing = _count_missing(tree, stores)
+    inside = _inside(source, [image, *stores], options) if is_directory else ()
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
         format=format_word(plan.header.composefs_version, options.algorithm),
         digest=digest.hex(),
         image_size=plan.size,
-        inodes=plan.inode_count,
+        inodes=plan.inode_count - automatic_whiteouts(tree.root),
         store=shown_path(stores[0]) if stores else None,
         objects_new=stored.objects_new,
         objects_shared=stored.objects_shared,
@@ -162,7 +187,7 @@ def build(
         source=tree.image,
         signature=output.signature,
         key_ids=output.key_ids,
-        warnings=tuple(_warnings(tree, missing)),
+        warnings=(*inside, *_warnings(tree, missing)),
     )
 
 
@@ -174,7 +199,6 @@ class _Reading:
             Ingest,
             writer=writer,
             params=params,
-            inline_threshold=INLINE_THRESHOLD,
             threads=threads,
             progress=progress,
         )
@@ -189,6 +213,32 @@ class _Reading:
         """Wait until all files are read. Raises what is wrong with the first that could not be."""
         if self._run is not None:
             self._run.finish()
+
+
+def _check_meaning(options: BuildOptions, place: ImagePlace | None, *, is_directory: bool) -> None:
+    """Refuse options that would do nothing. A source that is neither of these is known once it is open."""
+    if place is None and options.for_containers:
+        kind = "a directory" if is_directory else "a dump text" if options.from_file else "no container image"
+        raise _meaningless(options.for_containers, "a container image", kind)
+    if options.for_dumps and (place is not None or is_directory):
+        kind = "a directory" if is_directory else "a container image"
+        raise _meaningless(options.for_dumps, "a composefs-dump(5) text", kind)
+
+
+def _meaningless(names: Sequence[str], wanted: str, kind: str) -> UsageError:
+    return UsageError(f"{', '.join(names)} is only for {wanted}, and the source is {kind}")
+
+
+def _inside(source: bytes, targets: Sequence[bytes | BinaryIO | None], options: BuildOptions) -> Iterator[str]:
+    """A warning for each of *targets* below the directory *source*, which the next build would find there."""
+    root = os.path.join(os.path.realpath(source), b"")
+    globs = GlobSet(options.exclude)
+    for target in targets:
+        if isinstance(target, bytes):
+            real = os.path.realpath(target)
+            below = real.removeprefix(root)
+            if below != real and not globs.matches_directory(below, os.path.basename(below)):
+                yield f"{shown_path(target)} lies inside the source, and so becomes part of images built from it"
 
 
 def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
@@ -208,11 +258,23 @@ def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
 
 
 @contextmanager
-def _writer(stores: Sequence[bytes], params: Params, *, deferred: bool) -> Iterator[StoreWriter | None]:
+def _writer(
+    stores: Sequence[bytes], params: Params, objects: ObjectOptions, *, deferred: bool
+) -> Iterator[StoreWriter | None]:
     if not stores:
         yield None
         return
-    first = DirectoryStore(stores[0], create=True)
-    others = [DirectoryStore(path) for path in stores[1:]]
-    with StoreWriter(first, params=params, others=others, deferred=deferred) as writer:
-        yield writer
+    with ExitStack() as stack:
+        # Only the first is created, and not before the others are there.
+        others = [stack.enter_context(DirectoryStore(path)) for path in stores[1:] if path != stores[0]]
+        first = stack.enter_context(DirectoryStore(stores[0], create=True))
+        yield stack.enter_context(
+            StoreWriter(
+                first,
+                params=params,
+                others=others,
+                deferred=deferred,
+                object_mode=objects.mode,
+                fs_verity=objects.fs_verity,
+            )
+        )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
-from cfstools.errors import naming
+from cfstools.errors import naming, shown_path
 from cfstools.formats.composefs import format_word, plan_image
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.open import find_image, open_source
+from cfstools.sources.open import ImagePlace, find_image, open_source
 from cfstools.store.ingest import ingest
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree
@@ -57,8 +56,9 @@ def expect(
     Raises CfsError as :func:`~cfstools.api.build.build` does, UsageError for a digest of another length.
     """
     algorithm = Algorithm.from_digest_size(len(digest))
-    default = BuildOptions().versions(container=find_image(path) is not None)
-    root = _load(path, algorithm, threads=threads, stdin=stdin, progress=progress)
+    place = find_image(path)
+    default = BuildOptions().versions(container=place is not None)
+    root = _load(path, place, algorithm, threads=threads, stdin=stdin, progress=progress)
     seen: set[bytes] = set()
     for choices in _combinations(root):
         words = [word for word, _ in choices if word]
@@ -73,7 +73,7 @@ def expect(
             seen.add(found)
             if found == digest:
                 return ExpectReport(
-                    path=os.fsdecode(path),
+                    path=shown_path(path),
                     digest=digest.hex(),
                     found=True,
                     format=format_word(version, algorithm),
@@ -81,12 +81,22 @@ def expect(
                     tried=len(seen),
                 )
     return ExpectReport(
-        path=os.fsdecode(path), digest=digest.hex(), found=False, format=None, choices=(), tried=len(seen)
+        path=shown_path(path), digest=digest.hex(), found=False, format=None, choices=(), tried=len(seen)
     )
 
 
-def _load(path: bytes, algorithm: Algorithm, *, threads: int, stdin: BinaryIO | None, progress: Progress) -> Directory:
-    with open_source(path, options=WalkOptions(), algorithm=algorithm, stdin=stdin, progress=progress) as source:
+def _load(
+    path: bytes,
+    place: ImagePlace | None,
+    algorithm: Algorithm,
+    *,
+    threads: int,
+    stdin: BinaryIO | None,
+    progress: Progress,
+) -> Directory:
+    with open_source(
+        path, place=place, options=WalkOptions(), algorithm=algorithm, stdin=stdin, progress=progress
+    ) as source:
         if source.blobs is not None:
             params = Params(algorithm=algorithm)
             ingest(source.root, source.blobs, None, params=params, threads=threads, progress=progress)

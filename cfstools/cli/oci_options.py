@@ -7,7 +7,7 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
-from cfstools.cli.params import PATH
+from cfstools.cli.params import PATH, given
 from cfstools.errors import UsageError
 from cfstools.oci.compression import DecompressionLimits
 from cfstools.oci.descriptor import Platform, parse_platform
@@ -90,6 +90,11 @@ def oci_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def oci_given(context: click.Context) -> tuple[str, ...]:
+    """The names of these options that are on the command line, whatever their values."""
+    return given(context, OciWords.__annotations__)
 
 
 def oci_request(words: OciWords) -> OciRequest:

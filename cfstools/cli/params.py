@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cfstools.errors import UsageError
 from cfstools.tree.xattrs import XattrPolicy
@@ -16,8 +18,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 if TYPE_CHECKING:
     _BytesParam = click.ParamType[bytes]
+    _IntParam = click.ParamType[int]
 else:  # generic only in newer versions of click
-    _BytesParam = click.ParamType
+    _BytesParam = _IntParam = click.ParamType
+
+_OCTAL = re.compile("0?[0-7]{1,3}")
 
 
 class PathBytes(_BytesParam):
@@ -57,7 +62,34 @@ class StorePaths(PathBytes):
         return parts
 
 
+class OctalMode(_IntParam):
+    """Permission bits in octal."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bits; a usage error for what is not octal, sets more than permissions, or denies the owner reading."""
+        if isinstance(value, int):
+            return value
+        if not _OCTAL.fullmatch(value):
+            self.fail(f"{value!r} is not a mode in octal, 0 to 0777", param, ctx)
+        mode = int(value, 8)
+        if not mode & 0o400:
+            self.fail(f"{value!r} keeps the owner from reading", param, ctx)
+        return mode
+
+
 PATH = PathBytes()
+MODE = OctalMode()
+
+
+def given(context: click.Context, names: Collection[str]) -> tuple[str, ...]:
+    """Of the options whose parameters have these *names*, those on the command line, as they are written there."""
+    return tuple(
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    )
 
 
 def store_option(help_text: str) -> Callable[[F], F]:

@@ -378,6 +378,11 @@ def _hiding_nodes(root: Directory) -> dict[bytes, Node]:
     }
 
 
+def automatic_whiteouts(root: Directory) -> int:
+    """How many inodes the image of *root* has that readers leave out of its tree again (section 4.7)."""
+    return sum(name not in root.entries for name in _HIDING_NAMES)
+
+
 def _check_name(name: bytes, entry: Entry) -> None:
     if not 0 < len(name) <= fmt.NAME_MAX:
         raise _Rejected(entry, f"name of {len(name)} bytes: 1 to {fmt.NAME_MAX} are allowed")

@@ -73,7 +73,7 @@ def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -
     reference = parse_reference(path)
     if reference is not None:
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
-    if path == _STDIN or layered:
+    if path == _STDIN or (layered and not os.path.isdir(path)):
         return ImagePlace(form=Form.LAYERS, path=path)
     form = recognise(path)
     return None if form is None else ImagePlace(form=form, path=path)
@@ -83,6 +83,7 @@ def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -
 def open_source(
     path: bytes,
     *,
+    place: ImagePlace | None,
     options: WalkOptions,
     algorithm: Algorithm = Algorithm.SHA256,
     from_file: bool = False,
@@ -95,16 +96,15 @@ def open_source(
 ) -> Iterator[SourceTree]:
     """Open *path* as a tree, with the *options* applied whatever kind of source it is.
 
-    *from_file* says that it is a dump text, which may be ``b"-"`` for *stdin*; else a directory is walked, and a
-    container image (``b"-"``: a layer tar from *stdin*), a composefs image or a dump text is recognised. *strict*
-    refuses lenient dump texts. *algorithm* is that of all digests.
+    *place* is what :func:`find_image` says of it. *from_file* says that it is a dump text, which may be ``b"-"`` for
+    *stdin*; else a directory is walked, and a container image (``b"-"``: a layer tar from *stdin*), a composefs image
+    or a dump text is recognised. *strict* refuses lenient dump texts. *algorithm* is that of all digests.
 
-    A container image is read while it is opened: contents go to *writer*, which should be deferred (:func:`find_image`
-    tells beforehand), as *oci* asks. *reader* is for the files of a directory, as in :func:`open_directory`.
+    A container image is read while it is opened: contents go to *writer*, which should be deferred, as *oci*
+    asks. *reader* is for the files of a directory, as in :func:`open_directory`.
     Raises CfsError of all kinds, naming the path.
     """
     oci = oci or OciRequest()
-    place = find_image(path, from_file=from_file, layered=bool(oci.layers))
     if place is not None:
         tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
     elif not from_file and os.path.isdir(path):

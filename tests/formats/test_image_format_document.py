@@ -8,6 +8,7 @@ from pathlib import Path
 from cfstools.formats.composefs import METACOPY_HEADERS, write_image
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs import layout as fmt
+from cfstools.store import INLINE_THRESHOLD
 from cfstools.verity import Params, descriptor, digest_bytes
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -29,7 +30,7 @@ def test_constants_are_those_of_the_code() -> None:
     assert numbers.pop("maximum chunk bits") == fmt.CHUNK_BITS_MAX
     assert numbers.pop("maximum chunk entries per file") == fmt.CHUNK_ENTRIES_MAX
     assert numbers.pop("largest inline content") == fmt.INLINE_MAX
-    assert numbers.pop("inline threshold of directory scans") == fmt.INLINE_THRESHOLD
+    assert numbers.pop("inline threshold of directory scans") == INLINE_THRESHOLD
     assert numbers.pop("longest file name") == fmt.NAME_MAX
     assert numbers.pop("longest symlink target or payload") == fmt.SYMLINK_MAX == fmt.PAYLOAD_MAX
     assert numbers.pop("longest xattr key") == fmt.XATTR_KEY_MAX

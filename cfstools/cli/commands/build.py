@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
-from cfstools.api.build import BuildOptions, BuildReport
+from cfstools.api.build import BuildOptions, BuildReport, ObjectOptions
 from cfstools.api.build import build as run_build
 from cfstools.api.image_output import Signing
-from cfstools.cli.oci_options import OciWords, oci_options, oci_request
-from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy
+from cfstools.cli.oci_options import OciWords, oci_given, oci_options, oci_request
+from cfstools.cli.params import MODE, PATH, examples, given, json_option, store_option, xattr_policy
 from cfstools.cli.passphrase import Passphrases, passphrase_options
 from cfstools.cli.session import Session, binary_stdout, print_json
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
+from cfstools.store.scratch import FsVerity
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ _STDIO = b"-"
 @click.argument("source", type=PATH)
 @click.argument("image", type=PATH, required=False)
 @store_option("Put file contents here; further stores are only looked in for objects already there.")
+@click.option(
+    "--verity",
+    type=click.Choice(get_args(FsVerity)),
+    default="auto",
+    show_default=True,
+    help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
+)
+@click.option(
+    "--object-mode", type=MODE, default="0644", show_default=True, metavar="OCTAL", help="Permissions of new objects."
+)
 @click.option("--from-file", is_flag=True, help="SOURCE is a composefs-dump(5) text; - is standard input.")
 @click.option(
     "--strict", is_flag=True, help="Refuse lenient dump texts; CFS_PARSE_STRICT in the environment does so as well."
@@ -64,7 +75,7 @@ _STDIO = b"-"
 @click.option("--user-xattrs", is_flag=True, help="Keep only user.* extended attributes.")
 @click.option("--exclude", "excludes", metavar="GLOB", multiple=True, help="Leave out names that match; repeatable.")
 @click.option("--no-hardlinks", is_flag=True, help="Make every name a file of its own, as mkcomposefs does.")
-@click.option("--format-version", type=int, metavar="N", help="Exactly this format version, 0 or 1.")
+@click.option("--format-version", type=click.IntRange(0, 1), metavar="N", help="Exactly this format version, 0 or 1.")
 @click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1.")
 @click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1.")
 @click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable.")
@@ -73,13 +84,15 @@ _STDIO = b"-"
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @oci_options
 @json_option
-@click.pass_obj
+@click.pass_context
 def build(
-    session: Session,
+    context: click.Context,
     *,
     source: bytes,
     image: bytes | None,
     stores: list[bytes],
+    verity: FsVerity,
+    object_mode: int,
     from_file: bool,
     strict: bool,
     print_digest: bool,
@@ -111,6 +124,7 @@ def build(
     The bytes equal those of mkcomposefs with the same options, except that hard links are kept (see --no-hardlinks),
     and for a container image those of cfsctl. IMAGE is replaced only once it is whole; - writes it to standard output.
     """
+    session: Session = context.obj
     if format_version is not None:
         if min_version is not None or max_version is not None:
             raise UsageError("--format-version says it all: leave --min-version and --max-version out")
@@ -122,6 +136,8 @@ def build(
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")
+    if not stores and (asked := given(context, {"verity", "object_mode"})):
+        raise UsageError(f"{', '.join(asked)} is about objects: add --store")
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
         source,
@@ -140,7 +156,10 @@ def build(
             from_file=from_file,
             oci=oci_request(oci),
             strict=strict or "CFS_PARSE_STRICT" in os.environ,
+            for_containers=oci_given(context),
+            for_dumps=given(context, {"strict"}),
         ),
+        objects=ObjectOptions(mode=object_mode, fs_verity=verity),
         signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,

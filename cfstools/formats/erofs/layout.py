@@ -38,7 +38,6 @@ NAME_MAX = 255
 SYMLINK_MAX = 4095
 PAYLOAD_MAX = 4095
 INLINE_MAX = 5000  # largest inline content any input may ask for
-INLINE_THRESHOLD = 64  # largest content that sources which choose for themselves put into the image
 TAIL_MAX = BLOCK_SIZE // 2  # a longer remainder takes a whole block
 
 XATTR_KEY_MAX = 255
