@@ -13,10 +13,11 @@ from cfstools.cli.oci_options import platform_of, platform_option
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json, write_lines
 from cfstools.cli.text import count_text, quoted_text, size_text
-from cfstools.errors import UsageError
+from cfstools.errors import UsageError, shown_path
 from cfstools.formats.erofs.regions import Region
 from cfstools.report import Json
 from cfstools.sources.oci_describe import ImageDescription
+from cfstools.sources.open import find_image
 
 _ROOT = b"/"
 
@@ -47,6 +48,10 @@ def inspect(
     """
     if tree is not None and layout:
         raise UsageError("--tree and --layout are two different answers: ask for one")
+    if (tree is not None or layout) and find_image(image) is not None:
+        option = "--layout" if tree is None else "--tree"
+        hint = "`mkcfs build` makes one of a container image"
+        raise UsageError(f"{option} needs a composefs image", subject=shown_path(image), hint=hint)
     if tree is not None:
         lines = api.tree(image, tree)
         if as_json:
