@@ -1,0 +1,49 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cfstools.errors import exit_codes
+from tests.mkcfs import mkcfs
+from tests.requirements import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def quick_start() -> list[str]:
+    """The commands of the quick start that need no root."""
+    section = README.partition("## Quick start\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    (mkcfs .*)$", section, re.MULTILINE)
+    return [line for line in lines if not line.startswith("mkcfs mount ")]
+
+
+def test_the_quick_start_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.chdir(tmp_path)
+    Path("rootfs/etc").mkdir(parents=True)
+    Path("rootfs/etc/hostname").write_text("host\n")
+    Path("rootfs/large").write_bytes(b"x" * 5000)
+    lines = quick_start()
+    assert len(lines) > 10
+    for line in lines:
+        words, _, target = re.sub(r"\s+#.*", "", line).partition(" > ")
+        done = mkcfs(*shlex.split(words)[1:])
+        if target:
+            Path(target).write_bytes(done.stdout)
+    assert Path("again.cfs").read_bytes() == Path("image.cfs").read_bytes()
+    assert Path("tree/etc/hostname").read_text() == "host\n"
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", README, re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == exit_codes()
+
+
+def test_every_document_is_listed() -> None:
+    listed = set(re.findall(r"^- \[(docs/[^]]+)\]", README, re.MULTILINE))
+    assert listed == {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
