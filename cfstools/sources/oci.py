@@ -13,17 +13,17 @@ from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
 from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
 from cfstools.oci.mapping import KeptXattrs, Mapping, XattrKeeper, apply_canonical
 from cfstools.oci.select import ANY, Choice
-from cfstools.oci.tar import Member, TarLimits, TarReader
+from cfstools.oci.tar import TarLimits
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store import INLINE_THRESHOLD, StoreWriter
+from cfstools.sources.oci_contents import LayerContents
+from cfstools.store import StoreWriter
 from cfstools.tree.layers import DEFAULT_RULES, MAX_WARNINGS, LayeredTree, LayerRules
-from cfstools.tree.model import Content, Directory, External, RegularFile
+from cfstools.tree.model import Directory, External, RegularFile
 from cfstools.tree.resolve import shown
 from cfstools.tree.walk import iter_inodes
-from cfstools.verity import DEFAULT, MerkleHasher, Params, digest_bytes, object_path
+from cfstools.verity import DEFAULT, Params
 
-_WHOLE = 1 << 18
 _DISK_SYMLINK_MODE = 0o777
 
 
@@ -109,12 +109,14 @@ def read_oci(
     :class:`FormatError` for anything malformed, :class:`InputError`, :class:`StoreError`.
     """
     image = container.image(choice)
-    reading = _Reading(options, _Contents(writer, writer.params if writer is not None else params))
     progress.start("layers", _total(image), "B")
     layers = []
-    for number, source in enumerate(image.layers, 1):
-        with container.open_layer(source) as read:
-            layers.append(reading.layer(f"layer {number}", source, read, progress))
+    with LayerContents(writer, writer.params if writer is not None else params) as contents:
+        reading = _Reading(options, contents)
+        for number, source in enumerate(image.layers, 1):
+            with container.open_layer(source) as read:
+                layers.append(reading.layer(f"layer {number}", source, read, progress))
+        contents.finish()
     progress.finish()
     root = reading.finish()
     config = image.config
@@ -154,42 +156,10 @@ def _total(image: ImageSource) -> int | None:
     return total
 
 
-class _Contents:
-    """Where the contents of files go: into the inode, to the writer, or only through the hash."""
-
-    def __init__(self, writer: StoreWriter | None, params: Params) -> None:
-        self._writer = writer
-        self._params = params
-
-    def __call__(self, reader: TarReader, member: Member) -> Content:
-        """Take the contents of one file, which is not empty."""
-        size = member.size
-        if size <= INLINE_THRESHOLD:
-            return reader.read_content(member)
-        if size <= _WHOLE:
-            data = reader.read_content(member)
-            if self._writer is not None:
-                return _external(self._writer.add_bytes(data).digest)
-            return _external(digest_bytes(data, self._params))
-        if self._writer is not None:
-            with self._writer.open_stream() as stream:
-                for chunk in reader.iter_content(member):
-                    stream.write(chunk)
-                return _external(stream.finish().digest)
-        hasher = MerkleHasher(self._params)
-        for chunk in reader.iter_content(member):
-            hasher.update(chunk)
-        return _external(hasher.digest())
-
-
-def _external(digest: bytes) -> External:
-    return External(digest, object_path(digest))
-
-
 class _Reading:
     """One image on its way to a tree."""
 
-    def __init__(self, options: OciOptions, contents: _Contents) -> None:
+    def __init__(self, options: OciOptions, contents: LayerContents) -> None:
         self._plain = options.mapping is Mapping.PLAIN
         self._contents = contents
         self._tree = LayeredTree(options.rules)

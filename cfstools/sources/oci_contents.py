@@ -1,0 +1,90 @@
+"""Contents of files on their way out of a layer: into the inode, to the store, or only through the hash."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from cfstools.oci.tar import Member, TarReader
+from cfstools.store import INLINE_THRESHOLD, StoreWriter
+from cfstools.tree.model import Content, External
+from cfstools.verity import MerkleHasher, Params, digest_bytes, object_path
+
+SMALL = 1 << 18  # up to this size contents are taken at once
+_BATCH = 1 << 20
+_BATCHES_WAITING = 4
+
+_Batch = list[tuple[External, bytes]]
+
+
+class LayerContents:
+    """Takes the contents of one file after the other; over 64 bytes they go to *writer*, or are only digested by
+    *params* when there is none.
+
+    Small contents are hashed and stored in a thread, so that this overlaps with the reading of the layer: the
+    :class:`External` given out for them has its digest after :meth:`finish`. At most 5 MiB of contents wait. Leaving
+    a ``with`` block drops what still waits; no thread touches the writer afterwards.
+    """
+
+    def __init__(self, writer: StoreWriter | None, params: Params) -> None:
+        self._writer = writer
+        self._params = params
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="contents")
+        self._waiting: deque[Future[None]] = deque()
+        self._batch: _Batch = []
+        self._batch_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, reader: TarReader, member: Member) -> Content:
+        """Take the contents of one file, which is not empty. Raises ``StoreError``, also for files before this one."""
+        size = member.size
+        if size <= INLINE_THRESHOLD:
+            return reader.read_content(member)
+        if size > SMALL:
+            return self._stream(reader, member)
+        external = External(None, None)
+        self._batch.append((external, reader.read_content(member)))
+        self._batch_bytes += size
+        if self._batch_bytes >= _BATCH:
+            self._submit()
+        return external
+
+    def finish(self) -> None:
+        """Wait until all contents are where they belong. Raises ``StoreError``."""
+        self._submit()
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _submit(self) -> None:
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        if len(self._waiting) == _BATCHES_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._store, batch))
+
+    def _store(self, batch: _Batch) -> None:
+        writer, params = self._writer, self._params
+        for external, data in batch:
+            digest = digest_bytes(data, params) if writer is None else writer.add_bytes(data).digest
+            external.digest, external.payload = digest, object_path(digest)
+
+    def _stream(self, reader: TarReader, member: Member) -> External:
+        if self._writer is not None:
+            with self._writer.open_stream() as stream:
+                for chunk in reader.iter_content(member):
+                    stream.write(chunk)
+                digest = stream.finish().digest
+        else:
+            hasher = MerkleHasher(self._params)
+            for chunk in reader.iter_content(member):
+                hasher.update(chunk)
+            digest = hasher.digest()
+        return External(digest, object_path(digest))
