@@ -16,7 +16,6 @@ from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session, print_json, write_lines
 from cfstools.cli.text import count_text, size_text
 from cfstools.errors import CheckFailed, UsageError
-from cfstools.formats.escape import escape
 from cfstools.tree.diff import Aspect
 from cfstools.verity import Algorithm, parse_digest
 
@@ -200,4 +199,4 @@ def _fetch_text(report: DiffReport) -> str:
 
 
 def _side_text(side: SideReport) -> str:
-    return f"{side.format} {side.digest} {side.kind} {escape(os.fsencode(side.path)).decode()}"
+    return f"{side.format} {side.digest} {side.kind} {side.path}"
