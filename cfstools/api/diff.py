@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
 from cfstools.api.changes import ChangeReport, change_kind, change_report
-from cfstools.errors import UsageError, naming
+from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import format_word, plan_image
 from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
@@ -193,7 +193,7 @@ def _read(
 
 def _side_report(path: bytes, kind: str, form: Form, digest: bytes, size: int) -> SideReport:
     return SideReport(
-        path=os.fsdecode(path),
+        path=shown_path(path),
         kind=kind,
         format=format_word(form.version, form.algorithm),
         digest=digest.hex(),
