@@ -29,6 +29,7 @@ write_files = _pure.write_files
 link_files = _pure.link_files
 stat_names = _pure.stat_names
 encode_tree = _pure.encode_tree
+parse_lines = _pure.parse_lines
 
 FUNCTIONS = (
     "hash_blocks",
@@ -39,6 +40,7 @@ FUNCTIONS = (
     "link_files",
     "stat_names",
     "encode_tree",
+    "parse_lines",
 )
 
 

@@ -191,6 +191,8 @@ static PyMethodDef methods[] = {
     {"stat_names", native_stat_names, METH_VARARGS, "stat_names(directory, names, xattrs)\n\nAs in _pure.py."},
     {"encode_tree", native_encode_tree, METH_VARARGS,
      "encode_tree(root, kinds, rewrite, metacopy_header, digest_size, version)\n\nAs _pure.py says."},
+    {"parse_lines", native_parse_lines, METH_VARARGS,
+     "parse_lines(text, start, kinds, directories, xattrs, no_xattrs, digits, strict)\n\nAs _pure.py says."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -323,3 +323,22 @@ def encode_tree(  # noqa: PLR0917 - called as the C copy is, by position
     Device, Fifo, Socket, HardLink and External; ``rewrite`` gives the sorted and escaped attributes of a mapping.
     """
     return None
+
+
+def parse_lines(  # noqa: PLR0917 - likewise
+    text: bytes,  # noqa: ARG001
+    start: int,
+    kinds: tuple[type, ...],  # noqa: ARG001
+    directories: dict[bytes, Any],  # noqa: ARG001
+    xattrs: Any,  # noqa: ARG001
+    no_xattrs: Any,  # noqa: ARG001
+    digits: int,  # noqa: ARG001
+    strict: bool,  # noqa: ARG001, FBT001
+) -> tuple[int, int]:
+    """Add what lines of a dump *text* from *start* on describe to the tree, up to the first that is not ordinary.
+
+    Returns where that line starts (one more than the length of *text* if there is none) and how many lines were
+    taken in. Nothing is done here, as for :func:`encode_tree`; the truth is ``cfstools.formats.dump``. *directories*
+    are all directories by plain path, *xattrs* maps the text of attributes to them.
+    """
+    return start, 0

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model.h"
 #include "native.h"
 
 #define BLOCK 4096
@@ -178,38 +179,8 @@ struct link {
     PyObject *inode;
 };
 
-enum attribute { A_MODE, A_UID, A_GID, A_SEC, A_NSEC, A_XATTRS, A_NLINK, A_ENTRIES, A_SIZE, A_CONTENT, A_TARGET, A_RDEV,
-                 A_DEVICE_SIZE, A_FIFO_SIZE, A_SOCKET_SIZE, A_LINKED, A_DIGEST, A_PAYLOAD, ATTRIBUTES };
-enum kind { K_DIRECTORY, K_FILE, K_SYMLINK, K_DEVICE, K_FIFO, K_SOCKET, K_LINK, K_EXTERNAL, KINDS };
-
-static const struct {
-    enum kind kind;
-    const char *name;
-} attributes[ATTRIBUTES] = {
-    [A_MODE] = {K_DIRECTORY, "mode"},
-    [A_UID] = {K_DIRECTORY, "uid"},
-    [A_GID] = {K_DIRECTORY, "gid"},
-    [A_SEC] = {K_DIRECTORY, "mtime_sec"},
-    [A_NSEC] = {K_DIRECTORY, "mtime_nsec"},
-    [A_XATTRS] = {K_DIRECTORY, "xattrs"},
-    [A_NLINK] = {K_DIRECTORY, "nlink"},
-    [A_ENTRIES] = {K_DIRECTORY, "entries"},
-    [A_SIZE] = {K_FILE, "size"},
-    [A_CONTENT] = {K_FILE, "content"},
-    [A_TARGET] = {K_SYMLINK, "target"},
-    [A_RDEV] = {K_DEVICE, "rdev"},
-    [A_DEVICE_SIZE] = {K_DEVICE, "size"},
-    [A_FIFO_SIZE] = {K_FIFO, "size"},
-    [A_SOCKET_SIZE] = {K_SOCKET, "size"},
-    [A_LINKED] = {K_LINK, "inode"},
-    [A_DIGEST] = {K_EXTERNAL, "digest"},
-    [A_PAYLOAD] = {K_EXTERNAL, "payload"},
-};
-
 struct writer {
-    PyObject *kinds[KINDS]; /* borrowed */
-    PyObject *descriptors[ATTRIBUTES];
-    descrgetfunc getters[ATTRIBUTES];
+    struct model model;
     PyObject *rewrite; /* borrowed */
     struct text metacopy_header;
     size_t digest_size;
@@ -256,7 +227,7 @@ static enum outcome leave(void) {
     } while (0)
 
 static PyObject *get(const struct writer *w, PyObject *object, enum attribute attribute) {
-    return w->getters[attribute](w->descriptors[attribute], object, (PyObject *)Py_TYPE(object));
+    return model_get(&w->model, object, attribute);
 }
 
 static enum outcome get_unsigned(const struct writer *w, PyObject *object, enum attribute attribute, uint64_t largest,
@@ -525,7 +496,7 @@ static enum outcome fill_file(struct writer *w, struct node *node, PyObject *ino
     if (content == NULL)
         return leave();
     enum outcome outcome = LEFT;
-    if (Py_TYPE(content) == (PyTypeObject *)w->kinds[K_EXTERNAL]) {
+    if (Py_TYPE(content) == (PyTypeObject *)w->model.kinds[K_EXTERNAL]) {
         outcome = fill_external(w, node, content, set);
     } else if (PyBytes_CheckExact(content)) {
         node->data = (struct text){(const uint8_t *)PyBytes_AsString(content), (size_t)PyBytes_Size(content)};
@@ -577,19 +548,19 @@ static enum outcome fill_common(struct writer *w, struct node *node, PyObject *i
 static enum outcome fill_kind(struct writer *w, struct node *node, PyObject *inode, const struct set *set) {
     PyObject *kind = (PyObject *)Py_TYPE(inode);
     const unsigned type = type_of(node);
-    if (kind == w->kinds[K_FILE])
+    if (kind == w->model.kinds[K_FILE])
         return type == TYPE_REG ? fill_file(w, node, inode, set) : LEFT;
-    if (kind == w->kinds[K_DIRECTORY]) {
+    if (kind == w->model.kinds[K_DIRECTORY]) {
         node->is_directory = 1;
         if (type != TYPE_DIR)
             return LEFT;
-    } else if (kind == w->kinds[K_SYMLINK] && type == TYPE_LNK) {
+    } else if (kind == w->model.kinds[K_SYMLINK] && type == TYPE_LNK) {
         TRY(fill_symlink(w, node, inode));
-    } else if (kind == w->kinds[K_DEVICE] && (type == TYPE_CHR || type == TYPE_BLK)) {
+    } else if (kind == w->model.kinds[K_DEVICE] && (type == TYPE_CHR || type == TYPE_BLK)) {
         TRY(fill_device(w, node, inode));
-    } else if (kind == w->kinds[K_FIFO] && type == TYPE_FIFO) {
+    } else if (kind == w->model.kinds[K_FIFO] && type == TYPE_FIFO) {
         TRY(get_unsigned(w, inode, A_FIFO_SIZE, UINT64_MAX, &node->size));
-    } else if (kind == w->kinds[K_SOCKET] && type == TYPE_SOCK) {
+    } else if (kind == w->model.kinds[K_SOCKET] && type == TYPE_SOCK) {
         TRY(get_unsigned(w, inode, A_SOCKET_SIZE, UINT64_MAX, &node->size));
     } else {
         return LEFT;
@@ -603,7 +574,7 @@ static enum outcome add_node(struct writer *w, PyObject *inode, uint32_t parent)
     PyObject *kind = (PyObject *)Py_TYPE(inode);
     int known = 0;
     for (int i = 0; i < K_LINK; i++)
-        known |= kind == w->kinds[i];
+        known |= kind == w->model.kinds[i];
     if (!known || w->nodes.count >= UINT32_MAX)
         return LEFT;
     TRY(fill_common(w, &node, inode));
@@ -688,7 +659,7 @@ static enum outcome add_child(struct writer *w, const struct child *child, uint3
             name.node = (uint32_t)w->nodes.count;
             TRY(add_hiding_node(w));
         }
-    } else if ((PyObject *)Py_TYPE(child->entry) == w->kinds[K_LINK]) {
+    } else if ((PyObject *)Py_TYPE(child->entry) == w->model.kinds[K_LINK]) {
         PyObject *inode = get(w, child->entry, A_LINKED);
         if (inode == NULL)
             return leave();
@@ -772,7 +743,7 @@ static enum outcome resolve_links(struct writer *w) {
 
 /* All nodes in breadth-first order (section 2.2). */
 static enum outcome plan(struct writer *w, PyObject *root) {
-    if ((PyObject *)Py_TYPE(root) != w->kinds[K_DIRECTORY])
+    if ((PyObject *)Py_TYPE(root) != w->model.kinds[K_DIRECTORY])
         return LEFT;
     TRY(add_node(w, root, 0));
     struct node *top = &w->nodes.at[0];
@@ -1110,17 +1081,8 @@ static enum outcome prepare(struct writer *w, PyObject *kinds) {
         {(const uint8_t *)"trusted.overlay.opaque", 22},
         {(const uint8_t *)"security.selinux", 16},
     };
-    for (int i = 0; i < KINDS; i++)
-        w->kinds[i] = PyTuple_GetItem(kinds, i);
-    for (int i = 0; i < ATTRIBUTES; i++) {
-        PyObject *kind = w->kinds[attributes[i].kind];
-        w->descriptors[i] = PyObject_GetAttrString(kind, attributes[i].name);
-        if (w->descriptors[i] == NULL)
-            return FAILED;
-        w->getters[i] = (descrgetfunc)PyType_GetSlot(Py_TYPE(w->descriptors[i]), Py_tp_descr_get);
-        if (w->getters[i] == NULL)
-            return LEFT;
-    }
+    if (model_open(&w->model, kinds))
+        return FAILED;
     for (size_t i = 0; i < sizeof first_keys / sizeof *first_keys; i++)
         if (add_key(w, first_keys[i]))
             return no_memory();
@@ -1129,8 +1091,7 @@ static enum outcome prepare(struct writer *w, PyObject *kinds) {
 }
 
 static void release(struct writer *w) {
-    for (int i = 0; i < ATTRIBUTES; i++)
-        Py_XDECREF(w->descriptors[i]);
+    model_close(&w->model);
     Py_XDECREF(w->kept);
     free(w->nodes.at);
     free(w->names.at);
@@ -1177,10 +1138,8 @@ PyObject *native_encode_tree(PyObject *module, PyObject *args) {
     PyObject *image = NULL;
     struct writer w = {.rewrite = rewrite, .metacopy_header = {metacopy.buf, (size_t)metacopy.len},
                        .digest_size = (size_t)digest_size, .version = version};
-    enum outcome outcome = FAILED;
-    if (PyTuple_Size(kinds) != KINDS)
-        PyErr_SetString(PyExc_ValueError, "there must be eight kinds");
-    else if ((outcome = prepare(&w, kinds)) == DONE)
+    enum outcome outcome;
+    if ((outcome = prepare(&w, kinds)) == DONE)
         outcome = encode(&w, root, &image);
     PyObject *result = NULL;
     if (outcome == DONE)

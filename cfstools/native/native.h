@@ -31,4 +31,7 @@ PyObject *native_stat_names(PyObject *module, PyObject *args);
 /* image.c */
 PyObject *native_encode_tree(PyObject *module, PyObject *args);
 
+/* dump.c */
+PyObject *native_parse_lines(PyObject *module, PyObject *args);
+
 #endif

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
+from cfstools import native
 from cfstools.errors import DumpError
 from cfstools.formats.dump.fields import (
     CONTENT,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _PIECE = 1 << 20
+_KINDS = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External)
 _UNSET = b"-"
 _TYPE_BITS = 0o170000
 _MODE_BITS = 0xFFFF  # an image keeps no more
@@ -77,15 +79,15 @@ def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict:
     """
     parser = _Parser(algorithm, strict=strict)
     with memoryview(data) as whole, whole.cast("B") as view:
-        for lines in _pieces(view):
-            parser.feed(lines)
+        for piece in _pieces(view):
+            parser.feed(piece)
         if strict and len(view) and view[-1] != ord("\n"):
             raise DumpError("the text does not end with a newline", where=f"line {parser.number}")
     return parser.finish()
 
 
-def _pieces(view: memoryview) -> Iterator[list[bytes]]:
-    """The lines of *view* without their newlines, some at a time."""
+def _pieces(view: memoryview) -> Iterator[bytes]:
+    """The lines of *view*, some at a time, without the newline after the last."""
     start, size, length = 0, _PIECE, len(view)
     while start < length:
         piece = bytes(view[start : start + size])
@@ -94,7 +96,7 @@ def _pieces(view: memoryview) -> Iterator[list[bytes]]:
             size *= 2
             continue
         start += end + 1
-        yield piece[:end].split(b"\n")
+        yield piece[:end]
 
 
 class _Mode(NamedTuple):
@@ -124,15 +126,38 @@ class _Parser:
         self._times = Remembered(parse_time, entries=1 << 16, length=64)
         self._xattrs = Remembered(parse_xattrs, entries=1 << 12, length=1 << 10)
 
-    def feed(self, lines: list[bytes]) -> None:
+    def feed(self, lines: bytes) -> None:
         """Take in the next lines."""
         try:
-            for line in lines:
-                self.number += 1
-                self._add(line)
+            if native.IMPLEMENTATION == "pure":
+                self._add_all(lines.split(b"\n"))
+            else:
+                self._add_mostly_native(lines)
         except DumpError as error:
             error.where = f"line {self.number}, {error.where}" if error.where else f"line {self.number}"
             raise
+
+    def _add_all(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self.number += 1
+            self._add(line)
+
+    def _add_mostly_native(self, lines: bytes) -> None:
+        """The same with the native function for ordinary lines, as many as come in a row."""
+        start = 0
+        while True:
+            start, count = native.parse_lines(
+                lines, start, _KINDS, self._directories, self._xattrs, NO_XATTRS, self._digits, self._strict
+            )
+            self.number += count
+            if start > len(lines):
+                return
+            end = lines.find(b"\n", start)
+            end = end if end >= 0 else len(lines)
+            self._add_all([lines[start:end]])
+            if end == len(lines):
+                return
+            start = end + 1
 
     def finish(self) -> Directory:
         """The tree, after the last line."""
