@@ -222,10 +222,10 @@ class DockerImages:
             else:
                 found = [one for one in found if any(is_named(tag, choice.name) for tag in one.tags)]
         if len(found) != 1:
-            what = f"{len(found)} images could be meant" if found else "no such image"
-            raise OciError(
-                f"{what}; there is {', '.join(self.names()[:12])}", hint="name one, or give its number as @N"
-            )
+            missed = "no image" if choice.name is None else f"no image {quoted(choice.name)}"
+            what = f"{len(found)} images could be meant" if found else missed
+            there = f"; there is {', '.join(self.names()[:12])}" if self._images else ""
+            raise OciError(what + there, hint="name one with :NAME, or give its number with :@N")
         return found[0]
 
 

@@ -19,11 +19,12 @@ _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 @contextmanager
 def within(place: str) -> Iterator[None]:
-    """Put *place* before where each :class:`CfsError` that leaves the block says it happened."""
+    """Put *place* before where each :class:`CfsError` that leaves the block says it happened, unless it is that."""
     try:
         yield
     except CfsError as error:
-        error.where = f"{place}: {error.where}" if error.where else place
+        if error.where != place:
+            error.where = f"{place}: {error.where}" if error.where else place
         raise
 
 

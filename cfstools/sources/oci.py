@@ -195,8 +195,6 @@ class _Reading:
         if not self._plain:
             for path, text in apply_canonical(tree.root):
                 tree.warn("mapping", path, text)
-        elif not tree.root_described:
-            tree.warn("mapping", b"", "no layer describes the root: it is 0755, owner 0:0, time 0")
         for warning in tree.warnings:
             self._warn(warning.layer, shown(warning.path), warning.text)
         self.dropped += tree.warnings_dropped

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,6 +20,7 @@ from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImag
 from cfstools.oci.tar import TarReader
 
 _STDIN = b"-"
+_PEEK = 1 << 16
 # What the members at the top of an image archive are called; a layer hardly begins with one of these.
 _ARCHIVE_TOPS = frozenset({"blobs", "oci-layout", "index.json", "manifest.json", "repositories", "VERSION"})
 
@@ -83,10 +85,10 @@ def recognise(path: bytes) -> Form | None:
         # A tree that only happens to have one of these is still a tree.
         files = (os.path.join(path, name) for name in (b"oci-layout", b"index.json"))
         return Form.OCI if all(map(os.path.isfile, files)) else None
+    if os.path.exists(path) and not os.path.isfile(path):
+        return None  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
         return _recognise_file(_reader(fd))
     finally:
         os.close(fd)
@@ -116,7 +118,7 @@ def _is_id(top: str) -> bool:
 
 @contextmanager
 def open_images(
-    form: Form,
+    form: Form | None,
     paths: Sequence[bytes],
     *,
     stdin: int | None = None,
@@ -125,22 +127,42 @@ def open_images(
     """Open what *paths* hold (several only for layers); errors inside the block name the path.
 
     ``b"-"`` is the descriptor *stdin*: one layer tar may come from a pipe, an archive only from a file that can be
-    read in several places. Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
+    read in several places. Without a *form* standard input is opened as what its first bytes say it is.
+    Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
     """
-    if not paths or (len(paths) > 1 and form is not Form.LAYERS):
-        raise UsageError("only layer tars can be several")
     with naming("standard input" if paths[0] == _STDIN else paths[0]):
-        container = _open(form, paths, stdin, limits)
+        container = _open_stdin(stdin, limits) if form is None else _open(form, paths, stdin, limits)
         try:
             yield container
         finally:
             container.close()
 
 
+def _open_stdin(stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
+    head, read = _peek(_given(stdin))
+    form = _recognise_file(io.BytesIO(head).read)
+    if form is Form.OCI_ARCHIVE:
+        return _open(form, [_STDIN], stdin, limits)
+    return LayerTars([("-", lambda: nullcontext(read))])
+
+
+def _peek(fd: int) -> tuple[bytes, Read]:
+    """The first bytes of what *fd* holds, and how to read all of it."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), _reader(fd)
+    read = _reader(fd)
+    head = b""
+    while len(head) < _PEEK and (part := read(_PEEK - len(head))):
+        head += part
+    replayed = io.BytesIO(head)
+    return head, lambda count: replayed.read(count) or read(count)
+
+
 def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
+    if len(paths) > 1 and (form is not Form.LAYERS or _is_directory(paths[0])):
+        kind = "an image" if form is not Form.LAYERS else "a directory"
+        raise UsageError(f"--layer goes over a layer tar, and the source is {kind}")
     if form is Form.LAYERS:
-        if len(paths) > 1 and _is_directory(paths[0]):
-            raise UsageError("--layer goes over a layer tar, not a directory")
         if list(paths).count(_STDIN) > 1:
             raise UsageError("standard input can be one layer only")
         return LayerTars([(os.fsdecode(path), _layer_opener(path, stdin)) for path in paths])
@@ -191,11 +213,13 @@ def _reader(fd: int) -> Read:
 
 
 def _descriptor(path: bytes, stdin: int | None) -> int:
-    if path != _STDIN:
-        return _open_file(path)
+    return os.dup(_given(stdin)) if path == _STDIN else _open_file(path)
+
+
+def _given(stdin: int | None) -> int:
     if stdin is None:
         raise UsageError("standard input is not at hand here")
-    return os.dup(stdin)
+    return stdin
 
 
 def _open_file(path: bytes) -> int:

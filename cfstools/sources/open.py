@@ -55,9 +55,9 @@ class OciRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePlace:
-    """Where a container image is and which one is meant."""
+    """Where a container image is and which one is meant; without *form* standard input holds it."""
 
-    form: Form
+    form: Form | None
     path: bytes
     name: str | None = None
     digest: Digest | None = None
@@ -73,9 +73,11 @@ def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -
     reference = parse_reference(path)
     if reference is not None:
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
-    if path == _STDIN or (layered and not os.path.isdir(path)):
-        return ImagePlace(form=Form.LAYERS, path=path)
+    if path == _STDIN:
+        return ImagePlace(form=Form.LAYERS if layered else None, path=path)
     form = recognise(path)
+    if form is None and layered and not os.path.isdir(path):
+        form = Form.LAYERS
     return None if form is None else ImagePlace(form=form, path=path)
 
 

@@ -54,14 +54,13 @@ DEFAULT_RULES = LayerRules()
 class LayeredTree:
     """A tree that grows layer by layer.
 
-    ``root`` is the tree so far, with the root as no layer described it: 0755, owner 0:0, time 0. ``root_described``
-    says whether a layer had an entry for the root itself. Call :meth:`layer` for each layer, base first, fill it,
-    :meth:`Layer.apply` it, and :meth:`finish` at the end. After an error the tree is of no more use.
+    ``root`` is the tree so far; until a layer has an entry for the root itself it is 0755, owner 0:0, time 0. Call
+    :meth:`layer` for each layer, base first, fill it, :meth:`Layer.apply` it, and :meth:`finish` at the end. After an
+    error the tree is of no more use.
     """
 
     def __init__(self, rules: LayerRules = DEFAULT_RULES) -> None:
         self.root = Directory(mode=0o40755)
-        self.root_described = False
         self.rules = rules
         self.warnings: list[LayerWarning] = []
         self.warnings_dropped = 0
@@ -245,7 +244,6 @@ class Layer:
             self._duplicate(b"", allowed=True)
         take_attributes(self._tree.root, entry)
         self._placed[id(self._tree.root)] = self._tree.root
-        self._tree.root_described = True
 
     def _duplicate(self, path: bytes, *, allowed: bool = False) -> None:
         if not (allowed or self._tree.rules.allow_duplicates):

@@ -92,10 +92,40 @@ def test_a_layer_without_end_blocks_is_accepted_by_its_digest(tmp_path: Path) ->
         assert b"without end blocks" in done.stderr
 
 
-def test_an_archive_from_a_pipe_is_refused_with_advice() -> None:
-    done = mkcfs("build", "oci-archive:-", "--print-digest-only", stdin=making.archive(making.image([])), check=False)
-    assert done.code in {1, 2}
-    assert b"file" in done.stderr
+@pytest.mark.parametrize("source", ["-", "oci-archive:-"])
+def test_an_archive_from_a_pipe_is_refused_with_advice(source: str) -> None:
+    archive = making.archive(making.image([making.hello()]))
+    done = mkcfs("build", source, "--print-digest-only", stdin=archive, check=False)
+    assert done.code == 1
+    assert b"standard input: an image archive is read in several places" in done.stderr
+    assert b"save standard input to a file first" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["-", "oci-archive:-"])
+def test_an_archive_on_standard_input_may_be_a_file(source: str, tmp_path: Path) -> None:
+    (tmp_path / "app.tar").write_bytes(gzip.compress(making.archive(making.image([making.hello()]))))
+    for verb, expected in (("build", APRIL["1", "sha256"]), ("inspect", "oci-archive")):
+        words = [*COMMAND, verb, source, *(["--print-digest-only"] if verb == "build" else [])]
+        with (tmp_path / "app.tar").open("rb") as file:
+            done = subprocess.run(words, stdin=file, capture_output=True, check=True)
+        assert expected in done.stdout.decode()
+
+
+def test_a_large_layer_from_a_pipe_is_read_whole(tmp_path: Path) -> None:
+    layer = making.tar(making.member("usr/"), making.member("usr/large", os.urandom(1_000_000)))
+    (tmp_path / "layer.tar").write_bytes(layer)
+    done = mkcfs("build", "-", "--print-digest-only", stdin=layer)
+    assert done.stdout.decode().strip() == digest_of(tmp_path / "layer.tar")
+    with (tmp_path / "layer.tar").open("rb") as file:
+        words = [*COMMAND, "build", "-", "--print-digest-only"]
+        assert subprocess.run(words, stdin=file, capture_output=True, check=True).stdout == done.stdout
+
+
+def test_layers_do_not_go_over_an_image(tmp_path: Path) -> None:
+    (tmp_path / "app.tar").write_bytes(making.archive(making.image([making.hello()])))
+    (tmp_path / "top.tar").write_bytes(making.hello())
+    words: list[str | Path] = ["build", tmp_path / "app.tar", "--layer", tmp_path / "top.tar", "--print-digest-only"]
+    assert "--layer goes over a layer tar, and the source is an image" in failing(*words, code=2)
 
 
 def test_layers_in_order_and_objects_of_removed_files(tmp_path: Path) -> None:

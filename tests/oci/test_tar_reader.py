@@ -241,7 +241,7 @@ def test_checksums_may_be_spelt_in_several_ways(spelling: bytes) -> None:
 
 @pytest.mark.parametrize("checksum", [b"000000\0 ", b"9999999\0", b"\0" * 8, b"-001234\0"])
 def test_a_wrong_checksum_is_an_error(checksum: bytes) -> None:
-    assert error(header(checksum=checksum)) == "offset 0x0/0: the header's checksum does not hold"
+    assert error(header(checksum=checksum)) == "offset 0x0/0: not a tar archive: the header's checksum does not hold"
 
 
 @pytest.mark.parametrize("fill", [b"\0", b"\x7f", b"\x80", b"\xff"])

@@ -263,9 +263,7 @@ def test_emptying_run_settles_hard_links() -> None:
 def test_root_of_the_plain_mapping() -> None:
     silent = read(making.image([hello()]), options=PLAIN)
     assert (silent.root.mode, silent.root.mtime_sec) == (0o40755, 0)
-    assert [str(warning) for warning in silent.report.warnings] == [
-        "mapping: /: no layer describes the root: it is 0755, owner 0:0, time 0"
-    ]
+    assert not silent.report.warnings
     loud = read(making.image([tar(member("./", mode=0o700), member("x", b""))]), options=PLAIN)
     assert (loud.root.mode, loud.root.mtime_sec) == (0o40700, making.TIME)
     assert not loud.report.warnings
@@ -491,7 +489,7 @@ def test_directories_in_the_place_of_files(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"is a directory, .*: use oci:") as caught, open_images(form, [path]):
             pass
         assert caught.value.subject == str(tmp_path)
-    refused = pytest.raises(UsageError, match="goes over a layer tar, not a directory")
+    refused = pytest.raises(UsageError, match="goes over a layer tar, and the source is a directory")
     with refused, open_images(Form.LAYERS, [path, b"top"]):
         pass
 
@@ -507,7 +505,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         pass
     with pytest.raises(UsageError, match="one layer only"), open_images(Form.LAYERS, [b"-", b"-"], stdin=0):
         pass
-    with pytest.raises(UsageError, match="can be several"), open_images(Form.OCI, [b"a", b"b"]):
+    with pytest.raises(UsageError, match="the source is an image"), open_images(Form.OCI, [b"a", b"b"]):
         pass
     path = os.fsencode(tmp_path / "x")
     with pytest.raises(InputError, match="/x: cannot open"), open_images(Form.LAYERS, [path]) as container:

@@ -277,7 +277,6 @@ def test_forty_links_are_followed() -> None:
 def test_dots_and_slashes() -> None:
     tree = merge([(b"/a//./b/", D), (b"./a/b/c/", b"a file for all its slash"), (b"", Dir(0o700))])
     assert look(tree)[b"a/b/c"] == b"a file for all its slash"
-    assert tree.root_described
     assert tree.root.mode == 0o40700
 
 
@@ -298,7 +297,6 @@ def test_root_must_be_a_directory(name: bytes) -> None:
 
 def test_root_not_described() -> None:
     tree = merge(BASE)
-    assert not tree.root_described
     assert (tree.root.mode, tree.root.uid, tree.root.mtime_sec) == (0o40755, 0, 0)
 
 

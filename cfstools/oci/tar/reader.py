@@ -156,7 +156,8 @@ class TarReader(Stream):
             if first + second == ZERO_BLOCK:
                 self._end_blocks()
                 return None
-            raise TarError("the header's checksum does not hold")
+            what = "the header's checksum does not hold"
+            raise TarError(what if self._offset else f"not a tar archive: {what}")
         self._at = at + BLOCK
         return header
 
