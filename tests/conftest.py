@@ -56,6 +56,16 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def open_way(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let tests that act as another user reach the temporary directory, which pytest makes for its own user only."""
+    base = tmp_path_factory.getbasetemp()
+    for path in (base, *base.parents):
+        mode = path.stat().st_mode
+        if os.geteuid() == 0 and not mode & 0o001:
+            path.chmod(mode | 0o011)
+
+
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     """The reference tools, in a Debian root that is made once per machine."""

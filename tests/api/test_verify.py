@@ -573,7 +573,7 @@ def test_what_cannot_be_measured_or_read(place: Place, monkeypatch: pytest.Monke
     monkeypatch.setattr(native, "digest_files", lambda _fd, files, *_: [None] * len(files))
     assert verify(place.image, stores=[place.store]).ok
     monkeypatch.setattr(os, "pread", broken)
-    monkeypatch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(native, "digest_range", broken)
     report = verify(place.image, stores=[place.store])
     assert [problem.kind for problem in report.problems] == [ProblemKind.UNREADABLE] * len(EXTERNAL)
     assert all("Input/output error" in problem.what for problem in report.problems)
