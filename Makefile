@@ -18,8 +18,9 @@ LOWER_READY := $(LOWER)/.ready
 PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c cfstools/native/*.h)
 PIP := -m pip --disable-pip-version-check --quiet
 WORKERS ?= auto
-# The rooms whose code stands on a dependency.
-LOWER_TESTS = $(wildcard tests/api tests/cli tests/oci tests/project tests/signing tests/sources)
+# The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal.
+LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/project tests/signing \
+	tests/oci/test_compression.py tests/oci/test_streams.py)
 ARGS ?=
 
 .PHONY: help demo test check compat test-lower bench wheel clean environment

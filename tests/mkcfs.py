@@ -19,3 +19,8 @@ def mkcfs(*words: str | bytes | Path, stdin: bytes = b"", check: bool = True) ->
     if check:
         assert done.returncode == 0, f"{words}: exit code {done.returncode}: {done.stderr.decode(errors='replace')}"
     return Completed(done.returncode, done.stdout, done.stderr)
+
+
+def unmeasured() -> dict[str, str]:
+    """Return the environment for a child that cannot write coverage data, because it runs as another user."""
+    return {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
