@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import BinaryIO
 
 from cfstools.api.image_output import ImageOutput, Signing
@@ -19,7 +18,7 @@ from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
 from cfstools.sources.oci import OciReport, kept_objects
 from cfstools.sources.open import ImagePlace, OciRequest, SourceTree, find_image, open_source
-from cfstools.store import Blobs, DirectoryStore, Ingest, StoreReport, StoreWriter
+from cfstools.store import Blobs, DigestCache, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
 from cfstools.store.scratch import FsVerity
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
@@ -74,10 +73,14 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectOptions:
-    """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be)."""
+    """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be).
+
+    Without ``cache`` files are read that the store's digest cache knows, and nothing is remembered.
+    """
 
     mode: int = 0o644
     fs_verity: FsVerity = "auto"
+    cache: bool = True
 
 
 NOTHING_STORED = StoreReport(objects_new=0, bytes_new=0, objects_shared=0, bytes_shared=0)
@@ -143,7 +146,9 @@ def build(
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
         _writer(stores, params, objects or ObjectOptions(), deferred=container) as writer,
-        nullcontext(_Reading(writer, params, threads=threads, progress=progress)) as reading,
+        nullcontext(
+            _Reading(writer, params, cache=(objects or ObjectOptions()).cache, threads=threads, progress=progress)
+        ) as reading,
         open_source(
             source,
             place=place,
@@ -194,25 +199,37 @@ def build(
 class _Reading:
     """Reads the files of a directory while it is still being walked."""
 
-    def __init__(self, writer: StoreWriter | None, params: Params, *, threads: int, progress: Progress) -> None:
-        self._begin = partial(
-            Ingest,
-            writer=writer,
-            params=params,
-            threads=threads,
-            progress=progress,
-        )
+    def __init__(
+        self, writer: StoreWriter | None, params: Params, *, cache: bool, threads: int, progress: Progress
+    ) -> None:
+        self._writer = writer
+        self._params = params
+        self._wants_cache = cache
+        self._threads = threads
+        self._progress = progress
+        self._cache: DigestCache | None = None
         self._run: Ingest | None = None
 
     def start(self, blobs: Blobs) -> Ingest:
         """What is handed the files."""
-        self._run = self._begin(blobs)
+        if self._writer is not None and self._wants_cache and isinstance(blobs, RootedBlobs):
+            self._cache = DigestCache.open(self._writer.store, blobs.root_fd, self._params.algorithm)
+        self._run = Ingest(
+            blobs,
+            self._writer,
+            params=self._params,
+            threads=self._threads,
+            cache=self._cache,
+            progress=self._progress,
+        )
         return self._run
 
     def finish(self) -> None:
         """Wait until all files are read. Raises what is wrong with the first that could not be."""
         if self._run is not None:
             self._run.finish()
+        if self._cache is not None:
+            self._cache.close()
 
 
 def _check_meaning(options: BuildOptions, place: ImagePlace | None, *, is_directory: bool) -> None:

@@ -46,6 +46,7 @@ _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 # Not every C library has it.
 _renameat2 = getattr(_libc, "renameat2", None)
@@ -99,6 +100,16 @@ def syncfs(fd: int) -> None:
     """Bring everything on the file system that holds *fd* to stable storage."""
     if _libc.syncfs(fd):
         raise _fail()
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number (linux/magic.h) of the file system that holds *fd*."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer):
+        raise _fail()
+    # The first member of struct statfs, a long on most machines; its magic numbers all have 32 bits.
+    magic: int = ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+    return magic
 
 
 def reflink(src_fd: int, dst_fd: int) -> bool:

@@ -1,9 +1,10 @@
 """Object stores: content by fs-verity digest."""
 
 from cfstools.store.base import Store, contains
+from cfstools.store.cache import CacheCheck, CacheStatistics, DigestCache, cache_statistics, check_cache
 from cfstools.store.chain import StoreChain
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, Ingest, IngestReport, MemoryBlobs, ingest, stamp
+from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, Ingest, IngestReport, MemoryBlobs, RootedBlobs, ingest, stamp
 from cfstools.store.memory import MemoryStore
 from cfstools.store.publisher import StoredObject, StoreReport
 from cfstools.store.scratch import FsVerity, is_temporary
@@ -13,6 +14,9 @@ from cfstools.store.writer import StoreWriter
 __all__ = [
     "INLINE_THRESHOLD",
     "Blobs",
+    "CacheCheck",
+    "CacheStatistics",
+    "DigestCache",
     "DirectoryStore",
     "FsVerity",
     "Ingest",
@@ -20,11 +24,14 @@ __all__ = [
     "MemoryBlobs",
     "MemoryStore",
     "ObjectStream",
+    "RootedBlobs",
     "Store",
     "StoreChain",
     "StoreReport",
     "StoreWriter",
     "StoredObject",
+    "cache_statistics",
+    "check_cache",
     "contains",
     "ingest",
     "is_temporary",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +14,7 @@ from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_er
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, BatchReader
+from cfstools.store.cache import DigestCache, Known
 from cfstools.store.stream import SMALL
 from cfstools.store.writer import StoreWriter
 from cfstools.tree.model import Content, Directory, External, RegularFile, Stamp, Unread
@@ -119,7 +120,8 @@ class Ingest:
 
     Threads start with the first files, so that reading overlaps with whatever finds them; with one thread all is
     read by :meth:`finish`. Errors are raised by :meth:`finish`, whenever they happen. Leaving the ``with`` block
-    stops what is not done; no thread is left then.
+    stops what is not done; no thread is left then. Files known to *cache* whose objects are in the writer's store
+    are not opened.
     """
 
     def __init__(
@@ -130,12 +132,13 @@ class Ingest:
         params: Params = DEFAULT,
         inline_threshold: int = INLINE_THRESHOLD,
         threads: int | None = None,
+        cache: DigestCache | None = None,
         progress: Progress = SILENT,
     ) -> None:
         if writer is not None and writer.params != params:
             raise UsageError("the store's writer computes digests with other parameters")
         threads = threads or len(os.sched_getaffinity(0))
-        self._run = _Run(blobs, writer, params, inline_threshold, threads)
+        self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
         self._progress = progress
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest") if threads > 1 else None
         self._futures: list[Future[None]] = []
@@ -212,6 +215,15 @@ class _Wanted(NamedTuple):
     unread: Unread
 
 
+def _knowledge(wanted: list[_Wanted], read: list[tuple[RegularFile, Content]]) -> Iterator[tuple[Stamp, Known]]:
+    """What the cache is to remember of files that were read."""
+    for one, (_, content) in zip(wanted, read, strict=True):
+        if isinstance(content, External) and content.digest is not None:
+            yield one.unread.stamp, (False, content.digest)
+        elif isinstance(content, bytes):
+            yield one.unread.stamp, (True, content)
+
+
 class _LateProgress:
     """Keeps what is advanced until there is somebody to tell."""
 
@@ -243,9 +255,17 @@ class _Run:
     """What the tasks of one ingest share."""
 
     def __init__(
-        self, blobs: Blobs, writer: StoreWriter | None, params: Params, inline_threshold: int, threads: int
+        self,
+        blobs: Blobs,
+        writer: StoreWriter | None,
+        *,
+        params: Params,
+        inline_threshold: int,
+        threads: int,
+        cache: DigestCache | None,
     ) -> None:
         self._threads = threads
+        self._cache = cache
         self._blobs = blobs
         self._writer = writer
         self._params = params
@@ -289,21 +309,61 @@ class _Run:
         if position > self._last:
             return
         try:
-            contents = self._read_together(task)
-            for (position, file, unread), content in zip(task, contents, strict=True):
+            left = self._recall(task, done)
+            if left and self._cache is not None:
+                self._cache.settle()
+            contents = self._read_together(left)
+            read: list[tuple[RegularFile, Content]] = []
+            for (position, file, unread), content in zip(left, contents, strict=True):
                 if content is None:
                     if position > self._last:
                         return
-                    done.append((file, self._contents(file, unread)))
+                    read.append((file, self._contents(file, unread)))
                 else:
-                    done.append((file, content))
+                    read.append((file, content))
+            done += read
+            if left and self._cache is not None:
+                self._cache.remember(_knowledge(left, read))
         except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
             self.stop(position, error)
         else:
             self._settle(done)
 
+    def _recall(self, task: list[_Wanted], done: list[tuple[RegularFile, Content]]) -> list[_Wanted]:
+        """Move what the cache knows, and the store has, to *done*; returns what is left to read."""
+        writer = self._writer
+        if self._cache is None or writer is None:
+            return task
+        usable = [
+            found if found is not None and found[0] is (wanted.file.size <= self._inline_threshold) else None
+            for wanted, found in zip(task, self._cache.find([wanted.unread.stamp for wanted in task]), strict=True)
+        ]
+        objects = [
+            (found[1], wanted.file.size)
+            for wanted, found in zip(task, usable, strict=True)
+            if found is not None and not found[0]
+        ]
+        there = iter(writer.find_objects(objects))
+        left: list[_Wanted] = []
+        shared: list[int] = []
+        for wanted, found in zip(task, usable, strict=True):
+            file = wanted.file
+            if found is None:
+                left.append(wanted)
+            elif found[0]:
+                done.append((file, found[1]))
+            elif next(there):
+                shared.append(file.size)
+                done.append((file, External(found[1], object_path(found[1]))))
+            else:
+                left.append(wanted)
+        writer.count_shared(shared)
+        self._cache.unusable(len(objects) - len(shared))
+        self.progress.advance(sum([file.size for file, _ in done]))
+        return left
+
     def _read_together(self, task: list[_Wanted]) -> Sequence[Content | None]:
-        if self._batch is None or task[0].file.size > SMALL:
+        if self._batch is None or not task or task[0].file.size > SMALL:
             return [None] * len(task)
         contents = self._batch.read([wanted.unread for wanted in task])
         sizes = [wanted.file.size for wanted, content in zip(task, contents, strict=True) if content is not None]

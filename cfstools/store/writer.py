@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cfstools import native
 from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
@@ -77,6 +78,14 @@ class StoreWriter:
     def add_bytes(self, data: Buffer) -> StoredObject:
         """Add *data*."""
         return add_small(self._publisher, data, self.params)
+
+    def find_objects(self, objects: Sequence[tuple[bytes, int]]) -> bytes:
+        """For each (digest, size) a byte, not 0 if the store has a whole object: quick, of other stores none asked."""
+        return native.find_objects(self.store.fd, self.store.prefix_fds, objects) if objects else b""
+
+    def count_shared(self, sizes: Sequence[int]) -> None:
+        """Contents of these *sizes* were wanted that the store has."""
+        self._publisher.count_many_shared(sizes)
 
     @property
     def lookup(self) -> DirectoryStore:

@@ -45,7 +45,7 @@ def make_subject(source: Path, place: Path, *, attach: bool) -> Subject:
     for path in source.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_size > 64:
             names[digest_file(os.fsencode(path)).hex()].append(f"/{path.relative_to(source)}")
-    objects = sorted(path for path in store.rglob("*") if path.is_file())
+    objects = sorted(path for path in store.glob("??/*") if path.is_file())
     assert {path.parent.name + path.name for path in objects} == set(names)
     return Subject(image, store, objects, names)
 

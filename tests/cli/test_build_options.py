@@ -18,7 +18,7 @@ DUMP = "/ 4096 40755 2 0 0 0 0.0 - - -\n/f 2 100644 1 0 0 0 0.0 - hi -\n"
 
 
 def objects_of(store: Path) -> list[Path]:
-    return [path for path in store.rglob("*") if path.is_file()]
+    return [path for path in store.glob("??/*") if path.is_file()]
 
 
 def has_verity(place: Path) -> bool:

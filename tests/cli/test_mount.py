@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def split(first: Path, second: Path) -> None:
     """Move every other object from the first store to the second."""
-    for path in sorted(path for path in first.rglob("*") if path.is_file())[::2]:
+    for path in sorted(path for path in first.glob("??/*") if path.is_file())[::2]:
         moved = second / path.relative_to(first)
         moved.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, moved)

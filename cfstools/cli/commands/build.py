@@ -81,6 +81,7 @@ _STDIO = b"-"
 @click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable.")
 @click.option("--attach", is_flag=True, help="Put the signature behind the image instead of into IMAGE.sig.")
 @passphrase_options
+@click.option("--no-cache", is_flag=True, help="Read every file, also those the store's digest cache knows.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @oci_options
 @json_option
@@ -112,6 +113,7 @@ def build(
     attach: bool,
     passphrase_file: bytes | None,
     passphrase_fd: int | None,
+    no_cache: bool,
     threads: int | None,
     as_json: bool,
     **oci: Unpack[OciWords],
@@ -136,7 +138,7 @@ def build(
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")
-    if not stores and (asked := given(context, {"verity", "object_mode"})):
+    if not stores and (asked := given(context, {"verity", "object_mode", "no_cache"})):
         raise UsageError(f"{', '.join(asked)} is about objects: add --store")
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
@@ -159,7 +161,7 @@ def build(
             for_containers=oci_given(context),
             for_dumps=given(context, {"strict"}),
         ),
-        objects=ObjectOptions(mode=object_mode, fs_verity=verity),
+        objects=ObjectOptions(mode=object_mode, fs_verity=verity, cache=not no_cache),
         signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,
