@@ -39,7 +39,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def damage_an_object(store: Path) -> None:
-    (path,) = [path for path in store.rglob("*") if path.is_file()]
+    (path,) = [path for path in store.glob("[0-9a-f][0-9a-f]/*") if path.is_file()]
     path.write_bytes(b"y" + path.read_bytes()[1:])
 
 
