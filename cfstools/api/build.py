@@ -137,7 +137,12 @@ def build(
     options = options or BuildOptions()
     output = ImageOutput(image, signing)
     params = Params(algorithm=options.algorithm)
-    place = find_image(source, from_file=options.from_file, layered=bool(options.oci.layers))
+    place = find_image(
+        source,
+        from_file=options.from_file,
+        layered=bool(options.oci.layers),
+        limits=options.oci.options.decompression_limits,
+    )
     container = place is not None
     is_directory = not container and not options.from_file and os.path.isdir(source)
     with naming(source):

@@ -14,7 +14,7 @@ from cfstools.oci.descriptor import Platform, parse_platform
 from cfstools.oci.mapping import KeptXattrs, Mapping
 from cfstools.sources.oci import OciOptions
 from cfstools.sources.open import OciRequest
-from cfstools.tree.layers import LayerRules
+from cfstools.tree.layers import DEFAULT_RULES, LayerRules
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT_LIMITS = DecompressionLimits()
@@ -31,6 +31,8 @@ class OciWords(TypedDict):
     allow_duplicates: bool
     max_unpacked: int
     max_ratio: int
+    max_window: int
+    max_entries: int
 
 
 def platform_option(function: F) -> F:
@@ -82,6 +84,22 @@ _OPTIONS = (
         metavar="N",
         help="Refuse a layer that unpacks to more than N times its size (beyond 1 GiB).",
     ),
+    click.option(
+        "--max-window",
+        type=click.IntRange(min=1 << 20),
+        default=_DEFAULT_LIMITS.window,
+        show_default=True,
+        metavar="BYTES",
+        help="Refuse zstd and xz streams that need more memory than this for their window.",
+    ),
+    click.option(
+        "--max-entries",
+        type=click.IntRange(min=1),
+        default=DEFAULT_RULES.max_entries,
+        show_default=True,
+        metavar="N",
+        help="Refuse an image whose layers have more entries than this.",
+    ),
 )
 
 
@@ -105,8 +123,14 @@ def oci_request(words: OciWords) -> OciRequest:
         options=OciOptions(
             mapping=Mapping(words["oci_mapping"]),
             xattrs=None if words["oci_xattrs"] is None else KeptXattrs(words["oci_xattrs"]),
-            rules=LayerRules(allow_duplicates=words["allow_duplicates"], strict=words["oci_strict"]),
-            decompression_limits=DecompressionLimits(total=words["max_unpacked"], ratio=words["max_ratio"]),
+            rules=LayerRules(
+                allow_duplicates=words["allow_duplicates"],
+                strict=words["oci_strict"],
+                max_entries=words["max_entries"],
+            ),
+            decompression_limits=DecompressionLimits(
+                total=words["max_unpacked"], ratio=words["max_ratio"], window=words["max_window"]
+            ),
         ),
     )
 

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
 from cfstools.oci.bytesource import ByteSource, Read
-from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, ZSTD_MAGIC, zstd_chunks
+from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
 CHUNK = 1 << 18  # at most so much comes out of a decoder at once
 _FIRST_PIECE = 1 << 12  # a stream of many short members should not copy a whole buffer for each
@@ -48,7 +48,7 @@ class DecompressionLimits:
     total: int = 64 << 30
     ratio: int = 1000
     ratio_from: int = 1 << 30
-    window: int = 128 << 20  # history the decoder must keep in memory: what zstd --long=27 and xz -9 need
+    window: int = 64 << 20  # history the decoder must keep in memory: what zstd --ultra -21 and xz -9 need
 
 
 def sniff(head: bytes) -> Compression:
@@ -81,11 +81,6 @@ class Decompressed:
         self._chunk = b""
         self._at = 0
         self._failed: BaseException | None = None
-
-    @property
-    def compressed_size(self) -> int:
-        """Bytes read from the source so far."""
-        return self._source.received
 
     def read(self, count: int) -> bytes:
         """The next bytes, at most *count*; none only at the end."""
@@ -125,9 +120,7 @@ class Decompressed:
             what = f"the {self.kind.value} stream grows more than {limits.ratio} times"
         else:
             return
-        raise LimitExceeded(
-            what, where=self._source.where, hint="if the source is trusted, raise --max-unpacked or --max-ratio"
-        )
+        raise LimitExceeded(what, where=self._source.where, hint=TRUST_HINT)
 
 
 def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True) -> Decompressed:
@@ -270,6 +263,9 @@ def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> It
         try:
             chunk = decoder.decompress(data, CHUNK)
         except _FOREIGN as error:
+            if isinstance(error, lzma.LZMAError) and "Memory usage limit" in str(error):
+                what = f"the {name} stream needs a larger window than allowed"
+                raise LimitExceeded(what, where=source.where, hint=TRUST_HINT) from error
             raise CompressionError(f"the {name} stream is damaged: {error}", where=source.where) from error
         data = b""
         if chunk:

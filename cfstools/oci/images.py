@@ -117,15 +117,14 @@ class OciImages:
         self._files.close()
 
     def _layer(self, layer: Descriptor, diff_id: Digest) -> LayerSource:
-        path = blob_path(layer.digest)
         layer.digest.hasher()
-        size = self._files.size(path) if layer.data is None else layer.size
-        if size is None:
-            raise missing(path)
-        if size != layer.size:
-            raise OciError(f"{size} bytes long, its descriptor says {layer.size}", where=path)
         return LayerSource(
-            path=path, digest=layer.digest, size=size, media_type=layer.media_type, diff_id=diff_id, data=layer.data
+            path=self._locate(layer) if layer.data is None else blob_path(layer.digest),
+            digest=layer.digest,
+            size=layer.size,
+            media_type=layer.media_type,
+            diff_id=diff_id,
+            data=layer.data,
         )
 
     def _load(self, descriptor: Descriptor) -> Index:
@@ -138,13 +137,17 @@ class OciImages:
             raise LimitExceeded(f"{descriptor.size} bytes are more than {MAX_JSON}", where=str(descriptor.digest))
         if descriptor.data is not None:
             return descriptor.data
+        return descriptor.check(read_all(self._files, self._locate(descriptor), descriptor.size))
+
+    def _locate(self, descriptor: Descriptor) -> str:
+        """The path of a blob, which is there and as long as stated."""
         path = blob_path(descriptor.digest)
         size = self._files.size(path)
         if size is None:
             raise missing(path)
         if size != descriptor.size:
             raise OciError(f"{size} bytes long, its descriptor says {descriptor.size}", where=path)
-        return descriptor.check(read_all(self._files, path, descriptor.size))
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,6 @@ class Index:
     """A list of images, or of further indexes."""
 
     manifests: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,6 @@ class Manifest:
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +51,7 @@ class ImageConfig:
 def parse_index(data: bytes) -> Index:
     """An image index or docker manifest list; raises :class:`OciError`, :class:`LimitExceeded`."""
     fields = _checked(data, Kind.INDEX)
-    return Index(
-        manifests=tuple(map(read_descriptor, _limited(fields, "manifests", MAX_MANIFESTS))),
-        annotations=fields.text_map("annotations"),
-    )
+    return Index(manifests=tuple(map(read_descriptor, _limited(fields, "manifests", MAX_MANIFESTS))))
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -76,7 +71,7 @@ def parse_manifest(data: bytes) -> Manifest:
     layers = tuple(map(read_descriptor, _limited(fields, "layers", MAX_LAYERS)))
     for number, layer in enumerate(layers):
         _check_layer(layer.media_type, f"layers[{number}].mediaType")
-    return Manifest(config=config, layers=layers, annotations=fields.text_map("annotations"))
+    return Manifest(config=config, layers=layers)
 
 
 def parse_config(data: bytes, layers: int) -> ImageConfig:

@@ -18,6 +18,7 @@ from cfstools.oci.bytesource import ByteSource
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_FIRST = frozenset(bytes((value,)) for value in range(0x50, 0x60))
 SKIPPABLE_REST = b"\x2a\x4d\x18"
+TRUST_HINT = "if the source is trusted, raise the limit: --max-unpacked, --max-ratio or --max-window"
 
 _BLOCK_MAX = 1 << 17
 _BATCH = 1 << 18  # feed the decoder once so much can come out, or
@@ -103,9 +104,8 @@ def _pieces(source: ByteSource, window_limit: int) -> Iterator[tuple[bytes, int]
             raise CompressionError("something else follows the zstd frames", where=source.where)
         header = parse_frame_header(head, source.where)
         if header.window > window_limit:
-            raise LimitExceeded(
-                f"a zstd frame needs a window of {header.window} bytes, allowed are {window_limit}", where=source.where
-            )
+            what = f"a zstd frame needs a window of {header.window} bytes, allowed are {window_limit}"
+            raise LimitExceeded(what, where=source.where, hint=TRUST_HINT)
         yield source.take(header.length, "zstd frame header"), 0
         yield from _blocks(source, min(header.window, _BLOCK_MAX))
         if header.checksum:

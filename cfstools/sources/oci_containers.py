@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
-from cfstools.errors import FormatError, InputError, OciError, UsageError, naming, os_error
+from cfstools.errors import FormatError, InputError, LimitExceeded, OciError, UsageError, naming, os_error
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
 from cfstools.oci.compression import DecompressionLimits, open_compressed
@@ -76,10 +76,11 @@ def _split(rest: bytes) -> tuple[bytes, bytes]:
     return rest[:cut], rest[cut:]
 
 
-def recognise(path: bytes) -> Form | None:
+def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | None:
     """What form of image *path* holds, ``None`` when none; layers are told from archives by their first member.
 
-    Raises :class:`InputError` for what cannot be read. A compressed file that holds no tar archive is ``None`` too.
+    Raises :class:`InputError` for what cannot be read, :class:`LimitExceeded`. A compressed file that holds no tar
+    archive is ``None`` too.
     """
     if os.path.isdir(path):
         # A tree that only happens to have one of these is still a tree.
@@ -89,14 +90,15 @@ def recognise(path: bytes) -> Form | None:
         return None  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)
     try:
-        return _recognise_file(_reader(fd))
+        with naming(path):
+            return _recognise_file(_reader(fd), limits)
     finally:
         os.close(fd)
 
 
-def _recognise_file(read: Read) -> Form | None:
+def _recognise_file(read: Read, limits: DecompressionLimits | None) -> Form | None:
     try:
-        reader = TarReader(open_compressed(read).read)
+        reader = TarReader(open_compressed(read, limits=limits).read)
         for member in reader:
             path = member_path(member.name)
             if path is None:
@@ -105,6 +107,8 @@ def _recognise_file(read: Read) -> Form | None:
             if top in _ARCHIVE_TOPS or (path == top and top.endswith(".json")) or _is_id(top):
                 return Form.OCI_ARCHIVE
             return Form.LAYERS
+    except LimitExceeded:
+        raise
     except FormatError:
         return None
     return None
@@ -140,7 +144,7 @@ def open_images(
 
 def _open_stdin(stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
     head, read = _peek(_given(stdin))
-    form = _recognise_file(io.BytesIO(head).read)
+    form = _recognise_file(io.BytesIO(head).read, limits)
     if form is Form.OCI_ARCHIVE:
         return _open(form, [_STDIN], stdin, limits)
     return LayerTars([("-", lambda: nullcontext(read))])

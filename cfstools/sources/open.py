@@ -14,6 +14,7 @@ from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.formats.erofs.reader import Image
 from cfstools.linux.mapping import mapped_file
+from cfstools.oci.compression import DecompressionLimits
 from cfstools.oci.descriptor import Digest, Platform
 from cfstools.oci.select import Choice
 from cfstools.progress import SILENT, Progress
@@ -63,10 +64,12 @@ class ImagePlace:
     digest: Digest | None = None
 
 
-def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -> ImagePlace | None:
+def find_image(
+    path: bytes, *, from_file: bool = False, layered: bool = False, limits: DecompressionLimits | None = None
+) -> ImagePlace | None:
     """Whether *path* is a container image, by prefix or else by what is there (*layered*: it must be layer tars).
 
-    Raises UsageError for a malformed reference and InputError for what cannot be read.
+    Raises UsageError for a malformed reference, InputError for what cannot be read, LimitExceeded.
     """
     if from_file:
         return None
@@ -75,7 +78,7 @@ def find_image(path: bytes, *, from_file: bool = False, layered: bool = False) -
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
     if path == _STDIN:
         return ImagePlace(form=Form.LAYERS if layered else None, path=path)
-    form = recognise(path)
+    form = recognise(path, limits)
     if form is None and layered and not os.path.isdir(path):
         form = Form.LAYERS
     return None if form is None else ImagePlace(form=form, path=path)

@@ -18,9 +18,10 @@ from typing import NamedTuple
 from cfstools.errors import FormatError, LimitExceeded, OciError
 from cfstools.tree.links import settle_links
 from cfstools.tree.model import Directory, Entry, HardLink, Leaf, Symlink
-from cfstools.tree.resolve import Dead, Find, Walk, normal_parts, shown
+from cfstools.tree.resolve import Find, Walk, normal_parts, shown
 
-MAX_ENTRIES = 1 << 24
+MAX_ENTRIES = 1 << 22
+MAX_METADATA = 1 << 30
 MAX_WARNINGS = 1000
 
 _MARKER = b".wh."
@@ -41,11 +42,13 @@ class LayerWarning(NamedTuple):
 
 class LayerRules(NamedTuple):
     """What a stack of layers tolerates: *allow_duplicates* lets the last of several entries of one name win,
-    *strict* turns each warning into an error, *max_entries* bounds the names of one tree."""
+    *strict* turns each warning into an error, *max_entries* and *max_metadata* bound the names of one tree and the
+    bytes of all paths, link targets and extended attributes."""
 
     allow_duplicates: bool = False
     strict: bool = False
     max_entries: int = MAX_ENTRIES
+    max_metadata: int = MAX_METADATA
 
 
 DEFAULT_RULES = LayerRules()
@@ -66,6 +69,7 @@ class LayeredTree:
         self.warnings_dropped = 0
         self.linked = False
         self.names = 0
+        self.metadata = 0
 
     def layer(self, label: str) -> Layer:
         """Begin the next layer; *label* names it in warnings and errors."""
@@ -81,11 +85,16 @@ class LayeredTree:
         else:
             self.warnings_dropped += 1
 
-    def count(self, layer: str) -> None:
-        """One more name; raises :class:`LimitExceeded` beyond the maximum."""
+    def count(self, layer: str, metadata: int) -> None:
+        """One more name, with so many bytes of *metadata*; raises :class:`LimitExceeded` beyond a maximum."""
         self.names += 1
+        self.metadata += metadata
         if self.names > self.rules.max_entries:
-            raise LimitExceeded(f"more than {self.rules.max_entries} entries", where=layer)
+            hint = "if the source is trusted, raise --max-entries"
+            raise LimitExceeded(f"more than {self.rules.max_entries} entries", where=layer, hint=hint)
+        if self.metadata > self.rules.max_metadata:
+            what = f"more than {self.rules.max_metadata} bytes of paths, link targets and extended attributes"
+            raise LimitExceeded(what, where=layer)
 
     def finish(self) -> Directory:
         """The finished tree, its hard links settled."""
@@ -134,6 +143,12 @@ class Layer:
 
         Raises :class:`OciError` for paths and marker names that mean nothing, :class:`LimitExceeded` for too many.
         """
+        metadata = len(path)
+        if inode.xattrs:
+            metadata += sum(len(key) + len(value) for key, value in inode.xattrs.items())
+        if isinstance(inode, Symlink):
+            metadata += len(inode.target)
+        self._tree.count(self._label, metadata)
         parts = self._parts(path)
         if b".wh." in path and self._is_marker(parts, inode):
             return
@@ -146,6 +161,7 @@ class Layer:
 
     def add_link(self, path: bytes, target: bytes) -> None:
         """Stage a hard link to *target*, a path from the root of the layer. Raises like :meth:`add`."""
+        self._tree.count(self._label, len(path) + len(target))
         parts = self._parts(path)
         if b".wh." in path and self._is_marker(parts, None):
             return
@@ -162,7 +178,6 @@ class Layer:
             raise
         if climbed:
             self._warn(b"/".join(parts), '".." in the path of the entry was resolved inside the root')
-        self._tree.count(self._label)
         return parts
 
     def _is_marker(self, parts: list[bytes], inode: Directory | Leaf | None) -> bool:
@@ -297,7 +312,7 @@ class Layer:
         if not target:
             return self._tree.root
         directory = self._walk(target[:-1], find)
-        return None if isinstance(directory, Dead) else find(directory, target[-1], [])
+        return None if directory is None else find(directory, target[-1], [])
 
     @staticmethod
     def _present(directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:  # noqa: ARG004
@@ -312,7 +327,7 @@ class Layer:
 
     def _remove(self, whiteout: _Whiteout) -> None:
         parent = self._walk(whiteout.parent, self._lower)
-        if isinstance(parent, Dead):
+        if parent is None:
             return
         entries = parent.entries
         names = list(entries) if whiteout.name is None else [whiteout.name]
@@ -362,14 +377,14 @@ class Layer:
         if not path:
             return self._tree.root
         directory = self._walk(path.split(b"/"), self._made)
-        if isinstance(directory, Dead):
+        if directory is None:
             raise self._error("the parent of an entry is not a directory", path)
         return directory
 
     def _made(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry:
         entry = directory.entries.get(name)
         if entry is None:
-            self._tree.count(self._label)
+            self._tree.count(self._label, len(name))
             entry = directory.entries[name] = Directory(mode=0o40755)
             text = "missing parent directory made as 0755, owner 0:0, time 0: some tools refuse it"
             self._implicit[id(entry)] = (b"/".join([*names, name]), entry, text)
@@ -378,7 +393,7 @@ class Layer:
             self._implicit.setdefault(id(entry), (b"/".join([*names, name]), entry, text))
         return entry
 
-    def _walk(self, parts: list[bytes], find: Find) -> Directory | Dead:
+    def _walk(self, parts: list[bytes], find: Find) -> Directory | None:
         try:
             return Walk(self._tree.root, find, self._follow).to(parts)
         except FormatError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.tree.model import Directory, Entry, HardLink, Symlink
@@ -18,13 +17,6 @@ Find = Callable[[Directory, bytes, list[bytes]], Entry | None]
 
 Follow = Callable[[bytes, Symlink], None]
 """Told of each link that is followed, with its path."""
-
-
-class Dead(Enum):
-    """Why a path leads to no directory."""
-
-    MISSING = "does not exist"
-    OTHER = "is not a directory"
 
 
 def shown(path: bytes) -> str:
@@ -59,7 +51,7 @@ def normal_parts(path: bytes) -> tuple[list[bytes], bool]:
 class Walk:
     """One walk through a tree along components and symbolic links; ``..`` stops at the root, as in a chroot.
 
-    :meth:`to` returns the directory the path leads to, or why there is none. Raises :class:`OciError` after 40
+    :meth:`to` returns the directory the path leads to, or ``None``. Raises :class:`OciError` after 40
     links (as Linux does), :class:`LimitExceeded` beyond 2048 levels.
     """
 
@@ -70,7 +62,7 @@ class Walk:
         self._names: list[bytes] = []
         self._hops = 0
 
-    def to(self, parts: list[bytes]) -> Directory | Dead:
+    def to(self, parts: list[bytes]) -> Directory | None:
         """The directory that *parts* lead to."""
         pending = parts[::-1]
         while pending:
@@ -86,7 +78,7 @@ class Walk:
                 elif isinstance(entry, Symlink):
                     pending.extend(self._jump(part, entry))
                 else:
-                    return Dead.MISSING if entry is None else Dead.OTHER
+                    return None
         return self._directories[-1]
 
     def _climb(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.cli.test_app import failing
 from tests.mkcfs import COMMAND, mkcfs
@@ -197,6 +198,15 @@ def test_trees_and_layouts_are_those_of_composefs_images(option: str) -> None:
     done = mkcfs("inspect", "oci:app", option, check=False)
     assert done.code == 2
     assert done.stderr.startswith(f"mkcfs: oci:app: {option} needs a composefs image\n".encode())
+
+
+def test_a_window_may_be_as_large_as_asked_for(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "layer").write_bytes(packer.compress(making.hello()) + packer.flush())
+    refused = mkcfs("build", tmp_path / "layer", "--print-digest-only", check=False)
+    assert (refused.code, b"--max-window" in refused.stderr) == (1, True)
+    assert digest_of(tmp_path / "layer", "--max-window", str(1 << 27)) == APRIL["1", "sha256"]
 
 
 def test_inspect_shows_manifest_config_and_layers(tmp_path: Path) -> None:

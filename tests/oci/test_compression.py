@@ -88,7 +88,6 @@ def unpack(
         parts.append(part)
     result = b"".join(parts)
     assert stream.size == len(result)
-    assert stream.compressed_size == len(data)
     assert stream.read(10) == b""
     return result
 
@@ -357,7 +356,7 @@ def test_an_error_of_the_source_passes_through_and_stays() -> None:
 def test_xz_memory_is_limited() -> None:
     packed = lzma.compress(MIXED, preset=9)
     assert unpack(packed) == MIXED
-    with pytest.raises(CompressionError, match="emory usage limit"):
+    with pytest.raises(LimitExceeded, match="the xz stream needs a larger window than allowed"):
         unpack(packed, limits=DecompressionLimits(window=1 << 20))
 
 

@@ -434,6 +434,11 @@ def test_limits() -> None:
     layer = stage(tree.layer("l"), [(b"/".join([b"a"] * 20), b"")])
     with pytest.raises(LimitExceeded, match="l: more than 10 entries"):
         layer.apply()
+    large = LayeredTree(LayerRules(max_metadata=10_000)).layer("l")
+    steps: list[Step] = [(b"x" * 200, b""), (b"l", To(b"t" * 4000)), (b"h", Hard(b"n" * 200))]
+    stage(large, [*steps, (b"m", To(b"t" * 4000))])
+    with pytest.raises(LimitExceeded, match="l: more than 10000 bytes of paths, link targets and extended"):
+        large.add(b"f", RegularFile(mode=0o100644, size=0, content=b"", xattrs={b"user.x": b"v" * 2000}))
     deep = LayeredTree()
     stage(deep.layer("1"), [(b"a/" * 2000 + b"end", D), (b"l", To(b"a/" * 1999))]).apply()
     with pytest.raises(LimitExceeded, match="nested deeper than 2048"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-Read = Callable[[int], bytes]
+from cfstools.oci.bytesource import Read
 
 READ_SIZE = 1 << 18
 
