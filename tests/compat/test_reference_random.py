@@ -38,7 +38,7 @@ for number in $(seq "$2" "$3"); do
 done
 """
 EMPTY_NAMES = [b"user.", b"trusted.", b"security.", b"lustre.", b"system.posix_acl_access", b"system.posix_acl_default"]
-BOUNDARY_CHUNK = 50
+BOUNDARY_CHUNK = 25
 VERSIONS = [(0, 0), (0, 1), (1, 1)]
 EXAMPLES = 120
 DISK_TREES = 60
@@ -108,7 +108,7 @@ def image_of(text: bytes) -> tuple[bytes | None, FormatError | None]:
 
 @pytest.mark.reference
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 200, BOUNDARY_CHUNK))
+@pytest.mark.parametrize("first", range(0, 100, BOUNDARY_CHUNK))
 def test_trees_at_block_boundaries(reference: Reference, tmp_path: Path, first: int) -> None:
     numbers = range(first, first + BOUNDARY_CHUNK)
     for number in numbers:
