@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import build_directory, build_dump, inputs, verify
+from benchmarks import build_directory, build_dump, build_oci, inputs, verify
 from benchmarks.runner import HEADER, Job, median, row, run_job, run_once
 from tests.reference import Reference, RootUnavailable, debian_root
 
@@ -24,6 +24,7 @@ def jobs(reference: Reference, scratch: Path, *, quick: bool) -> Iterator[Job]:
     large = 2**28 if quick else 2**31
     label = f"one file of {large // 2**20} MiB"
     yield build_directory.digest_only(reference, label, inputs.large_file(large))
+    yield from build_oci.jobs(reference, scratch, size=200_000_000 if quick else 500_000_000)
 
 
 def main() -> int:

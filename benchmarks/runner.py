@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """What one run of a command took."""
+    """What one run of a command took: seconds, bytes of memory at its peak, bytes written to disks."""
 
     wall: float
     cpu: float
     peak: float
+    written: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Result:
 
 
 def run_once(command: Sequence[str | bytes]) -> Measured:
-    """Run a command to its end with its output thrown away; times in seconds, peak memory in bytes."""
+    """Run a command to its end with its output thrown away."""
     quiet = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
     start = time.perf_counter()
     child = os.posix_spawnp(command[0], list(command), os.environ, file_actions=quiet)
@@ -50,7 +51,7 @@ def run_once(command: Sequence[str | bytes]) -> Measured:
     wall = time.perf_counter() - start
     if status != 0:
         raise RuntimeError(f"{b' '.join(map(os.fsencode, command)).decode()} failed")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_oublock * 512)
 
 
 def run_job(job: Job, repeat: int) -> Result:
@@ -72,12 +73,15 @@ def median(runs: Iterable[Measured]) -> Measured:
 
 HEADER = (
     f"{'job':<38} {'ours s':>8} {'theirs':>8} {'ratio':>6}   {'CPU ours':>8} {'theirs':>8} {'ratio':>6}"
-    f"   {'peak MiB':>8} {'theirs':>8}"
+    f"   {'peak MiB':>8} {'theirs':>8}   {'disk MiB':>8} {'theirs':>8}"
 )
 
 
 def row(result: Result) -> str:
-    """Return the table row of a result: seconds, ratios (below 1 is faster than the reference), peak memory."""
+    """Return the table row of a result: times with their ratios (below 1: faster than the reference), memory, disk."""
     ours, theirs = median(result.ours), median(result.theirs)
     times = "   ".join(f"{a:8.2f} {b:8.2f} {a / b:6.2f}" for a, b in ((ours.wall, theirs.wall), (ours.cpu, theirs.cpu)))
-    return f"{result.job.name:<38} {times}   {ours.peak / 2**20:8.0f} {theirs.peak / 2**20:8.0f}"
+    spaces = "   ".join(
+        f"{a / 2**20:8.0f} {b / 2**20:8.0f}" for a, b in ((ours.peak, theirs.peak), (ours.written, theirs.written))
+    )
+    return f"{result.job.name:<38} {times}   {spaces}"
