@@ -16,7 +16,7 @@ import pytest
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from tests.compat.mounted import differences
-from tests.mkcfs import mkcfs
+from tests.mkcfs import mkcfs, unmeasured
 from tests.mounts import mounts_below, unmount_below
 
 pytestmark = pytest.mark.kernel
@@ -275,18 +275,23 @@ def test_verity_where_the_kernel_has_none(place: Path) -> None:
         (place / "mnt/file1").read_bytes()
 
 
+def as_nobody(words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", AS_NOBODY, *words]
+    return subprocess.run(command, capture_output=True, check=False, env=unmeasured())
+
+
 def test_only_root_can() -> None:
     place = Path(tempfile.mkdtemp(prefix="cfstools-"))
     try:
         place.chmod(0o755)
         fill(place)
         words = ["mount", str(place / "image"), str(place / "mnt"), "--store", str(place / "store")]
-        done = subprocess.run([sys.executable, "-c", AS_NOBODY, *words], capture_output=True, check=False)
+        done = as_nobody(words)
         line = f"mkcfs: {place}/image: cannot mount the image: only root can"
         assert (done.returncode, done.stderr.decode().splitlines()[0]) == (1, line)
         mkcfs(*words)
         words = ["umount", str(place / "mnt")]
-        done = subprocess.run([sys.executable, "-c", AS_NOBODY, *words], capture_output=True, check=False)
+        done = as_nobody(words)
         assert (done.returncode, done.stderr.decode()) == (1, f"mkcfs: {place}/mnt: cannot unmount: only root can\n")
         assert linux.mounted_at(bytes(place / "mnt")) is not None
     finally:
