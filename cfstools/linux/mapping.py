@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from cfstools.errors import InputError, LimitExceeded, naming, os_error
@@ -32,7 +32,7 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
             status = os.fstat(fd)
             if stat.S_ISDIR(status.st_mode):
                 raise InputError("is a directory, not a file")
-            streamed = None if stat.S_ISREG(status.st_mode) else _read_stream(fd)
+            streamed = None if stat.S_ISREG(status.st_mode) else _read_descriptor(fd)
             mapping = None
             if streamed is None and status.st_size:
                 mapping = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
@@ -41,7 +41,7 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
         finally:
             os.close(fd)
         if mapping is None:
-            yield memoryview(streamed or b"")
+            yield memoryview(streamed or b"").toreadonly()
             return
         view = memoryview(mapping)
         try:
@@ -52,11 +52,16 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
                 mapping.close()
 
 
-def _read_stream(fd: int) -> bytes:
-    os.set_blocking(fd, True)
+def read_stream(read: Callable[[int], bytes]) -> bytearray:
+    """All bytes that *read* gives, piece by piece; raises LimitExceeded beyond ``MAX_STREAM``."""
     data = bytearray()
-    while piece := os.read(fd, _PIECE):
+    while piece := read(_PIECE):
         data += piece
         if len(data) > MAX_STREAM:
             raise LimitExceeded(f"is a pipe or device of more than {MAX_STREAM} bytes", hint="save it to a file first")
-    return bytes(data)
+    return data
+
+
+def _read_descriptor(fd: int) -> bytearray:
+    os.set_blocking(fd, True)
+    return read_stream(lambda size: os.read(fd, size))

@@ -13,7 +13,7 @@ from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.formats.erofs.reader import Image
-from cfstools.linux.mapping import mapped_file
+from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.oci.compression import DecompressionLimits
 from cfstools.oci.descriptor import Digest, Platform
 from cfstools.oci.select import Choice
@@ -118,7 +118,7 @@ def open_source(
         return
     elif path == _STDIN and stdin is not None:
         with naming("standard input"):
-            root = parse_dump(stdin.read(), algorithm=algorithm, strict=strict)
+            root = parse_dump(read_stream(stdin.read), algorithm=algorithm, strict=strict)
             tree = SourceTree(root=root, blobs=None, kind="dump")
     else:
         with mapped_file(path) as data:

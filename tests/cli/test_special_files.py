@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cfstools.api.build import BuildOptions, build
 from cfstools.errors import InputError, LimitExceeded, shown_path
 from cfstools.linux import mapping
 from tests.mkcfs import COMMAND, mkcfs
@@ -69,6 +70,11 @@ def test_a_pipe_is_read_up_to_a_limit(place: Path, monkeypatch: pytest.MonkeyPat
         mapping.mapped_file(b"/dev/zero"),
     ):
         pass
+    with (
+        Path("/dev/zero").open("rb") as endless,
+        pytest.raises(LimitExceeded, match="standard input: is a pipe or device of more than 2097152 bytes"),
+    ):
+        build(b"-", None, options=BuildOptions(from_file=True), stdin=endless)
 
 
 def test_a_directory_is_no_file(place: Path) -> None:
