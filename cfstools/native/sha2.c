@@ -330,6 +330,24 @@ static WIDE_TARGET void wide512_messages(const struct sha2_start *start, const u
 WIDE_KERNEL(sha256_wide, wide256_messages, 16, 64, 32)
 WIDE_KERNEL(sha512_wide, wide512_messages, 8, 128, 64)
 
+/* Whole vectors, and what is left over (or all, when there is less than a vector) with SHA instructions. */
+static WIDE_TARGET void sha256_mixed(const struct sha2_start *start, const uint8_t *data, size_t size, size_t count,
+                                     uint8_t *out) {
+    const size_t whole = count / 16 * 16;
+    if (whole)
+        sha256_wide(start, data, size, whole, out);
+    if (count > whole)
+        sha256_ni_4(start, data + whole * size, size, count - whole, out + whole * 32);
+}
+
+/* Intel's vector units outrun its SHA instructions (3.7 against 2.3 GB/s on Sapphire Rapids); on AMD's the SHA
+ * instructions win (3.0-3.7 against 2.8-3.4 on Zen 4). */
+static int is_intel(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx && c == signature_INTEL_ecx &&
+           d == signature_INTEL_edx;
+}
+
 static int has_sha(void) {
     unsigned a, b, c, d;
     return __builtin_cpu_supports("sse4.1") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && b >> 29 & 1;
@@ -354,6 +372,8 @@ struct sha2_algorithm *sha2_algorithms(void) {
     ready = 1;
 #ifdef X86_KERNELS
     __builtin_cpu_init();
+    if (has_sha() && has_wide() && is_intel())
+        add(&algorithms[0], "avx512+sha-ni", sha256_mixed, 1);
     if (has_sha()) {
         add(&algorithms[0], "sha-ni-4", sha256_ni_4, 1);
         add(&algorithms[0], "sha-ni-2", sha256_ni_2, 1);
