@@ -138,6 +138,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
+        _choose_loops()
         # A verb that did its work and found something wrong leaves with ``ctx.exit(code)``, which comes back here.
         code = mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
         sys.stdout.flush()
@@ -152,6 +153,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
         return _report(error, debug=_wants_debug(arguments))
     return code if isinstance(code, int) else 0
+
+
+def _choose_loops() -> None:
+    """Take the hot loops that ``MKCFS_NATIVE`` names, for comparisons. Raises UsageError and Unsupported."""
+    wanted = os.environ.get("MKCFS_NATIVE")
+    if wanted:
+        from cfstools import native
+
+        native.use(wanted)
 
 
 def _open_streams() -> None:

@@ -80,6 +80,13 @@ def test_version_names_us_and_the_libraries() -> None:
         assert library in said
 
 
+def test_the_environment_chooses_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKCFS_NATIVE", "pure")
+    assert b"(pure loops)" in mkcfs("--version").stdout
+    monkeypatch.setenv("MKCFS_NATIVE", "fast")
+    assert failing("--version", code=2) == "mkcfs: unknown implementation 'fast': pure, native or auto"
+
+
 def test_version_loads_no_heavy_library() -> None:
     program = "import sys; from cfstools.cli.app import run; run(['--version']); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
