@@ -1,30 +1,74 @@
-"""Measures all jobs and prints the table."""
+"""Measures all jobs, prints the table and writes it to benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import build_directory, build_dump, build_oci, inputs, verify
-from benchmarks.runner import HEADER, Job, median, row, run_job, run_once
+from benchmarks import build_directory, build_dump, build_oci, commands, inputs, kernel, results, verify
+from benchmarks.build_directory import Targets
+from benchmarks.runner import Job, Target, median, run_job, run_once
+from cfstools.api.build import build
 from tests.reference import Reference, RootUnavailable, debian_root
 
+RESULTS = Path(__file__).with_name("RESULTS.md")
+_DEBIAN = Targets(cold=Target(5, 8), digest=Target(1.2, 2))
+_SMALL = Targets(cold=Target(4, 6), warm=Target(1.7, 2.5), rebuild=Target(2.5, 5), digest=Target(1.6, 2.5))
 
-def jobs(reference: Reference, scratch: Path, *, quick: bool) -> Iterator[Job]:
-    """Yield every job; a quick run has fewer and smaller inputs."""
-    files = 6_000 if quick else 60_000
-    for label, source in (("Debian root", inputs.debian()), (f"{files} small files", inputs.small_files(files))):
-        yield from build_directory.jobs(reference, label, source, scratch)
-        yield from build_dump.jobs(reference, label, source, scratch)
-        yield from verify.jobs(label, source, scratch)
+
+def jobs(reference: Reference, scratch: Path, stack: ExitStack, *, quick: bool) -> Iterator[Job]:
+    """Yield every job; a quick run has fewer and smaller inputs. What is mounted is taken off by *stack*."""
     large = 2**28 if quick else 2**31
-    label = f"one file of {large // 2**20} MiB"
-    yield build_directory.digest_only(reference, label, inputs.large_file(large))
+    files = 6_000 if quick else 60_000
+    debian, small = inputs.debian(), inputs.small_files(files)
+    yield build_directory.digest_only(
+        reference, f"one file of {large // 2**20} MiB", inputs.large_file(large), Target(3.5, 4)
+    )
+    yield from kernel.jobs(1 if quick else 4)
+    yield from build_directory.jobs(reference, "Debian root", debian, scratch, _DEBIAN)
+    yield from build_directory.jobs(reference, f"{files} small files", small, scratch, _SMALL)
+    loop = stack.enter_context(build_directory.loop_ext4(scratch))
+    yield build_directory.cold(reference, f"{files} small files, cold store on loop", small, loop, Target(12, 18))
+    for label, source in (("Debian root", debian), (f"{files} small files", small)):
+        yield from verify.jobs(label, source, scratch)
+    dump = build_dump.dump_of(reference, small, scratch)
+    yield build_dump.job(reference, f"{files} small files", dump, scratch, Target(0.8, 1.2))
+    entries = 50_000 if quick else 500_000
+    yield build_dump.job(reference, f"{entries} entries", build_dump.large_dump(entries), scratch, Target(0.95, 1.5))
+    yield from commands.start("Debian root", debian, scratch)
+    yield from commands.jobs(reference, f"{files} small files", _image(scratch, small))
     yield from build_oci.jobs(reference, scratch, size=200_000_000 if quick else 500_000_000)
+
+
+def million(reference: Reference, scratch: Path) -> Iterator[Job]:
+    """Yield the jobs of the design size."""
+    source = inputs.small_files(1_000_000)
+    yield build_directory.cold(reference, "1000000 small files, cold store", source, scratch, None)
+    yield from commands.jobs(reference, "1000000 small files", _image(scratch, source))
+
+
+def _image(scratch: Path, source: Path) -> Path:
+    image = scratch / f"{source.name}.cfs"
+    build(bytes(source), bytes(image), threads=2)
+    return image
+
+
+def _machine(reference: Reference) -> results.Machine:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return results.Machine(
+        processor=found[1] if found else platform.machine(),
+        cpus=os.cpu_count() or 1,
+        kernel=platform.release(),
+        versions=f"Python {platform.python_version()}, mkcomposefs {reference.version('composefs')}",
+        overhead=median(run_once(reference.command("true")) for _ in range(10)).wall,
+    )
 
 
 def main() -> int:
@@ -33,6 +77,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer turns")
     parser.add_argument("--repeat", type=int, help="turns of each side (default 5, quick 3)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only jobs with this text in their name")
+    parser.add_argument("--million", action="store_true", help="the jobs with a million files instead")
     options = parser.parse_args()
     repeat = options.repeat or (3 if options.quick else 5)
     try:
@@ -40,14 +85,20 @@ def main() -> int:
     except RootUnavailable as error:
         print(f"no reference to compare with: {error}")
         return 1
-    overhead = median(run_once(reference.command("true")) for _ in range(10)).wall
-    print(f"ours against mkcomposefs {reference.version('composefs')}, {os.cpu_count()} CPUs, {platform.release()}")
-    print(f"{repeat} turns each, medians; ratio below 1: faster than the reference")
-    print(f"the reference's times include {overhead * 1000:.0f} ms for entering its root\n\n{HEADER}")
-    with tempfile.TemporaryDirectory(prefix="cfstools-bench-") as scratch:
-        for job in jobs(reference, Path(scratch), quick=options.quick):
+    machine = _machine(reference)
+    print(f"{machine.versions}, {machine.cpus} CPUs, Linux {machine.kernel}\n{results.header()}")
+    rows = results.rows_of(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    with tempfile.TemporaryDirectory(prefix="cfstools-bench-") as scratch, ExitStack() as stack:
+        place = Path(scratch)
+        wanted = million(reference, place) if options.million else jobs(reference, place, stack, quick=options.quick)
+        for job in wanted:
             if options.only in job.name:
-                print(row(run_job(job, repeat)), flush=True)
+                row = results.cells(run_job(job, repeat), today)
+                rows[job.name] = row
+                print(results.line(row), flush=True)
+                if not options.quick:
+                    RESULTS.write_text(results.document(machine, rows), encoding="utf-8")
     return 0
 
 

@@ -4,37 +4,91 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.runner import Job
+from benchmarks.runner import Job, Target
 from tests.reference import Reference
 
 MKCFS = [sys.executable, "-m", "cfstools.cli", "build", "--no-hardlinks"]
+_LOOP_SIZE = 2 << 30
 
 
-def jobs(reference: Reference, label: str, source: Path, scratch: Path) -> Iterator[Job]:
+class Targets(NamedTuple):
+    """What the jobs of one directory are to reach."""
+
+    cold: Target | None = None
+    warm: Target | None = None
+    rebuild: Target | None = None
+    digest: Target | None = None
+
+
+def jobs(reference: Reference, label: str, source: Path, scratch: Path, targets: Targets) -> Iterator[Job]:
     """Yield the jobs for one directory."""
-    ours, theirs = scratch / "ours", scratch / "theirs"
+    yield cold(reference, f"{label}, cold store", source, scratch, targets.cold)
+    ours = [*MKCFS, str(source), str(scratch / "ours.cfs"), "--store", str(scratch / "ours")]
+    theirs = _theirs(reference, source, scratch)
+    yield Job(
+        name=f"{label}, warm store, no cache",
+        ours=[*ours, "--no-cache"],
+        theirs=theirs,
+        target=targets.warm,
+        pure=True,
+    )
+    yield Job(name=f"{label}, nothing changed", ours=ours, theirs=theirs, target=targets.rebuild, pure=True)
+    yield digest_only(reference, label, source, targets.digest)
+
+
+def cold(reference: Reference, name: str, source: Path, place: Path, target: Target | None) -> Job:
+    """Return the job that fills an empty store below *place*."""
 
     def empty_stores() -> None:
-        shutil.rmtree(ours, ignore_errors=True)
-        shutil.rmtree(theirs, ignore_errors=True)
+        for side in ("ours", "theirs"):
+            shutil.rmtree(place / side, ignore_errors=True)
         os.sync()
 
-    our_build = [*MKCFS, str(source), str(scratch / "ours.cfs"), "--store", str(ours)]
-    store = b"--digest-store=" + reference.seen(theirs)
-    their_build = reference.command("mkcomposefs", store, source, scratch / "theirs.cfs")
-    yield Job(name=f"{label}, cold store", ours=our_build, theirs=their_build, before=empty_stores)
-    yield Job(name=f"{label}, warm store", ours=our_build, theirs=their_build)
-    yield digest_only(reference, label, source)
+    return Job(
+        name=name,
+        ours=[*MKCFS, str(source), str(place / "ours.cfs"), "--store", str(place / "ours")],
+        theirs=_theirs(reference, source, place),
+        before=empty_stores,
+        target=target,
+        pure=True,
+    )
 
 
-def digest_only(reference: Reference, label: str, source: Path) -> Job:
+def _theirs(reference: Reference, source: Path, place: Path) -> list[bytes]:
+    store = b"--digest-store=" + reference.seen(place / "theirs")
+    return reference.command("mkcomposefs", store, source, place / "theirs.cfs")
+
+
+def digest_only(reference: Reference, label: str, source: Path, target: Target | None) -> Job:
     """Return the job that prints the digest and writes nothing."""
     return Job(
         name=f"{label}, --print-digest-only",
         ours=[*MKCFS, "--print-digest-only", str(source)],
         theirs=reference.command("mkcomposefs", "--print-digest-only", source),
+        target=target,
+        pure=True,
     )
+
+
+@contextmanager
+def loop_ext4(scratch: Path) -> Iterator[Path]:
+    """A new ext4 of its own in a file, mounted; needs root."""
+    image, place = scratch / "loop.img", scratch / "loop"
+    with image.open("wb") as file:
+        file.truncate(_LOOP_SIZE)
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "200000", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+        place.rmdir()
+        image.unlink()

@@ -1,4 +1,4 @@
-"""Runs two commands in turns and compares their medians.
+"""Runs two commands in turns and keeps what each run took.
 
 The machine may be shared, so what is to be trusted is the ratio: both commands are run once to warm the page
 cache, then A B A B …, and each ratio is that of two medians.
@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+Command = Sequence[str | bytes]
+
+PURE = {"MKCFS_NATIVE": "pure"}
+_PURE_TURNS = 2
 
 
 class Measured(NamedTuple):
@@ -23,30 +28,45 @@ class Measured(NamedTuple):
     written: float
 
 
+class Target(NamedTuple):
+    """How many times faster than the other side a job is to be: at first, and in the end."""
+
+    first: float
+    goal: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Two command lines that do the same; ``before`` prepares each run and is not measured."""
+    """Two command lines that do the same; ``before`` prepares each run and is not measured.
+
+    Without *theirs* only times are shown. *pure* measures ours without native functions as well.
+    """
 
     name: str
-    ours: Sequence[str | bytes]
-    theirs: Sequence[str | bytes]
+    ours: Command
+    theirs: Command | None = None
     before: Callable[[], None] = lambda: None
+    target: Target | None = None
+    pure: bool = False
 
 
 @dataclass(kw_only=True)
 class Result:
-    """The runs of both sides."""
+    """The runs of all sides."""
 
     job: Job
     ours: list[Measured] = field(default_factory=list)
     theirs: list[Measured] = field(default_factory=list)
+    pure: list[Measured] = field(default_factory=list)
 
 
-def run_once(command: Sequence[str | bytes]) -> Measured:
-    """Run a command to its end with its output thrown away."""
+def run_once(command: Command, extra: Mapping[str, str] | None = None) -> Measured:
+    """Run a command to its end, with *extra* in its environment and its output thrown away."""
     quiet = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+    environment = {**os.environ, **(extra or {})}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed command is compiled
     start = time.perf_counter()
-    child = os.posix_spawnp(command[0], list(command), os.environ, file_actions=quiet)
+    child = os.posix_spawnp(command[0], list(command), environment, file_actions=quiet)
     _, status, usage = os.wait4(child, 0)
     wall = time.perf_counter() - start
     if status != 0:
@@ -55,12 +75,19 @@ def run_once(command: Sequence[str | bytes]) -> Measured:
 
 
 def run_job(job: Job, repeat: int) -> Result:
-    """Run both sides in turns, *repeat* times each after one run that is not counted."""
+    """Run all sides in turns, *repeat* times each (the pure one less often) after one run that is not counted."""
     result = Result(job=job)
+    sides: list[tuple[Command, list[Measured], Mapping[str, str] | None]] = [(job.ours, result.ours, None)]
+    if job.theirs is not None:
+        sides.append((job.theirs, result.theirs, None))
+    if job.pure:
+        sides.append((job.ours, result.pure, PURE))
     for turn in range(repeat + 1):
-        for command, runs in ((job.ours, result.ours), (job.theirs, result.theirs)):
+        for command, runs, extra in sides:
+            if runs is result.pure and not 0 < turn <= _PURE_TURNS:
+                continue
             job.before()
-            measured = run_once(command)
+            measured = run_once(command, extra)
             if turn > 0:
                 runs.append(measured)
     return result
@@ -69,19 +96,3 @@ def run_job(job: Job, repeat: int) -> Result:
 def median(runs: Iterable[Measured]) -> Measured:
     """Return the median of each quantity."""
     return Measured(*(statistics.median(column) for column in zip(*runs, strict=True)))
-
-
-HEADER = (
-    f"{'job':<38} {'ours s':>8} {'theirs':>8} {'ratio':>6}   {'CPU ours':>8} {'theirs':>8} {'ratio':>6}"
-    f"   {'peak MiB':>8} {'theirs':>8}   {'disk MiB':>8} {'theirs':>8}"
-)
-
-
-def row(result: Result) -> str:
-    """Return the table row of a result: times with their ratios (below 1: faster than the reference), memory, disk."""
-    ours, theirs = median(result.ours), median(result.theirs)
-    times = "   ".join(f"{a:8.2f} {b:8.2f} {a / b:6.2f}" for a, b in ((ours.wall, theirs.wall), (ours.cpu, theirs.cpu)))
-    spaces = "   ".join(
-        f"{a / 2**20:8.0f} {b / 2**20:8.0f}" for a, b in ((ours.peak, theirs.peak), (ours.written, theirs.written))
-    )
-    return f"{result.job.name:<38} {times}   {spaces}"

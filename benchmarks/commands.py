@@ -1,0 +1,41 @@
+"""Verbs that read: of an image of many entries, and of one that is small, where starting is what takes time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.runner import Job, Target
+from cfstools.api.build import build
+from tests.reference import Reference
+
+MKCFS = [sys.executable, "-m", "cfstools.cli"]
+
+
+def start(label: str, source: Path, scratch: Path) -> Iterator[Job]:
+    """Yield what is over before anyone looks: the version, and a small image."""
+    image = scratch / "start.cfs"
+    build(bytes(source), bytes(image))
+    yield Job(name="--version", ours=[*MKCFS, "--version"])
+    yield Job(name=f"{label}, inspect", ours=[*MKCFS, "inspect", str(image)])
+
+
+def jobs(reference: Reference, label: str, image: Path) -> Iterator[Job]:
+    """Yield the reading verbs for one image."""
+    yield Job(
+        name=f"{label}, dump",
+        ours=[*MKCFS, "dump", str(image)],
+        theirs=reference.command("composefs-info", "dump", image),
+        target=Target(0.7, 1.2),
+        pure=True,
+    )
+    for verb in ("ls", "objects"):
+        yield Job(
+            name=f"{label}, {verb}",
+            ours=[*MKCFS, verb, str(image)],
+            theirs=reference.command("composefs-info", verb, image),
+        )
+    yield Job(name=f"{label}, inspect", ours=[*MKCFS, "inspect", str(image)])
+    yield Job(name=f"{label}, verify the structure", ours=[*MKCFS, "verify", "--canonical", str(image)])
+    yield Job(name=f"{label}, diff with itself", ours=[*MKCFS, "diff", str(image), str(image)])
