@@ -6,6 +6,7 @@
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
+#   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
 #   make wheel       the source archive and the wheel, in dist/
 #   make clean       remove what these targets made, but not the Debian roots in /var/cache/cfstools-tests
 
@@ -23,7 +24,7 @@ LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/proj
 	tests/oci/test_compression.py tests/oci/test_streams.py)
 ARGS ?=
 
-.PHONY: help demo test check compat test-lower bench wheel clean environment
+.PHONY: help demo test check compat test-lower bench sanitize wheel clean environment
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +71,9 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+sanitize: $(READY)
+	@tools/check-native $(ARGS)
 
 wheel: $(READY)
 	@$(BIN)/python $(PIP) install build
