@@ -1,0 +1,77 @@
+"""The Nth system call of a command fails, or the process is killed at it: nothing partial, and the next run completes.
+
+``MKCFS_FAULTS=all`` in the environment takes every call and every error instead of a sample.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import requirements
+from tests.faults.harness import COMMANDS, ERRORS, EVERYTHING, ForkServer, Trial
+
+STRIDE = 1 if EVERYTHING else 17
+RANDOM_KILLS = 60 if EVERYTHING else 4
+
+
+@pytest.fixture(scope="module")
+def work() -> Iterator[Path]:
+    """In memory where that is possible, for thousands of syncs."""
+    memory = Path("/dev/shm")
+    made = Path(tempfile.mkdtemp(prefix="mkcfs-faults-", dir=memory if memory.is_dir() else None))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def server(work: Path) -> Iterator[ForkServer]:
+    requirements.need_command("gcc")
+    made = ForkServer(work)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=sorted(COMMANDS))
+def trial(request: pytest.FixtureRequest, server: ForkServer, work: Path) -> Iterator[Trial]:
+    made = Trial(server, work, request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_failing_call(trial: Trial) -> None:
+    fired = failed = cases = 0
+    for place, error in enumerate(ERRORS):
+        # Another start for each error, so that the samples are of different calls.
+        for nth in range(1 + place * STRIDE // len(ERRORS), trial.calls + 1, STRIDE):
+            ended = trial.fail(nth, error)
+            cases += 1
+            fired += ended.fired
+            failed += ended.code != 0
+    print(f"{trial.calls} calls, {cases} cases, {fired} reached, {failed} made the command fail")
+    assert fired > cases * 0.9
+    assert failed > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_a_call(trial: Trial) -> None:
+    kills = [trial.kill(nth) for nth in range(1, trial.calls + 1, STRIDE)]
+    print(f"{len(kills)} kills")
+    assert all(ended.fired for ended in kills)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_a_random_moment(trial: Trial) -> None:
+    chance = random.Random(6)
+    ends = [trial.kill(seconds=chance.uniform(0.0, trial.seconds / 2)).code for _ in range(RANDOM_KILLS)]
+    print(f"{ends.count(-9)} of {len(ends)} killed before they were done")
+    assert -9 in ends
