@@ -22,18 +22,21 @@ from tests.store.conftest import assert_whole, listing
 EVERYTHING = os.environ.get("MKCFS_FAULTS") == "all"
 ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EINTR, errno.EMFILE]
 KILL = 0
+# A command whose data may not have arrived must not say that it succeeded (a failed pwrite is made good elsewhere).
+DURABLE = {"fsync", "fdatasync", "syncfs", "write", "writev", "ftruncate64"}
 TEMPORARY = re.compile(r"(store/)?\.(mkcfs-tmp-[0-9a-f]{16}/\d+|.+\.[0-9a-f]{16}\.tmp)")
 STALE = ".mkcfs-tmp-0123456789abcdef"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a forked ``mkcfs`` ended, how many calls were counted and whether the wanted one was reached."""
+    """How a forked ``mkcfs`` ended, how many calls were counted, whether the wanted one was reached and its name."""
 
     code: int
     said: str
     calls: int
     fired: bool
+    call: str
 
 
 class ForkServer:
@@ -191,11 +194,13 @@ class Trial:
         """Let the call *nth* fail with *error* and check everything."""
         self._fresh()
         ended = self.server.run(self.command.words, self._place, nth, error)
-        case = f"call {nth}, {errno.errorcode[error]}: exit code {ended.code}: {ended.said}"
+        case = f"call {nth}, {ended.call}, {errno.errorcode[error]}: exit code {ended.code}: {ended.said}"
         assert ended.code in {0, *self.command.codes}, case
         assert "Traceback" not in ended.said, case
         if ended.code == 1:
             assert len([line for line in ended.said.splitlines() if line.startswith("mkcfs: ")]) == 1, case
+        if ended.call in DURABLE and error != errno.EINTR:
+            assert ended.code != 0, case
         self._check(case, finished=ended.code == 0)
         return ended
 

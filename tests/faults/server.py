@@ -47,7 +47,7 @@ def child(request: dict[str, Any], out: int) -> None:
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     out = os.memfd_create("said")
     state = SHIM.fault_state()
-    state[0] = state[1] = 0
+    state[0] = state[1] = state[2] = 0
     pid = os.fork()
     if pid == 0:
         child(request, out)
@@ -57,7 +57,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     _, status = os.waitpid(pid, 0)
     said = os.pread(out, 1 << 20, 0).decode(errors="replace")
     os.close(out)
-    return {"code": os.waitstatus_to_exitcode(status), "said": said, "calls": state[0], "fired": bool(state[1])}
+    name = ctypes.string_at(ctypes.addressof(state.contents) + 2 * ctypes.sizeof(ctypes.c_long), 64)
+    call = name.partition(b"\0")[0].decode()
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "said": said,
+        "calls": state[0],
+        "fired": bool(state[1]),
+        "call": call,
+    }
 
 
 def serve() -> None:

@@ -31,7 +31,7 @@ static function real(function *known, const char *name)
     return *known;
 }
 
-/* Shared with the process that forked this one: how many calls there were, and whether one was failed. */
+/* Shared with the process that forked this one: how many calls there were, and whether one was failed, and its name. */
 static word *shared;
 static int armed;
 static word target;
@@ -55,7 +55,7 @@ void fault_arm(const char *directory, word nth, int number)
     target = nth;
     failure = number;
     fault_state()[0] = 0;
-    fault_state()[1] = 0;
+    fault_state()[1] = fault_state()[2] = 0;
     armed = 1;
 }
 
@@ -90,12 +90,13 @@ static int path_inside(int directory, const char *path)
 }
 
 /* Counts a call; whether it is the one that must fail. */
-static int fails(void)
+static int fails(const char *name)
 {
     word number = __atomic_add_fetch(&shared[0], 1, __ATOMIC_SEQ_CST);
     if (number != target)
         return 0;
     shared[1] = 1;
+    strncpy((char *)(shared + 2), name, 64);
     if (!failure)
         kill(getpid(), 9);
     *__errno_location() = failure;
@@ -107,7 +108,7 @@ static int fails(void)
     {                                                                                                                  \
         static function known;                                                                                         \
         int before = *__errno_location();                                                                              \
-        if (armed && (concerns) && fails())                                                                            \
+        if (armed && (concerns) && fails(#name))                                                                       \
             return failed;                                                                                             \
         *__errno_location() = before;                                                                                  \
         return real(&known, #name)(a, b, c, d, e, f);                                                                  \
