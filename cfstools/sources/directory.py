@@ -99,7 +99,10 @@ class DirectorySource:
 
         To be called again after the contents were read, to be sure that they are those of one moment.
         """
-        status = os.fstat(fd)
+        try:
+            status = os.fstat(fd)
+        except OSError as error:
+            raise self._place.failed(error, "cannot look up", unread.path) from error
         if stamp_of(status) != unread.stamp or not stat.S_ISREG(status.st_mode):
             raise self._place.changed(unread.path)
 
@@ -350,7 +353,10 @@ class _Walk:
     def _leave(self) -> None:
         """Finish the innermost directory: it must be as it was when it was listed."""
         frame = self._stack[-1]
-        before, now = frame.status, os.fstat(frame.fd)
+        try:
+            before, now = frame.status, os.fstat(frame.fd)
+        except OSError as error:
+            raise self._place.failed(error, "cannot look up", frame.path) from error
         if (before.st_mtime_ns, before.st_ctime_ns) != (now.st_mtime_ns, now.st_ctime_ns):
             raise self._place.changed(frame.path, "directory changed")
         if self._first_open and self._first_open == len(self._stack) - 1:

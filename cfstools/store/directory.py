@@ -196,7 +196,10 @@ class DirectoryStore:
         Yields whether the lock is held: ``False`` where the file system has no locks. Without ``wait`` a lock that
         someone else holds is ``StoreBusy``. The lock leaves no file behind and ends with the process.
         """
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError as error:
+            raise store_error(error, "cannot lock the store", self.path) from error
         try:
             operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
             try:
@@ -223,7 +226,12 @@ def _open_object(opener: Callable[[], int], subject: str) -> int:
         if error.errno == errno.ELOOP:
             raise StoreError("not a regular file", subject=subject) from error
         raise store_error(error, "cannot open the object", subject) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError as error:
+        os.close(fd)
+        raise store_error(error, "cannot look up the object", subject) from error
+    if not stat.S_ISREG(mode):
         os.close(fd)
         raise StoreError("not a regular file", subject=subject)
     return fd

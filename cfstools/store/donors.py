@@ -63,7 +63,11 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
 
 
 def _digests(fd: int, lengths: list[int]) -> Iterator[bytes]:
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
         return
     for length in lengths:
         try:

@@ -201,8 +201,10 @@ class Scratch:
         with self._lock:
             self._closed = True
             if self._stage_fd >= 0:
-                for name in os.listdir(self._stage_fd):
-                    self._remove(name)
+                # What cannot be removed now is recognised as stale later.
+                with suppress(OSError):
+                    for name in os.listdir(self._stage_fd):
+                        self._remove(name)
                 os.close(self._stage_fd)
                 self._stage_fd = -1
                 with suppress(OSError):

@@ -197,6 +197,8 @@ class Trial:
         case = f"call {nth}, {ended.call}, {errno.errorcode[error]}: exit code {ended.code}: {ended.said}"
         assert ended.code in {0, *self.command.codes}, case
         assert "Traceback" not in ended.said, case
+        # What an error that nobody translated is taken for; the output here is no file below the place.
+        assert "cannot write output" not in ended.said, case
         if ended.code == 1:
             assert len([line for line in ended.said.splitlines() if line.startswith("mkcfs: ")]) == 1, case
         if ended.call in DURABLE and error != errno.EINTR:
