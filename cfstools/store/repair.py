@@ -220,7 +220,10 @@ class _Replacing:
     def _take_from(self, path: bytes) -> None:
         for digest, fd, file in search(path, self._wanted, progress=self._progress):
             bench = self._bench(digest)
-            temporary = bench.create()
+            try:
+                temporary = bench.create()
+            except OSError as error:
+                raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
             try:
                 good = _copy(fd, temporary, digest, self._store.path)
                 if good:
