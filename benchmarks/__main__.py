@@ -7,6 +7,7 @@ import datetime as dt
 import os
 import platform
 import re
+import ssl
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,8 +15,7 @@ from pathlib import Path
 
 from benchmarks import build_directory, build_dump, build_oci, commands, inputs, kernel, results, verify
 from benchmarks.build_directory import Targets
-from benchmarks.runner import Job, Target, median, run_job, run_once
-from cfstools.api.build import build
+from benchmarks.runner import Job, Target, build_image, median, run_job, run_once
 from tests.reference import Reference, RootUnavailable, debian_root
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -56,18 +56,21 @@ def million(reference: Reference, scratch: Path) -> Iterator[Job]:
 
 def _image(scratch: Path, source: Path) -> Path:
     image = scratch / f"{source.name}.cfs"
-    build(bytes(source), bytes(image), threads=2)
+    build_image(source, image)
     return image
 
 
 def _machine(reference: Reference) -> results.Machine:
+    load = os.getloadavg()[0]  # before this program adds to it
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return results.Machine(
         processor=found[1] if found else platform.machine(),
         cpus=os.cpu_count() or 1,
         kernel=platform.release(),
-        versions=f"Python {platform.python_version()}, mkcomposefs {reference.version('composefs')}",
+        versions=f"Python {platform.python_version()}, mkcomposefs {reference.version('composefs')} "
+        f"with OpenSSL {reference.version('libssl3')}, ours with {ssl.OPENSSL_VERSION}",
         overhead=median(run_once(reference.command("true")) for _ in range(10)).wall,
+        load=load,
     )
 
 

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.runner import Job, Target
-from cfstools.api.build import build
+from benchmarks.runner import Job, Limit, Target, build_image
 from tests.reference import Reference
 
 MKCFS = [sys.executable, "-m", "cfstools.cli"]
@@ -16,9 +15,9 @@ MKCFS = [sys.executable, "-m", "cfstools.cli"]
 def start(label: str, source: Path, scratch: Path) -> Iterator[Job]:
     """Yield what is over before anyone looks: the version, and a small image."""
     image = scratch / "start.cfs"
-    build(bytes(source), bytes(image))
-    yield Job(name="--version", ours=[*MKCFS, "--version"])
-    yield Job(name=f"{label}, inspect", ours=[*MKCFS, "inspect", str(image)])
+    build_image(source, image)
+    yield Job(name="--version", ours=[*MKCFS, "--version"], target=Limit(0.1, 0.06))
+    yield Job(name=f"{label}, inspect", ours=[*MKCFS, "inspect", str(image)], target=Limit(0.2, 0.12))
 
 
 def jobs(reference: Reference, label: str, image: Path) -> Iterator[Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from benchmarks.runner import Result, median
+from benchmarks.runner import Limit, Measured, Result, Target, median
 
 COLUMNS = (
     ("job", 46),
@@ -13,7 +13,8 @@ COLUMNS = (
     ("theirs s", 8),
     ("faster", 7),
     ("first stop", 10),
-    ("goal", 5),
+    ("goal", 6),
+    ("met", 10),
     ("pure s", 8),
     ("pure faster", 11),
     ("CPU s", 7),
@@ -27,13 +28,15 @@ COLUMNS = (
 )
 _RULE = "| " + " | ".join("---" if number == 0 else "---:" for number in range(len(COLUMNS))) + " |"
 
+_QUIET = 0.5  # above this load something else takes part of a CPU
+
 _EXPLANATION = """\
-`faster` is their median wall time divided by ours (above 1: we are faster), page cache warm, both sides run in turns
-in one go on the same input. `pure` is ours without the native functions. `MiB` is the largest memory of a process,
-`disk` what the command had written when it ended. Stores are made durable by both sides in their own way. The other
-side is `mkcomposefs` or `composefs-info` unless the row names another; it runs inside a Debian root, which takes the
-few milliseconds named above. Rows are measured by `make bench`; a run with `ARGS="--only TEXT"` replaces the rows it
-measures and leaves the others as they are."""
+`faster` is their median wall time divided by ours (above 1: we are faster), page cache warm, both sides run in
+turns in one go on the same input; `met` is the target that was reached. `pure` is ours without the native
+functions. `MiB` is the largest memory of a process, `disk` what the command had written when it ended. Stores are
+made durable by both sides in their own way. The other side is `mkcomposefs` or `composefs-info` unless the row
+names another; it runs inside a Debian root, which takes the few milliseconds named above. Rows are measured by
+`make bench`; a run with `ARGS="--only TEXT"` replaces the rows it measures and leaves the others as they are."""
 
 
 class Machine(NamedTuple):
@@ -44,6 +47,25 @@ class Machine(NamedTuple):
     kernel: str
     versions: str
     overhead: float
+    load: float
+
+
+def _aim(target: Target | Limit | None, at: int) -> str:
+    """Return a target as text: so many times faster, or so many milliseconds."""
+    if target is None:
+        return ""
+    return f"{target[at]:g}×" if isinstance(target, Target) else f"{target[at] * 1000:g} ms"
+
+
+def _met(target: Target | Limit | None, ours: Measured, theirs: Measured | None) -> str:
+    """Return which of its targets a job reaches."""
+    if isinstance(target, Limit):
+        reached = [ours.wall <= limit for limit in target]
+    elif target is not None and theirs is not None:
+        reached = [theirs.wall / ours.wall >= factor for factor in target]
+    else:
+        return ""
+    return "goal" if reached[1] else "first stop" if reached[0] else "no"
 
 
 def cells(result: Result, date: str) -> list[str]:
@@ -57,8 +79,9 @@ def cells(result: Result, date: str) -> list[str]:
         f"{ours.wall:.2f}",
         f"{theirs.wall:.2f}" if theirs else "",
         f"{theirs.wall / ours.wall:.2f}×" if theirs else "",
-        f"{target.first:g}×" if target else "",
-        f"{target.goal:g}×" if target else "",
+        _aim(target, 0),
+        _aim(target, 1),
+        _met(target, ours, theirs),
         f"{pure.wall:.2f}" if pure else "",
         f"{theirs.wall / pure.wall:.2f}×" if theirs and pure else "",
         f"{ours.cpu:.2f}",
@@ -100,6 +123,8 @@ def document(machine: Machine, rows: Mapping[str, list[str]]) -> str:
         "",
         f"Written by `make bench` on {machine.cpus} CPUs ({machine.processor}), Linux {machine.kernel};",
         f"{machine.versions}. Entering the reference's root takes {machine.overhead * 1000:.0f} ms.",
+        f"The load of the machine was {machine.load:.1f} when the last run began: "
+        + ("other programs ran beside it." if machine.load > _QUIET else "it had little else to do."),
         "",
         _EXPLANATION,
         "",

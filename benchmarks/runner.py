@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 Command = Sequence[str | bytes]
@@ -35,6 +37,13 @@ class Target(NamedTuple):
     goal: float
 
 
+class Limit(NamedTuple):
+    """How many seconds a job may take: at first, and in the end."""
+
+    first: float
+    goal: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Two command lines that do the same; ``before`` prepares each run and is not measured.
@@ -46,7 +55,7 @@ class Job:
     ours: Command
     theirs: Command | None = None
     before: Callable[[], None] = lambda: None
-    target: Target | None = None
+    target: Target | Limit | None = None
     pure: bool = False
 
 
@@ -72,6 +81,14 @@ def run_once(command: Command, extra: Mapping[str, str] | None = None) -> Measur
     if status != 0:
         raise RuntimeError(f"{b' '.join(map(os.fsencode, command)).decode()} failed")
     return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_oublock * 512)
+
+
+def build_image(source: Path, image: Path, *options: str) -> None:
+    """Build an image that jobs read.
+
+    In a process of its own: a command's peak memory counts from that of the process that starts it.
+    """
+    run_once([sys.executable, "-m", "cfstools.cli", "build", *options, str(source), str(image)])
 
 
 def run_job(job: Job, repeat: int) -> Result:

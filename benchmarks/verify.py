@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.runner import Job, Target
-from cfstools.api.build import build
+from benchmarks.runner import Job, Target, build_image
 
 _EACH = 'find "$0" -type f -print0 | xargs -0 {}'
 _TOOLS = {"fsverity": "fsverity digest", "sha256sum": "sha256sum"}
@@ -22,7 +21,7 @@ def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
     """Yield the jobs for one directory, whose objects are put into a store first."""
     image, store = scratch / "verify.cfs", scratch / "verify"
     shutil.rmtree(store, ignore_errors=True)
-    build(bytes(source), bytes(image), stores=[bytes(store)], threads=2)
+    build_image(source, image, "--store", str(store))
     for tool, command in _TOOLS.items():
         if shutil.which(tool) is None:
             continue
