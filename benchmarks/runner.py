@@ -46,7 +46,7 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Two command lines that do the same; ``before`` prepares each run and is not measured.
+    """Two command lines that do the same; ``before`` prepares each run and ``make`` all runs, and neither is measured.
 
     Without *theirs* only times are shown. *pure* measures ours without native functions as well.
     """
@@ -55,6 +55,7 @@ class Job:
     ours: Command
     theirs: Command | None = None
     before: Callable[[], None] = lambda: None
+    make: Callable[[], None] = lambda: None
     target: Target | Limit | None = None
     pure: bool = False
 
@@ -99,6 +100,7 @@ def run_job(job: Job, repeat: int) -> Result:
         sides.append((job.theirs, result.theirs, None))
     if job.pure:
         sides.append((job.ours, result.pure, PURE))
+    job.make()
     for turn in range(repeat + 1):
         for command, runs, extra in sides:
             if runs is result.pure and not 0 < turn <= _PURE_TURNS:

@@ -19,9 +19,12 @@ _TOOLS = {"fsverity": "fsverity digest", "sha256sum": "sha256sum"}
 
 def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
     """Yield the jobs for one directory, whose objects are put into a store first."""
-    image, store = scratch / "verify.cfs", scratch / "verify"
-    shutil.rmtree(store, ignore_errors=True)
-    build_image(source, image, "--store", str(store))
+    image, store = scratch / f"verify-{source.name}.cfs", scratch / f"verify-{source.name}"
+
+    def make() -> None:
+        if not image.exists():
+            build_image(source, image, "--store", str(store))
+
     for tool, command in _TOOLS.items():
         if shutil.which(tool) is None:
             continue
@@ -38,6 +41,7 @@ def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
                     "--store",
                     str(store),
                 ],
+                make=make,
                 theirs=["sh", "-c", _EACH.format(command), str(store)],
                 target=Target(3, 4) if tool == "fsverity" and threads == 2 else None,
             )

@@ -17,9 +17,19 @@ LONGER = [sys.executable, "-S", "-c", "import time; time.sleep(0.3)"]
 
 def test_both_sides_run_in_turns() -> None:
     turns: list[int] = []
-    job = Job(name="a", ours=NOTHING, theirs=LONGER, before=lambda: turns.append(1), target=Target(1.5, 2), pure=True)
+    made: list[int] = []
+    job = Job(
+        name="a",
+        ours=NOTHING,
+        theirs=LONGER,
+        before=lambda: turns.append(1),
+        make=lambda: made.append(len(turns)),
+        target=Target(1.5, 2),
+        pure=True,
+    )
     result = run_job(job, 3)
     assert (len(result.ours), len(result.theirs), len(result.pure), len(turns)) == (3, 3, 2, 10)
+    assert made == [0]
     row = results.cells(result, "2000-01-01")
     assert len(row) == len(results.COLUMNS)
     assert float(row[3].removesuffix("×")) > 1
