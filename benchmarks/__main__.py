@@ -73,8 +73,8 @@ def _machine(reference: Reference) -> results.Machine:
         processor=found[1] if found else platform.machine(),
         cpus=os.cpu_count() or 1,
         kernel=platform.release(),
-        versions=f"Python {platform.python_version()}, mkcomposefs {reference.version('composefs')} "
-        f"with OpenSSL {reference.version('libssl3')}, ours with {ssl.OPENSSL_VERSION}",
+        versions=f"Python {platform.python_version()} with {ssl.OPENSSL_VERSION}, "
+        f"mkcomposefs {reference.version('composefs')} with OpenSSL {reference.version('libssl3*')}",
         overhead=median(run_once(reference.command("true")) for _ in range(10)).wall,
         load=load,
     )

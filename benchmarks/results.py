@@ -122,7 +122,8 @@ def document(machine: Machine, rows: Mapping[str, list[str]]) -> str:
         "# Results",
         "",
         f"Written by `make bench` on {machine.cpus} CPUs ({machine.processor}), Linux {machine.kernel};",
-        f"{machine.versions}. Entering the reference's root takes {machine.overhead * 1000:.0f} ms.",
+        f"{machine.versions}.",
+        f"Entering the reference's root takes {machine.overhead * 1000:.0f} ms.",
         f"The load of the machine was {machine.load:.1f} when the last run began: "
         + ("other programs ran beside it." if machine.load > _QUIET else "it had little else to do."),
         "",
