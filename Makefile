@@ -5,6 +5,7 @@
 #   make check       format, lint, types, import layers, spelling
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
+#   make vm          fs-verity for real: builds, mounts and tampering in a virtual machine whose kernel enforces it
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
 #   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
 #   make wheel       the source archive and the wheel, in dist/
@@ -24,7 +25,7 @@ LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/proj
 	tests/oci/test_compression.py tests/oci/test_streams.py)
 ARGS ?=
 
-.PHONY: help demo test check compat test-lower bench sanitize wheel clean environment
+.PHONY: help demo test check compat test-lower bench sanitize vm wheel clean environment
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +75,9 @@ bench: $(READY)
 
 sanitize: $(READY)
 	@tools/check-native $(ARGS)
+
+vm: $(READY)
+	@$(BIN)/python -m tests.vm.machine
 
 wheel: $(READY)
 	@$(BIN)/python $(PIP) install build

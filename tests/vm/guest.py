@@ -1,0 +1,309 @@
+"""What is checked inside the virtual machine, where the kernel has fs-verity. Prints a line for each check.
+
+Runs as root on an ext4 with the verity feature, with nothing but the standard library and cfstools. Every check is a
+function here; the last line printed says how many held and how many did not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from cfstools.linux import verity
+from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd
+
+SIZES = [0, 1, 4095, 4096, 4097, 2**20 - 1, 2**20, 2**20 + 1]
+KEYS = Path("/opt/keys")
+CHECKS: list[Callable[[Path], None]] = []
+
+
+def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Mark a function as a check; it gets an empty directory."""
+    CHECKS.append(function)
+    return function
+
+
+def mkcfs(*words: str | Path, code: int = 0) -> str:
+    """Run the command, expect this exit code, and return what it said."""
+    command = [sys.executable, "-m", "cfstools.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def kernel_digest(path: Path) -> bytes | None:
+    """What the kernel says of a file."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        found = verity.measure(fd)
+    finally:
+        os.close(fd)
+    return None if found is None else found[1]
+
+
+def seal(path: Path) -> None:
+    """Turn on fs-verity with the standard's own tool."""
+    subprocess.run(["fsverity", "enable", str(path)], check=True, capture_output=True)
+
+
+def objects(store: Path) -> list[Path]:
+    """The objects of a store."""
+    return sorted(store.glob("[0-9a-f][0-9a-f]/*"))
+
+
+def tree(place: Path) -> Path:
+    """A small tree with every kind of inode that matters here."""
+    root, chance = place / "src", random.Random(1)
+    for number, size in enumerate([0, 1, 64, 65, 4095, 4096, 4097, 70_000, 600_000]):
+        (root / f"d{number % 3}").mkdir(parents=True, exist_ok=True)
+        (root / f"d{number % 3}/f{number}").write_bytes(chance.randbytes(size))
+    (root / "link").symlink_to("d0/f0")
+    os.link(root / "d1/f7", root / "hard")
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    os.setxattr(root / "d0/f3", "user.k", b"v")
+    return root
+
+
+def sealed_image(place: Path, *stores: str) -> tuple[Path, str]:
+    """An image with fs-verity of the small tree, its objects divided among the stores; and its digest."""
+    image = place / "image.cfs"
+    first = place / stores[0]
+    digest = mkcfs("build", tree(place), image, "--store", first, "--verity", "require", "--print-digest").strip()
+    for number, path in enumerate(objects(first)):
+        target = place / stores[number % len(stores)] / path.parent.name / path.name
+        if target != path:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    if kernel_digest(image) is None:
+        seal(image)
+    return image, digest
+
+
+def describe(root: Path) -> dict[str, object]:
+    """Everything below a directory that an image keeps."""
+    found: dict[str, object] = {}
+    inodes: dict[tuple[int, int], str] = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        name = str(path.relative_to(root))
+        content: object = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        xattrs = (
+            {key: os.getxattr(path, key) for key in os.listxattr(path) if key.startswith("user.")}
+            if path.is_file()
+            else {}
+        )
+        same = inodes.setdefault((status.st_dev, status.st_ino), name) if not path.is_dir() else name
+        found[name] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, xattrs, same)
+    return found
+
+
+@check
+def kernel_and_we_agree_on_digests(place: Path) -> None:
+    for size in SIZES:
+        path = place / str(size)
+        path.write_bytes(random.Random(size).randbytes(size))
+        with path.open("rb") as file:
+            ours, _ = hash_fd(file.fileno(), Params())
+        seal(path)
+        assert kernel_digest(path) == ours == digest_bytes(path.read_bytes()), size
+
+
+@check
+def kernel_and_we_agree_on_salted_and_sha512_digests(place: Path) -> None:
+    for number, (algorithm, salt) in enumerate(
+        [(Algorithm.SHA256, b"salt"), (Algorithm.SHA512, b""), (Algorithm.SHA512, bytes(range(32)))]
+    ):
+        for size in SIZES:
+            path = place / f"{number}-{size}"
+            path.write_bytes(random.Random(size).randbytes(size))
+            params = Params(algorithm=algorithm, salt=salt)
+            words = ["--hash-alg", algorithm.value, *(["--salt", salt.hex()] if salt else [])]
+            subprocess.run(["fsverity", "enable", str(path), *words], check=True, capture_output=True)
+            assert kernel_digest(path) == digest_bytes(path.read_bytes(), params), (algorithm, salt, size)
+            assert (
+                mkcfs("digest", "--compact", *words, path)
+                .split()[0]
+                .endswith(digest_bytes(path.read_bytes(), params).hex())
+            )
+
+
+@check
+def a_build_with_verity_required_seals_every_object(place: Path) -> None:
+    image, digest = sealed_image(place, "store")
+    found = objects(place / "store")
+    assert len(found) >= 5
+    for path in found:
+        measured = kernel_digest(path)
+        assert measured is not None
+        assert measured.hex() == path.parent.name + path.name
+        try:
+            path.open("r+b").close()
+        except PermissionError:
+            continue
+        raise AssertionError(f"{path} can be written to")
+    measured = kernel_digest(image)
+    assert measured is not None
+    assert measured.hex() == digest
+    assert "intact" in mkcfs("verify", image, "--digest", digest, "--store", place / "store")
+
+
+@check
+def a_mount_through_two_stores_shows_the_source(place: Path) -> None:
+    image, digest = sealed_image(place, "a", "b")
+    (place / "mnt").mkdir()
+    mkcfs(
+        "mount",
+        image,
+        place / "mnt",
+        "--store",
+        place / "a",
+        "--store",
+        place / "b",
+        "--digest",
+        digest,
+        "--verity",
+        "require",
+    )
+    try:
+        assert "verity=require" in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+        assert describe(place / "mnt") == describe(place / "src")
+    finally:
+        mkcfs("umount", place / "mnt")
+
+
+def tamper(place: Path, change: Callable[[Path, Path], None]) -> None:
+    """Change one object behind a mount's back; reading it must fail, and everything else must be as it was."""
+    image, digest = sealed_image(place, "store")
+    wanted = describe(place / "src")
+    by_size = {path.stat().st_size: path for path in objects(place / "store")}
+    victim, other = by_size[70_000], by_size[600_000]
+    change(victim, other)
+    (place / "mnt").mkdir()
+    mkcfs("mount", image, place / "mnt", "--store", place / "store", "--digest", digest, "--verity", "require")
+    try:
+        for name, facts in wanted.items():
+            path = place / "mnt" / name
+            if (place / "src" / name).lstat().st_size == 70_000 and not path.is_symlink():
+                try:
+                    data = path.read_bytes()
+                except OSError:
+                    continue
+                raise AssertionError(f"{name} gives {len(data)} bytes")
+            if path.is_file() and not path.is_symlink():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == facts[4]  # type: ignore[index]
+    finally:
+        mkcfs("umount", place / "mnt")
+    assert "FAILED" in mkcfs("verify", image, "--store", place / "store", code=3)
+
+
+@check
+def an_object_swapped_for_another_sealed_one_is_refused(place: Path) -> None:
+    def swap(victim: Path, other: Path) -> None:
+        victim.unlink()
+        shutil.copyfile(other, victim)
+        seal(victim)
+
+    tamper(place, swap)
+
+
+@check
+def an_object_without_verity_is_refused(place: Path) -> None:
+    def unseal(victim: Path, _other: Path) -> None:
+        data = bytearray(victim.read_bytes())
+        victim.unlink()
+        data[0] ^= 1
+        victim.write_bytes(data)
+
+    tamper(place, unseal)
+
+
+@check
+def a_truncated_object_is_refused(place: Path) -> None:
+    def cut(victim: Path, _other: Path) -> None:
+        data = victim.read_bytes()
+        victim.unlink()
+        victim.write_bytes(data[:-4096])
+        seal(victim)
+
+    tamper(place, cut)
+
+
+@check
+def a_link_in_the_place_of_an_object_is_refused(place: Path) -> None:
+    def link(victim: Path, other: Path) -> None:
+        victim.unlink()
+        victim.symlink_to(f"../{other.parent.name}/{other.name}")
+
+    tamper(place, link)
+
+
+@check
+def an_image_that_is_not_sealed_is_not_mounted(place: Path) -> None:
+    image, digest = sealed_image(place, "store")
+    data = image.read_bytes()
+    image.unlink()
+    image.write_bytes(data)
+    (place / "mnt").mkdir()
+    said = mkcfs(
+        "mount", image, place / "mnt", "--store", place / "store", "--digest", digest, "--verity", "require", code=3
+    )
+    assert "the image has no fs-verity" in said
+
+
+@check
+def the_kernel_takes_our_signature_and_no_other(place: Path) -> None:
+    """``sign --kernel`` was done by the host; the certificate goes into the kernel's keyring."""
+    ring = next(
+        line.split()[0] for line in Path("/proc/keys").read_text(encoding="ascii").splitlines() if ".fs-verity" in line
+    )
+    with (KEYS / "cert.der").open("rb") as certificate:
+        subprocess.run(
+            ["keyctl", "padd", "asymmetric", "", f"0x{ring}"], stdin=certificate, check=True, capture_output=True
+        )
+    require = Path("/proc/sys/fs/verity/require_signatures")
+    require.write_text("1", encoding="ascii")
+    try:
+        for name, accepted in (("good.p7s", True), ("other.p7s", False), (None, False)):
+            path = place / f"image-{name}"
+            shutil.copyfile(KEYS / "image.cfs", path)
+            words = [] if name is None else [f"--signature={KEYS / name}"]
+            done = subprocess.run(
+                ["fsverity", "enable", str(path), *words], capture_output=True, text=True, check=False
+            )
+            assert (done.returncode == 0) is accepted, (name, done.stderr)
+            assert (kernel_digest(path) is not None) is accepted
+    finally:
+        require.write_text("0", encoding="ascii")
+
+
+def main() -> None:
+    """Run every check."""
+    held = failed = 0
+    for one in CHECKS:
+        name = one.__name__.replace("_", " ")
+        with tempfile.TemporaryDirectory(dir="/work") as place:
+            try:
+                one(Path(place))
+            except BaseException:  # noqa: BLE001 - whatever it is, it is told to the host
+                failed += 1
+                print(f"vm: FAIL {name}\n{traceback.format_exc()}", flush=True)
+            else:
+                held += 1
+                print(f"vm: ok {name}", flush=True)
+    print(f"vm: {held} held, {failed} failed", flush=True)
+
+
+if __name__ == "__main__":
+    main()
