@@ -5,6 +5,7 @@
 #   make check       format, lint, types, import layers, spelling
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
+#   make fuzz        changed inputs for every parser, FUZZ_SECONDS=60 for each
 #   make vm          fs-verity for real: builds, mounts and tampering in a virtual machine whose kernel enforces it
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
 #   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
@@ -25,7 +26,7 @@ LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/proj
 	tests/oci/test_compression.py tests/oci/test_streams.py)
 ARGS ?=
 
-.PHONY: help demo test check compat test-lower bench sanitize vm wheel clean environment
+.PHONY: help demo test check compat test-lower bench fuzz sanitize vm wheel clean environment
 .DELETE_ON_ERROR:
 
 help:
@@ -75,6 +76,9 @@ bench: $(READY)
 
 sanitize: $(READY)
 	@tools/check-native $(ARGS)
+
+fuzz: $(READY)
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 vm: $(READY)
 	@$(BIN)/python -m tests.vm.machine
