@@ -6,6 +6,7 @@ function here; the last line printed says how many held and how many did not.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -16,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cfstools.linux import verity
 from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd
@@ -67,6 +69,7 @@ def tree(place: Path) -> Path:
         (root / f"d{number % 3}/f{number}").write_bytes(chance.randbytes(size))
     (root / "link").symlink_to("d0/f0")
     os.link(root / "d1/f7", root / "hard")
+    (root / "twin").write_bytes(chance.randbytes(70_000))
     os.mknod(root / "null", 0o20666, os.makedev(1, 3))
     os.setxattr(root / "d0/f3", "user.k", b"v")
     return root
@@ -87,9 +90,9 @@ def sealed_image(place: Path, *stores: str) -> tuple[Path, str]:
     return image, digest
 
 
-def describe(root: Path) -> dict[str, object]:
+def describe(root: Path) -> dict[str, tuple[Any, ...]]:
     """Everything below a directory that an image keeps."""
-    found: dict[str, object] = {}
+    found: dict[str, tuple[Any, ...]] = {}
     inodes: dict[tuple[int, int], str] = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -183,34 +186,57 @@ def a_mount_through_two_stores_shows_the_source(place: Path) -> None:
         mkcfs("umount", place / "mnt")
 
 
-def tamper(place: Path, change: Callable[[Path, Path], None]) -> None:
-    """Change one object behind a mount's back; reading it must fail, and everything else must be as it was."""
-    image, digest = sealed_image(place, "store")
-    wanted = describe(place / "src")
-    by_size = {path.stat().st_size: path for path in objects(place / "store")}
-    victim, other = by_size[70_000], by_size[600_000]
-    change(victim, other)
-    (place / "mnt").mkdir()
-    mkcfs("mount", image, place / "mnt", "--store", place / "store", "--digest", digest, "--verity", "require")
+def refusal(path: Path) -> int | None:
+    """The error number with which opening or reading a file fails, None if it does not."""
     try:
-        for name, facts in wanted.items():
-            path = place / "mnt" / name
-            if (place / "src" / name).lstat().st_size == 70_000 and not path.is_symlink():
-                try:
-                    data = path.read_bytes()
-                except OSError:
-                    continue
-                raise AssertionError(f"{name} gives {len(data)} bytes")
-            if path.is_file() and not path.is_symlink():
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == facts[4]  # type: ignore[index]
-    finally:
-        mkcfs("umount", place / "mnt")
-    assert "FAILED" in mkcfs("verify", image, "--store", place / "store", code=3)
+        path.read_bytes()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def tamper(place: Path, change: Callable[[Path, Path], None], *, wanted: int = errno.EIO, intact: bool = False) -> None:
+    """Change one object behind a mount's back: both of its names fail with this error, all else is as it was.
+
+    *change* gets the object and another of its size. *intact*: the contents stay right, so that only the kernel minds.
+    """
+    image, digest = sealed_image(place, "store")
+    facts = describe(place / "src")
+    victims = sorted(name for name, fact in facts.items() if fact[4] == facts["hard"][4])
+    assert victims == ["d1/f7", "hard"]
+    digests = [digest_bytes((place / "src" / name).read_bytes()).hex() for name in ("hard", "twin")]
+    victim, other = (place / "store" / name[:2] / name[2:] for name in digests)
+    (place / "mnt").mkdir()
+    words: list[str | Path] = ["--store", place / "store", "--digest", digest, "--verity", "require"]
+
+    def seen() -> dict[str, int | None]:
+        mkcfs("mount", image, place / "mnt", *words)
+        try:
+            sources = {name: place / "src" / name for name in facts}
+            files = [name for name, path in sources.items() if path.is_file() and not path.is_symlink()]
+            found = {name: refusal(place / "mnt" / name) for name in files}
+            for name in files:
+                if found[name] is None:
+                    assert hashlib.sha256((place / "mnt" / name).read_bytes()).hexdigest() == facts[name][4], name
+            return found
+        finally:
+            mkcfs("umount", place / "mnt")
+
+    before = seen()
+    assert len(before) > len(victims)
+    assert set(before.values()) == {None}, before
+    change(victim, other)
+    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+    after = seen()
+    assert after == {name: wanted if name in victims else None for name in before}, after
+    said = mkcfs("verify", image, "--store", place / "store", code=0 if intact else 3)
+    assert ("FAILED" in said) is not intact
 
 
 @check
-def an_object_swapped_for_another_sealed_one_is_refused(place: Path) -> None:
+def an_object_swapped_for_a_sealed_one_of_its_size_is_refused(place: Path) -> None:
     def swap(victim: Path, other: Path) -> None:
+        assert victim.stat().st_size == other.stat().st_size
         victim.unlink()
         shutil.copyfile(other, victim)
         seal(victim)
@@ -219,14 +245,25 @@ def an_object_swapped_for_another_sealed_one_is_refused(place: Path) -> None:
 
 
 @check
-def an_object_without_verity_is_refused(place: Path) -> None:
-    def unseal(victim: Path, _other: Path) -> None:
+def an_object_with_one_bit_flipped_and_sealed_again_is_refused(place: Path) -> None:
+    def flip(victim: Path, _other: Path) -> None:
         data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
         victim.unlink()
-        data[0] ^= 1
+        victim.write_bytes(data)
+        seal(victim)
+
+    tamper(place, flip)
+
+
+@check
+def a_right_object_without_verity_is_refused(place: Path) -> None:
+    def unseal(victim: Path, _other: Path) -> None:
+        data = victim.read_bytes()
+        victim.unlink()
         victim.write_bytes(data)
 
-    tamper(place, unseal)
+    tamper(place, unseal, intact=True)
 
 
 @check
@@ -246,7 +283,8 @@ def a_link_in_the_place_of_an_object_is_refused(place: Path) -> None:
         victim.unlink()
         victim.symlink_to(f"../{other.parent.name}/{other.name}")
 
-    tamper(place, link)
+    # For the overlay what is no regular file is not there.
+    tamper(place, link, wanted=errno.ENOENT)
 
 
 @check
