@@ -20,6 +20,8 @@ READY := $(VENV)/.ready
 LOWER_READY := $(LOWER)/.ready
 PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c cfstools/native/*.h)
 PIP := -m pip --disable-pip-version-check --quiet
+# A path instead of a finder: the finder would be loaded, and timed, with every start of the command.
+LINKED := --config-settings editable_mode=compat
 WORKERS ?= auto
 # The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal.
 LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/project tests/signing \
@@ -41,14 +43,14 @@ $(READY): $(PACKAGING)
 	@echo "making the environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
-	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP) install --editable . --group dev
+	@PYTHONWARNINGS=ignore $(BIN)/python $(PIP) install --editable . $(LINKED) --group dev
 	@touch $@
 
 $(LOWER_READY): $(PACKAGING)
 	@echo "making the environment in $(LOWER)"
 	@test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
 	@$(LOWER)/bin/python $(PIP) install --upgrade 'pip>=25.1'
-	@PYTHONWARNINGS=ignore $(LOWER)/bin/python $(PIP) install --editable . --group lower
+	@PYTHONWARNINGS=ignore $(LOWER)/bin/python $(PIP) install --editable . $(LINKED) --group lower
 	@touch $@
 
 demo: $(READY)

@@ -6,24 +6,27 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
 from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import automatic_whiteouts, format_word, plan_image, select_version
-from cfstools.formats.listing import object_payloads
+from cfstools.formats.listing import object_digests, object_payloads
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.oci import OciReport, kept_objects
-from cfstools.sources.open import ImagePlace, OciRequest, SourceTree, find_image, open_source
+from cfstools.sources.oci_request import ImagePlace, OciRequest
+from cfstools.sources.open import SourceTree, find_image, open_source
 from cfstools.store import Blobs, DigestCache, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
 from cfstools.store.scratch import FsVerity
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
+
+if TYPE_CHECKING:
+    from cfstools.sources.oci import OciReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +180,7 @@ def build(
             plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
         if writer is not None:
             # Objects that a later layer or a filter took out of the tree are not kept.
-            writer.commit(kept_objects(tree.root) if container else None)
+            writer.commit(object_digests(tree.root) if container else None)
         digest = output.write(plan, params)
         stored = writer.report if writer is not None else NOTHING_STORED
     missing = _count_missing(tree, stores)

@@ -13,7 +13,8 @@ from cfstools.formats.composefs import format_word, plan_image
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.open import ImagePlace, find_image, open_source
+from cfstools.sources.oci_request import ImagePlace
+from cfstools.sources.open import find_image, open_source
 from cfstools.store.ingest import ingest
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree

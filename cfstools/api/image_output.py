@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from cfstools.api.envelopes import envelope_path, read_envelope
-from cfstools.api.output import OutputFile, Sink, output_file
-from cfstools.api.sign import SignedImage, extended
-from cfstools.errors import SignatureInvalid, UsageError, naming, shown_path
-from cfstools.formats.composefs import ImagePlan, format_word
-from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
+from cfstools.api.output import Sink, output_file
 from cfstools.verity import MerkleHasher, Params
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from cfstools.api.image_signing import Target
+    from cfstools.formats.composefs import ImagePlan
+    from cfstools.signing import Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +26,6 @@ class Signing:
     output: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """Where a signature goes, found out before any work: beside the image unless ``path`` is ``None``."""
-
-    keys: Sequence[Signer]
-    path: bytes | None
-    existing: bytes | None
-
-
 class ImageOutput:
     """Where an image goes: the path of a file, a stream, or nowhere, when only its digest is wanted.
 
@@ -46,7 +35,11 @@ class ImageOutput:
 
     def __init__(self, image: bytes | BinaryIO | None, signing: Signing | None = None) -> None:
         self._image = image
-        self._target = None if signing is None else _target(image, signing)
+        self._target: Target | None = None
+        if signing is not None:
+            from cfstools.api.image_signing import Target
+
+            self._target = Target(image, signing.keys, attach=signing.attach, output=signing.output)
 
     def write(self, plan: ImagePlan, params: Params) -> bytes:
         """Write the image and return its fs-verity digest.
@@ -56,92 +49,30 @@ class ImageOutput:
         """
         hasher = MerkleHasher(params)
         if not isinstance(self._image, bytes):
-            _emit(plan, hasher, self._image)
-        elif self._target is None:
-            with output_file(self._image) as file:
-                _emit(plan, hasher, file)
-        else:
-            with output_file(self._image) as file:
-                plain = _Sha256Sink(file)
-                _emit(plan, hasher, plain)
-                signed = SignedImage(
-                    digests=ImageDigests(size=plan.size, sha256=plain.digest(), fsverity=hasher.digest()),
-                    format=format_word(plan.header.composefs_version, params.algorithm),
-                    algorithm=params.algorithm,
-                )
-                _write_signature(self._target, signed.statement(self._image), plan.size, file)
+            _emit(plan, [hasher.update], self._image)
+            return hasher.digest()
+        with output_file(self._image) as file:
+            if self._target is None:
+                _emit(plan, [hasher.update], file)
+            else:
+                _emit(plan, [hasher.update, self._target.update], file)
+                self._target.write(plan, hasher.digest(), file)
         return hasher.digest()
 
     @property
     def signature(self) -> str | None:
         """The file the signature goes to, ``None`` without one."""
-        if self._target is None or not isinstance(self._image, bytes):
-            return None
-        return shown_path(self._target.path or self._image)
+        return None if self._target is None else self._target.name
 
     @property
     def key_ids(self) -> tuple[str, ...]:
         """The ids of the keys the image is signed with."""
-        return () if self._target is None else tuple(sorted({key.verifier.key_id for key in self._target.keys}))
+        return () if self._target is None else self._target.key_ids
 
 
-class _Sha256Sink:
-    """Hands bytes on and takes their SHA-256."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._hash = hashlib.sha256()
-
-    def write(self, data: Buffer) -> None:
-        self._hash.update(data)
-        self._sink.write(data)
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
-
-
-def _target(image: bytes | BinaryIO | None, signing: Signing) -> _Target:
-    if not isinstance(image, bytes):
-        raise UsageError("only an image that is written to a file can be signed")
-    if not signing.keys:
-        raise UsageError("there is no key to sign with")
-    if signing.attach:
-        if signing.output is not None:
-            raise UsageError("an attached signature is in the image: it has no file of its own")
-        return _Target(keys=signing.keys, path=None, existing=None)
-    path = signing.output or envelope_path(image)
-    existing = read_envelope(path)
-    if existing is not None:
-        with naming(path):
-            try:
-                parse_envelope(existing)
-            except SignatureInvalid as error:
-                error.hint = "it may be somebody else's, so it is not replaced; delete it if it is not needed"
-                raise
-    return _Target(keys=signing.keys, path=path, existing=existing)
-
-
-def _write_signature(target: _Target, statement: bytes, image_size: int, file: OutputFile) -> None:
-    if target.path is None:
-        file.write(make_trailer(image_size, sign_envelope(statement, target.keys)))
-        return
-    file.sync()
-    envelope = _renewed(target.existing, statement, target.keys)
-    if envelope != target.existing:
-        with output_file(target.path) as beside:
-            beside.write(envelope)
-
-
-def _renewed(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -> bytes:
-    """The *existing* envelope if it is for the same image, with what is missing; else a new one."""
-    try:
-        return extended(existing, statement, keys)
-    except SignatureInvalid:
-        return sign_envelope(statement, keys)
-
-
-def _emit(plan: ImagePlan, hasher: MerkleHasher, sink: Sink | None) -> None:
+def _emit(plan: ImagePlan, hashers: Sequence[Callable[[Buffer], None]], sink: Sink | None) -> None:
     for chunk in plan.chunks():
-        hasher.update(chunk)
+        for update in hashers:
+            update(chunk)
         if sink is not None:
             sink.write(chunk)

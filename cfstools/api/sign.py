@@ -127,7 +127,7 @@ def sign_for_kernel(
     *certificate* is the path of the key's certificate in PEM. Raises InputError, ImageError, KeyUnusable, and
     UsageError for an image with a signature attached: the kernel's digest is that of the whole file.
     """
-    from cfstools.signing.pkcs7 import sign_kernel  # noqa: PLC0415  (imports cryptography)
+    from cfstools.signing.pkcs7 import sign_kernel
 
     _refuse_image(image, output)
     data = read_image_file(image)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
 from cfstools.cli.params import PATH, given
 from cfstools.errors import UsageError
-from cfstools.oci.compression import DecompressionLimits
-from cfstools.oci.descriptor import Platform, parse_platform
-from cfstools.oci.mapping import KeptXattrs, Mapping
-from cfstools.sources.oci import OciOptions
-from cfstools.sources.open import OciRequest
-from cfstools.tree.layers import DEFAULT_RULES, LayerRules
+from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping
+from cfstools.sources.oci_request import OciOptions, OciRequest
+from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
+
+if TYPE_CHECKING:
+    from cfstools.oci.descriptor import Platform
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULT_LIMITS = DecompressionLimits()
@@ -139,6 +139,8 @@ def platform_of(text: str | None) -> Platform | None:
     """The platform that *text* spells. Raises UsageError."""
     if text is None:
         return None
+    from cfstools.oci.descriptor import parse_platform
+
     try:
         return parse_platform(text)
     except ValueError as error:

@@ -33,6 +33,15 @@ def object_payloads(root: Directory) -> list[bytes]:
     )
 
 
+def object_digests(root: Directory) -> set[bytes]:
+    """The raw digests of all objects the tree needs, as a deferred store writer's ``commit`` takes them."""
+    return {
+        inode.content.digest
+        for inode in iter_inodes(root)
+        if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.digest is not None
+    }
+
+
 def _suffix(inode: Directory | Leaf) -> bytes:
     match inode:
         case Directory():

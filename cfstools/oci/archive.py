@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from cfstools.errors import InputError, LimitExceeded, OciError, TarError, os_error
 from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import Compression, Decompressed, DecompressionLimits, open_compressed, sniff
+from cfstools.oci.choices import DecompressionLimits
+from cfstools.oci.compression import Compression, Decompressed, open_compressed, sniff
 from cfstools.oci.files import missing
 from cfstools.oci.tar import Member, MemberType, TarReader
 from cfstools.oci.tar.stream import READ_SIZE

@@ -7,13 +7,13 @@ import importlib
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
 from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
 from cfstools.oci.bytesource import ByteSource, Read
+from cfstools.oci.choices import DecompressionLimits
 from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
 CHUNK = 1 << 18  # at most so much comes out of a decoder at once
@@ -35,20 +35,6 @@ class Compression(Enum):
     ZSTD = "zstd"
     BZIP2 = "bzip2"
     XZ = "xz"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecompressionLimits:
-    """What a compressed stream may grow to, in bytes; beyond one of them is a :class:`LimitExceeded`.
-
-    The ratio counts only once *ratio_from* bytes have come out: zeros reach 1030:1 in gzip and more in zstd,
-    and a file of zeros in an otherwise small layer is legitimate.
-    """
-
-    total: int = 64 << 30
-    ratio: int = 1000
-    ratio_from: int = 1 << 30
-    window: int = 64 << 20  # history the decoder must keep in memory: what zstd --ultra -21 and xz -9 need
 
 
 def sniff(head: bytes) -> Compression:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
 from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import Compression, DecompressionLimits, open_compressed
+from cfstools.oci.choices import DecompressionLimits, TarLimits
+from cfstools.oci.compression import Compression, open_compressed
 from cfstools.oci.descriptor import Digest, layer_compression
 from cfstools.oci.images import LayerSource
 from cfstools.oci.mapping import XattrKeeper
 from cfstools.oci.streams import READ_SIZE, HashingReader, ReadAhead
-from cfstools.oci.tar import Member, MemberType, TarLimits, TarReader, TarWarning
+from cfstools.oci.tar import Member, MemberType, TarReader, TarWarning
 from cfstools.progress import Progress
 from cfstools.report import Report
 from cfstools.tree.layers import Layer

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from types import MappingProxyType
 
+from cfstools.oci.choices import KeptXattrs
 from cfstools.tree.layers import take_attributes
 from cfstools.tree.model import NO_XATTRS, Directory, Xattrs
-
-
-class Mapping(Enum):
-    """``composefs``: the canonical tree of an image, one digest for one image; ``plain``: as the layers say."""
-
-    COMPOSEFS = "composefs"
-    PLAIN = "plain"
-
-
-class KeptXattrs(Enum):
-    """Which extended attributes stay: ``security.capability`` only, ``user.*`` too, or all."""
-
-    CAPABILITY = "capability"
-    USER = "user"
-    ALL = "all"
 
 
 class XattrKeeper:

@@ -4,53 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cfstools.errors import CheckFailed, FormatError
 from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import DecompressionLimits
+from cfstools.oci.choices import Mapping
 from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
 from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
-from cfstools.oci.mapping import KeptXattrs, Mapping, XattrKeeper, apply_canonical
+from cfstools.oci.mapping import XattrKeeper, apply_canonical
 from cfstools.oci.select import ANY, Choice
-from cfstools.oci.tar import TarLimits
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.oci_contents import LayerContents
+from cfstools.sources.oci_request import DEFAULT_OPTIONS, OciOptions
 from cfstools.store import StoreWriter
-from cfstools.tree.layers import DEFAULT_RULES, MAX_WARNINGS, LayeredTree, LayerRules
-from cfstools.tree.model import Directory, External, RegularFile
+from cfstools.tree.layers import MAX_WARNINGS, LayeredTree
+from cfstools.tree.model import Directory
 from cfstools.tree.resolve import shown
-from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params
 
 _DISK_SYMLINK_MODE = 0o777
-
-
-@dataclass(frozen=True, kw_only=True)
-class OciOptions:
-    """How an image becomes a tree.
-
-    *xattrs* left open is ``security.capability`` for the canonical mapping and all for the plain one. *rules* say
-    what layers may do, the limits what they may ask for; *skip_unknown* passes over members of unknown type.
-    """
-
-    mapping: Mapping = Mapping.COMPOSEFS
-    xattrs: KeptXattrs | None = None
-    rules: LayerRules = DEFAULT_RULES
-    tar_limits: TarLimits = field(default_factory=TarLimits)
-    decompression_limits: DecompressionLimits = field(default_factory=DecompressionLimits)
-    skip_unknown: bool = False
-
-    @property
-    def kept_xattrs(self) -> KeptXattrs:
-        """Which extended attributes stay."""
-        if self.xattrs is not None:
-            return self.xattrs
-        return KeptXattrs.CAPABILITY if self.mapping is Mapping.COMPOSEFS else KeptXattrs.ALL
-
-
-DEFAULT_OPTIONS = OciOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +75,8 @@ def read_oci(
     """Read the image meant, base layer first, in one pass; progress counts bytes of layers as stored.
 
     Contents over 64 bytes go to *writer* while they arrive; without one only their digests, by *params*, are
-    computed. A writer should be ``deferred`` and be told to commit :func:`kept_objects` afterwards, so that nothing
-    is published for an image that turns out wrong, nor for files a later layer removes.
+    computed. A writer should be ``deferred`` and be told to commit the tree's ``object_digests`` afterwards, so
+    that nothing is published for an image that turns out wrong, nor for files a later layer removes.
 
     Raises :class:`CheckFailed` for a manifest, config, layer or DiffID that does not have its digest,
     :class:`FormatError` for anything malformed, :class:`InputError`, :class:`StoreError`.
@@ -136,15 +109,6 @@ def read_oci(
             warnings_dropped=reading.dropped,
         ),
     )
-
-
-def kept_objects(root: Directory) -> set[bytes]:
-    """The digests of all objects that a tree needs, to be given to the writer's ``commit``."""
-    digests: set[bytes] = set()
-    for inode in iter_inodes(root):
-        if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.digest is not None:
-            digests.add(inode.content.digest)
-    return digests
 
 
 def _total(image: ImageSource) -> int | None:

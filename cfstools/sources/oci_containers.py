@@ -7,73 +7,21 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from enum import Enum
 
-from cfstools.errors import FormatError, InputError, LimitExceeded, OciError, UsageError, naming, os_error
+from cfstools.errors import FormatError, InputError, LimitExceeded, UsageError, naming, os_error
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import DecompressionLimits, open_compressed
-from cfstools.oci.descriptor import Digest, parse_digest
+from cfstools.oci.choices import DecompressionLimits
+from cfstools.oci.compression import open_compressed
 from cfstools.oci.files import BlobFiles, DirectoryFiles
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
 from cfstools.oci.tar import TarReader
+from cfstools.sources.oci_request import Form, is_layout
 
 _STDIN = b"-"
 _PEEK = 1 << 16
 # What the members at the top of an image archive are called; a layer hardly begins with one of these.
 _ARCHIVE_TOPS = frozenset({"blobs", "oci-layout", "index.json", "manifest.json", "repositories", "VERSION"})
-
-
-class Form(Enum):
-    """The forms of images; the value is the prefix that asks for it."""
-
-    OCI = "oci"
-    OCI_ARCHIVE = "oci-archive"
-    DOCKER_ARCHIVE = "docker-archive"
-    LAYERS = "layers"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """What a user wrote: the form, the path, and the image's name or digest if one was given."""
-
-    form: Form
-    path: bytes
-    name: str | None = None
-    digest: Digest | None = None
-
-
-def parse_reference(text: bytes) -> Reference | None:
-    """``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, each with ``:NAME`` or ``@DIGEST`` behind it.
-
-    ``None`` when *text* has no such prefix. Paths may hold colons: the shortest part that exists is the path, the
-    whole text first. Raises :class:`UsageError` for a digest that is none.
-    """
-    prefix, colon, rest = text.partition(b":")
-    form = next((form for form in Form if form.value.encode() == prefix), None)
-    if not colon or form is None:
-        return None
-    path, chosen = _split(rest) if form is not Form.LAYERS else (rest, b"")
-    if not path:
-        raise UsageError(f"{os.fsdecode(text)!r} names no path")
-    if chosen.startswith(b"@") and b":" in chosen:
-        try:
-            return Reference(form=form, path=path, digest=parse_digest(os.fsdecode(chosen[1:]), "digest"))
-        except OciError as error:
-            raise UsageError(str(error)) from error
-    name = os.fsdecode(chosen[1:] if chosen.startswith(b":") else chosen) or None
-    return Reference(form=form, path=path, name=name)
-
-
-def _split(rest: bytes) -> tuple[bytes, bytes]:
-    """Path, and the name with its ``:`` or ``@`` (empty: none)."""
-    cuts = [at for at, byte in enumerate(rest) if byte in b":@" and at]
-    if os.path.lexists(rest) or not cuts:
-        return rest, b""
-    cut = next((at for at in cuts if os.path.lexists(rest[:at])), cuts[0])
-    # In ":@1" the name is "@1", the image's number; in "@sha256:…" it is a digest.
-    return rest[:cut], rest[cut:]
 
 
 def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | None:
@@ -83,9 +31,7 @@ def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | 
     archive is ``None`` too.
     """
     if os.path.isdir(path):
-        # A tree that only happens to have one of these is still a tree.
-        files = (os.path.join(path, name) for name in (b"oci-layout", b"index.json"))
-        return Form.OCI if all(map(os.path.isfile, files)) else None
+        return Form.OCI if is_layout(path) else None
     if os.path.exists(path) and not os.path.isfile(path):
         return None  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)

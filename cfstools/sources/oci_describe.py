@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cfstools.oci.compression import DecompressionLimits, open_compressed
+from cfstools.oci.choices import DecompressionLimits
+from cfstools.oci.compression import open_compressed
 from cfstools.oci.images import ImageContainer, LayerSource
 from cfstools.oci.select import ANY, Choice
 from cfstools.oci.streams import READ_SIZE, HashingReader

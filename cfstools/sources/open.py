@@ -6,28 +6,26 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cfstools.errors import FormatError, UsageError, naming
-from cfstools.formats.composefs_reader import TreeReader
-from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
-from cfstools.formats.erofs.reader import Image
 from cfstools.linux.mapping import mapped_file, read_stream
-from cfstools.oci.compression import DecompressionLimits
-from cfstools.oci.descriptor import Digest, Platform
-from cfstools.oci.select import Choice
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
-from cfstools.sources.oci import DEFAULT_OPTIONS, OciOptions, OciReport, read_oci
-from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
-from cfstools.sources.oci_describe import ImageDescription, describe
+from cfstools.sources.oci_request import Form, ImagePlace, OciRequest, is_layout, parse_reference
 from cfstools.store import Blobs, StoreWriter
 from cfstools.tree import Directory
 from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
+
+if TYPE_CHECKING:
+    from cfstools.oci.choices import DecompressionLimits
+    from cfstools.oci.descriptor import Platform
+    from cfstools.sources.oci import OciReport
+    from cfstools.sources.oci_describe import ImageDescription
 
 _IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _DUMP_START = b"/ "
@@ -44,26 +42,6 @@ class SourceTree:
     image: OciReport | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class OciRequest:
-    """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
-    further *layers*, which go over the source as one more layer tar each."""
-
-    platform: Platform | None = None
-    options: OciOptions = DEFAULT_OPTIONS
-    layers: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagePlace:
-    """Where a container image is and which one is meant; without *form* standard input holds it."""
-
-    form: Form | None
-    path: bytes
-    name: str | None = None
-    digest: Digest | None = None
-
-
 def find_image(
     path: bytes, *, from_file: bool = False, layered: bool = False, limits: DecompressionLimits | None = None
 ) -> ImagePlace | None:
@@ -78,10 +56,32 @@ def find_image(
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
     if path == _STDIN:
         return ImagePlace(form=Form.LAYERS if layered else None, path=path)
-    form = recognise(path, limits)
+    form = _recognise(path, limits)
     if form is None and layered and not os.path.isdir(path):
         form = Form.LAYERS
     return None if form is None else ImagePlace(form=form, path=path)
+
+
+def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
+    """The form of what the path holds; what reads containers is loaded only if it may be one."""
+    if os.path.isdir(path):
+        return Form.OCI if is_layout(path) else None
+    if _is_image(path):
+        return None
+    from cfstools.sources.oci_containers import recognise
+
+    return recognise(path, limits)
+
+
+def _is_image(path: bytes) -> bool:
+    """Whether *path* is a file that begins as images of our own do."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb", buffering=0) as file:
+            return file.read(len(_IMAGE_MAGIC)) == _IMAGE_MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -117,6 +117,8 @@ def open_source(
             yield SourceTree(root=source.root, blobs=source, kind="directory")
         return
     elif path == _STDIN and stdin is not None:
+        from cfstools.formats.dump import parse_dump
+
         with naming("standard input"):
             root = parse_dump(read_stream(stdin.read), algorithm=algorithm, strict=strict)
             tree = SourceTree(root=root, blobs=None, kind="dump")
@@ -136,6 +138,10 @@ def _read_image(
     stdin: BinaryIO | None,
     progress: Progress,
 ) -> SourceTree:
+    from cfstools.oci.select import Choice
+    from cfstools.sources.oci import read_oci
+    from cfstools.sources.oci_containers import open_images
+
     choice = Choice(name=place.name, digest=place.digest, platform=oci.platform)
     with open_images(
         place.form,
@@ -158,12 +164,20 @@ def describe_image(
     place: ImagePlace, *, platform: Platform | None = None, stdin: BinaryIO | None = None, progress: Progress = SILENT
 ) -> ImageDescription:
     """What the container image at *place* is, without building it. Raises CfsError of all kinds, naming the path."""
+    from cfstools.oci.select import Choice
+    from cfstools.sources.oci_containers import open_images
+    from cfstools.sources.oci_describe import describe
+
     choice = Choice(name=place.name, digest=place.digest, platform=platform)
     with open_images(place.form, [place.path], stdin=None if stdin is None else stdin.fileno()) as container:
         return describe(container, choice=choice, progress=progress)
 
 
 def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool, strict: bool) -> SourceTree:
+    from cfstools.formats.composefs_reader import TreeReader
+    from cfstools.formats.dump import parse_dump
+    from cfstools.formats.erofs.reader import Image
+
     if from_file or data[: len(_DUMP_START)] == _DUMP_START:
         return SourceTree(root=parse_dump(data, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:

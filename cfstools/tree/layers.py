@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cfstools.errors import FormatError, LimitExceeded, OciError
+from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 from cfstools.tree.links import settle_links
 from cfstools.tree.model import Directory, Entry, HardLink, Leaf, Symlink
 from cfstools.tree.resolve import Find, Walk, normal_parts, shown
 
-MAX_ENTRIES = 1 << 22
-MAX_METADATA = 1 << 30
 MAX_WARNINGS = 1000
 
 _MARKER = b".wh."
@@ -38,20 +37,6 @@ class LayerWarning(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.layer}: {shown(self.path)}: {self.text}"
-
-
-class LayerRules(NamedTuple):
-    """What a stack of layers tolerates: *allow_duplicates* lets the last of several entries of one name win,
-    *strict* turns each warning into an error, *max_entries* and *max_metadata* bound the names of one tree and the
-    bytes of all paths, link targets and extended attributes."""
-
-    allow_duplicates: bool = False
-    strict: bool = False
-    max_entries: int = MAX_ENTRIES
-    max_metadata: int = MAX_METADATA
-
-
-DEFAULT_RULES = LayerRules()
 
 
 class LayeredTree:

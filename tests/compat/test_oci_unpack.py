@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from cfstools.formats.composefs import write_image
-from cfstools.oci.mapping import Mapping
+from cfstools.oci.choices import Mapping
 from cfstools.oci.select import Choice
-from cfstools.sources.oci import OciOptions, OciTree, read_oci
-from cfstools.sources.oci_containers import Form, open_images
+from cfstools.sources.oci import OciTree, read_oci
+from cfstools.sources.oci_containers import open_images
+from cfstools.sources.oci_request import Form, OciOptions
 from cfstools.tree.filters import split_hardlinks, use_epoch
 from cfstools.verity import digest_bytes
 from tests import requirements

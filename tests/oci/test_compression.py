@@ -25,13 +25,8 @@ from hypothesis import strategies as st
 from cfstools.errors import CfsError, CompressionError, LimitExceeded
 from cfstools.oci import compression
 from cfstools.oci.bytesource import ByteSource
-from cfstools.oci.compression import (
-    Compression,
-    Decompressed,
-    DecompressionLimits,
-    open_compressed,
-    sniff,
-)
+from cfstools.oci.choices import DecompressionLimits
+from cfstools.oci.compression import Compression, Decompressed, open_compressed, sniff
 from cfstools.oci.streams import HashingReader
 from cfstools.oci.zstd_frames import parse_frame_header
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfstools.errors import TarError
-from cfstools.oci.tar import Member, MemberType, TarLimits, TarReader
+from cfstools.oci.choices import TarLimits
+from cfstools.oci.tar import Member, MemberType, TarReader
 from tests.oci.tarbytes import END, GNU, file, gnu_long, header, octal, pax, read
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "tar-edge"

@@ -9,7 +9,8 @@ import tracemalloc
 import pytest
 
 from cfstools.errors import TarError, UsageError
-from cfstools.oci.tar import Member, MemberType, TarLimits, TarReader, TarWarning
+from cfstools.oci.choices import TarLimits
+from cfstools.oci.tar import Member, MemberType, TarReader, TarWarning
 from cfstools.oci.tar.numbers import byte_sum, parse_number, parse_time
 from tests.oci.tarbytes import (
     END,

@@ -24,16 +24,18 @@ from cfstools.errors import (
     UsageError,
 )
 from cfstools.formats.composefs import write_image
-from cfstools.oci.compression import DecompressionLimits
+from cfstools.formats.listing import object_digests
+from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
 from cfstools.oci.images import DockerImages, LayerSource, LayerTars, OciImages
-from cfstools.oci.mapping import KeptXattrs, Mapping
-from cfstools.sources.oci import OciOptions, OciTree, kept_objects, read_oci
-from cfstools.sources.oci_containers import Form, open_images, parse_reference, recognise
+from cfstools.sources.oci import OciTree, read_oci
+from cfstools.sources.oci_containers import open_images, recognise
 from cfstools.sources.oci_describe import describe
+from cfstools.sources.oci_request import Form, OciOptions, parse_reference
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.tree.layers import MAX_WARNINGS, LayerRules
+from cfstools.tree.layer_rules import LayerRules
+from cfstools.tree.layers import MAX_WARNINGS
 from cfstools.tree.model import Device, External, HardLink
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.oci import making
@@ -134,10 +136,10 @@ def test_contents_go_to_the_store(tmp_path: Path, compression: str) -> None:
     with writer_to(tmp_path) as writer:
         tree = read(making.image([BASE, TOP], compression), writer=writer)
         assert objects(tmp_path) == []
-        writer.commit(kept_objects(tree.root))
+        writer.commit(object_digests(tree.root))
     expected = {digest_bytes(data) for data in (b"B" * 700_000, b"S" * 5000, b"P" * 65, b"N" * 3000)}
     assert set(objects(tmp_path)) == expected
-    assert kept_objects(tree.root) == expected
+    assert object_digests(tree.root) == expected
     big = entry(tree, "usr/big")
     assert isinstance(big.content, External)
     assert big.content.digest == digest_bytes(b"B" * 700_000)
@@ -286,7 +288,7 @@ def test_an_image_without_layers() -> None:
 
 def refused(tmp_path: Path, files: dict[str, bytes], error: type[CfsError], what: str, code: int) -> None:
     with pytest.raises(error, match=what) as caught, writer_to(tmp_path / "store") as writer:
-        writer.commit(kept_objects(read(files, writer=writer).root))
+        writer.commit(object_digests(read(files, writer=writer).root))
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
     assert objects(tmp_path / "store") == []

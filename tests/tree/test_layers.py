@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.errors import LimitExceeded, OciError
-from cfstools.tree.layers import MAX_WARNINGS, Layer, LayeredTree, LayerRules
+from cfstools.tree.layer_rules import LayerRules
+from cfstools.tree.layers import MAX_WARNINGS, Layer, LayeredTree
 from cfstools.tree.links import settle_links
 from cfstools.tree.model import Device, Directory, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import iter_entries

@@ -1,7 +1,7 @@
 """A strict tar reader on bytes (OCI reading, section 3.3)."""
 
 from cfstools.oci.tar.layout import MemberType
-from cfstools.oci.tar.member import Member, SparseMap, TarLimits, TarWarning
+from cfstools.oci.tar.member import Member, SparseMap, TarWarning
 from cfstools.oci.tar.reader import Chunk, TarReader
 
-__all__ = ["Chunk", "Member", "MemberType", "SparseMap", "TarLimits", "TarReader", "TarWarning"]
+__all__ = ["Chunk", "Member", "MemberType", "SparseMap", "TarReader", "TarWarning"]

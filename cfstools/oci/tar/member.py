@@ -9,21 +9,6 @@ from cfstools.oci.tar.layout import MemberType
 from cfstools.tree.model import Xattrs
 
 
-@dataclass(frozen=True, kw_only=True)
-class TarLimits:
-    """Named maxima of what an archive may ask for; sizes in bytes. Beyond one of them is a ``TarError``."""
-
-    extension: int = 1 << 20  # data of one extended header (PAX records, GNU long names)
-    path: int = 4096  # a member's name or a hard link's target
-    component: int = 255  # one component of a path, as the kernel's NAME_MAX
-    symlink: int = 4095  # a symbolic link's target
-    xattr_name: int = 255
-    xattr_value: int = 1 << 16
-    sparse_extents: int = 1 << 18  # data regions of one sparse file
-    holes: int = 64 << 30  # zeros made up for the holes of all sparse files together
-    members: int = 1 << 23
-
-
 class SparseMap(NamedTuple):
     """Where the data of a sparse file stands: (offset, length) in ascending order; all else is zeros."""
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from cfstools.errors import TarError
-from cfstools.oci.tar.member import TarLimits, label
+from cfstools.oci.choices import TarLimits
+from cfstools.oci.tar.member import label
 from cfstools.oci.tar.numbers import parse_decimal, parse_time
 
 _SCHILY = b"SCHILY.xattr."

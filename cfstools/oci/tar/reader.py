@@ -7,10 +7,11 @@ from zlib import adler32
 
 from cfstools.errors import TarError, UsageError
 from cfstools.oci.bytesource import Read
+from cfstools.oci.choices import TarLimits
 from cfstools.oci.tar import layout, sparse
 from cfstools.oci.tar.headers import LINKS, RawHeader, apply, bad_number, prefixed
 from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER, ZERO_BLOCK, Header, MemberType
-from cfstools.oci.tar.member import Member, SparseMap, TarLimits, TarWarning, label
+from cfstools.oci.tar.member import Member, SparseMap, TarWarning, label
 from cfstools.oci.tar.numbers import cached_number, checksum_holds, parse_number
 from cfstools.oci.tar.pax import Extension, interpret, parse_records
 from cfstools.oci.tar.stream import READ_SIZE, Stream

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from cfstools.errors import TarError
+from cfstools.oci.choices import TarLimits
 from cfstools.oci.tar import layout
 from cfstools.oci.tar.layout import BLOCK
-from cfstools.oci.tar.member import SparseMap, TarLimits
+from cfstools.oci.tar.member import SparseMap
 from cfstools.oci.tar.numbers import parse_decimal, parse_number
 from cfstools.oci.tar.pax import Extension
 

@@ -1,0 +1,123 @@
+"""What a user asks for when a source may be a container image: where it is, which one, and how it becomes a tree.
+
+What reads such an image is loaded only where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from cfstools.errors import OciError, UsageError
+from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
+from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
+
+if TYPE_CHECKING:
+    from cfstools.oci.descriptor import Digest, Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciOptions:
+    """How an image becomes a tree.
+
+    *xattrs* left open is ``security.capability`` for the canonical mapping and all for the plain one. *rules* say
+    what layers may do, the limits what they may ask for; *skip_unknown* passes over members of unknown type.
+    """
+
+    mapping: Mapping = Mapping.COMPOSEFS
+    xattrs: KeptXattrs | None = None
+    rules: LayerRules = DEFAULT_RULES
+    tar_limits: TarLimits = field(default_factory=TarLimits)
+    decompression_limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    skip_unknown: bool = False
+
+    @property
+    def kept_xattrs(self) -> KeptXattrs:
+        """Which extended attributes stay."""
+        if self.xattrs is not None:
+            return self.xattrs
+        return KeptXattrs.CAPABILITY if self.mapping is Mapping.COMPOSEFS else KeptXattrs.ALL
+
+
+DEFAULT_OPTIONS = OciOptions()
+
+
+class Form(Enum):
+    """The forms of images; the value is the prefix that asks for it."""
+
+    OCI = "oci"
+    OCI_ARCHIVE = "oci-archive"
+    DOCKER_ARCHIVE = "docker-archive"
+    LAYERS = "layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a user wrote: the form, the path, and the image's name or digest if one was given."""
+
+    form: Form
+    path: bytes
+    name: str | None = None
+    digest: Digest | None = None
+
+
+def parse_reference(text: bytes) -> Reference | None:
+    """``oci:DIR``, ``oci-archive:FILE``, ``docker-archive:FILE``, each with ``:NAME`` or ``@DIGEST`` behind it.
+
+    ``None`` when *text* has no such prefix. Paths may hold colons: the shortest part that exists is the path, the
+    whole text first. Raises :class:`UsageError` for a digest that is none.
+    """
+    prefix, colon, rest = text.partition(b":")
+    form = next((form for form in Form if form.value.encode() == prefix), None)
+    if not colon or form is None:
+        return None
+    path, chosen = _split(rest) if form is not Form.LAYERS else (rest, b"")
+    if not path:
+        raise UsageError(f"{os.fsdecode(text)!r} names no path")
+    if chosen.startswith(b"@") and b":" in chosen:
+        from cfstools.oci.descriptor import parse_digest
+
+        try:
+            return Reference(form=form, path=path, digest=parse_digest(os.fsdecode(chosen[1:]), "digest"))
+        except OciError as error:
+            raise UsageError(str(error)) from error
+    name = os.fsdecode(chosen[1:] if chosen.startswith(b":") else chosen) or None
+    return Reference(form=form, path=path, name=name)
+
+
+def _split(rest: bytes) -> tuple[bytes, bytes]:
+    """Path, and the name with its ``:`` or ``@`` (empty: none)."""
+    cuts = [at for at, byte in enumerate(rest) if byte in b":@" and at]
+    if os.path.lexists(rest) or not cuts:
+        return rest, b""
+    cut = next((at for at in cuts if os.path.lexists(rest[:at])), cuts[0])
+    # In ":@1" the name is "@1", the image's number; in "@sha256:…" it is a digest.
+    return rest[:cut], rest[cut:]
+
+
+def is_layout(path: bytes) -> bool:
+    """Whether the directory *path* is an OCI layout."""
+    # A tree that only happens to have one of these is still a tree.
+    return all(os.path.isfile(os.path.join(path, name)) for name in (b"oci-layout", b"index.json"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OciRequest:
+    """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
+    further *layers*, which go over the source as one more layer tar each."""
+
+    platform: Platform | None = None
+    options: OciOptions = DEFAULT_OPTIONS
+    layers: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlace:
+    """Where a container image is and which one is meant; without *form* standard input holds it."""
+
+    form: Form | None
+    path: bytes
+    name: str | None = None
+    digest: Digest | None = None
