@@ -32,6 +32,7 @@ from cfstools.tree import (
     Unread,
     Xattrs,
 )
+from cfstools.tree.model import KINDS
 from cfstools.tree.walk import iter_entries
 from cfstools.tree.xattrs import XattrBuilder, check_xattr_space
 from cfstools.verity import Algorithm
@@ -48,7 +49,6 @@ PARENT_MARKS = ((ESCAPED + b"whiteouts", b""), (b"user.overlay.whiteouts", b""))
 PARENT_MARKS_V1 = (*PARENT_MARKS, (ESCAPED + b"opaque", b"x"), (b"user.overlay.opaque", b"x"))
 METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt.METACOPY_SHA512}
 
-_KINDS = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External)
 _CHUNK = 1 << 20
 _HIDING_NAMES = [b"%02x" % number for number in range(256)]
 _HIDING_MODE = stat.S_IFCHR | 0o644
@@ -124,7 +124,7 @@ def plan_image(
     # The native function leaves trees with whiteouts to us, and so decides nothing about versions.
     version = select_version(min_version, max_version, has_whiteout=False)
     encoded = native.encode_tree(
-        root, _KINDS, rewrite_xattrs, METACOPY_HEADERS[algorithm], algorithm.digest_size, version
+        root, KINDS, rewrite_xattrs, METACOPY_HEADERS[algorithm], algorithm.digest_size, version
     )
     if encoded is not None:
         return _Encoded(image=encoded[0], inode_count=encoded[1])

@@ -4,6 +4,7 @@
  * Python, which says what the text means and what is wrong with it. */
 #include <string.h>
 
+#include "disk.h"
 #include "model.h"
 #include "native.h"
 
@@ -12,7 +13,6 @@
 #define INLINE_LENGTH_MAX 5000
 #define EXTERNAL_SIZE_MAX ((uint64_t)1024 << 43)
 #define DIGEST_MAX 64
-#define NUMBERS 1024
 
 enum { PATH, SIZE, MODE, NLINK, UID, GID, RDEV, MTIME, PAYLOAD, CONTENT, DIGEST, XATTRS, FIELDS };
 enum { TYPE_FIFO = 0x1, TYPE_CHR = 0x2, TYPE_DIR = 0x4, TYPE_BLK = 0x6, TYPE_REG = 0x8, TYPE_LNK = 0xa, TYPE_SOCK = 0xc };
@@ -33,8 +33,7 @@ struct parser {
     PyObject *directories, *xattrs, *no_xattrs; /* borrowed */
     size_t digits;
     int strict;
-    PyObject *numbers[NUMBERS]; /* numbers met lately, by their low bits */
-    uint64_t values[NUMBERS];
+    struct numbers numbers;
     const uint8_t *parent_path; /* of the line before; entries of its parent, borrowed */
     size_t parent_size;
     PyObject *entries;
@@ -43,7 +42,7 @@ struct parser {
     PyObject *xattr_value;
 };
 
-enum outcome { DONE, LEFT, FAILED };
+
 
 /* After a call that failed: an ordinary exception is for Python to raise again, with the place. */
 static enum outcome leave(void) {
@@ -52,13 +51,6 @@ static enum outcome leave(void) {
     PyErr_Clear();
     return LEFT;
 }
-
-#define TRY(expression)                                                                                                \
-    do {                                                                                                               \
-        const enum outcome tried = (expression);                                                                       \
-        if (tried != DONE)                                                                                             \
-            return tried;                                                                                              \
-    } while (0)
 
 static int is_unset(struct field field) { return field.size == 1 && field.data[0] == '-'; }
 
@@ -113,32 +105,8 @@ static enum outcome parse_numbers(struct line *line) {
     return DONE;
 }
 
-/* A new reference to a number; those that repeat are one object. */
-static PyObject *number_object(struct parser *p, uint64_t value) {
-    const size_t at = (value ^ value >> 17) % NUMBERS;
-    if (p->numbers[at] == NULL || p->values[at] != value) {
-        PyObject *fresh = PyLong_FromUnsignedLongLong(value);
-        if (fresh == NULL)
-            return NULL;
-        Py_XDECREF(p->numbers[at]);
-        p->numbers[at] = fresh;
-        p->values[at] = value;
-    }
-    return Py_NewRef(p->numbers[at]);
-}
-
 static int set_number(struct parser *p, PyObject *object, enum attribute attribute, uint64_t value) {
-    PyObject *number = number_object(p, value);
-    const int failed = number == NULL || model_set(&p->model, object, attribute, number);
-    Py_XDECREF(number);
-    return failed;
-}
-
-/* Sets an attribute to `value`, whose reference is taken over and which may be NULL with an exception. */
-static int set_taken(struct parser *p, PyObject *object, enum attribute attribute, PyObject *value) {
-    const int failed = value == NULL || model_set(&p->model, object, attribute, value);
-    Py_XDECREF(value);
-    return failed;
+    return model_set_taken(&p->model, object, attribute, numbers_get(&p->numbers, value));
 }
 
 static PyObject *bytes_of(struct field field) {
@@ -270,8 +238,8 @@ static enum outcome make_external(struct parser *p, const struct line *line, PyO
         Py_XDECREF(value);
         return FAILED;
     }
-    if (set_taken(p, *out, A_DIGEST, value) ||
-        set_taken(p, *out, A_PAYLOAD, is_unset(payload) ? Py_NewRef(Py_None) : bytes_of(payload))) {
+    if (model_set_taken(&p->model, *out, A_DIGEST, value) ||
+        model_set_taken(&p->model, *out, A_PAYLOAD, is_unset(payload) ? Py_NewRef(Py_None) : bytes_of(payload))) {
         Py_CLEAR(*out);
         return FAILED;
     }
@@ -318,12 +286,12 @@ static enum outcome fill(struct parser *p, PyObject *inode, int kind, const stru
     if (set_number(p, inode, A_NLINK, kind == K_DIRECTORY ? 1 : line->nlink))
         return FAILED;
     switch (kind) {
-    case K_DIRECTORY: failed = set_taken(p, inode, A_ENTRIES, PyDict_New()); break;
+    case K_DIRECTORY: failed = model_set_taken(&p->model, inode, A_ENTRIES, PyDict_New()); break;
     case K_FILE:
         TRY(make_content(p, line, &content));
-        failed = set_taken(p, inode, A_CONTENT, content) || set_number(p, inode, A_SIZE, line->size);
+        failed = model_set_taken(&p->model, inode, A_CONTENT, content) || set_number(p, inode, A_SIZE, line->size);
         break;
-    case K_SYMLINK: failed = set_taken(p, inode, A_TARGET, bytes_of(line->fields[PAYLOAD])); break;
+    case K_SYMLINK: failed = model_set_taken(&p->model, inode, A_TARGET, bytes_of(line->fields[PAYLOAD])); break;
     case K_DEVICE:
         failed = set_number(p, inode, A_RDEV, line->rdev & UINT32_MAX) || set_number(p, inode, A_DEVICE_SIZE, line->size);
         break;
@@ -413,7 +381,6 @@ PyObject *native_parse_lines(PyObject *module, PyObject *args) {
         result = Py_BuildValue("(nn)", start, lines);
     model_close(&p.model);
     Py_XDECREF(p.xattr_value);
-    for (int i = 0; i < NUMBERS; i++)
-        Py_XDECREF(p.numbers[i]);
+    numbers_close(&p.numbers);
     return result;
 }

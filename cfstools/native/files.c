@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "model.h"
 #include "native.h"
 
 #define DESCRIPTOR_SIZE 256
@@ -396,6 +397,47 @@ PyObject *native_digest_files(PyObject *module, PyObject *args) {
     PyBuffer_Release(&descriptor);
     PyBuffer_Release(&prefixes);
     return result;
+}
+
+/* The contents that (digest, size, place) stands for. */
+static PyObject *external_of(const struct model *model, PyObject *item) {
+    char *digest, name[2 * DIGEST_MAX + 2];
+    Py_ssize_t size;
+    if (PyTuple_Size(item) != 3 || PyBytes_AsStringAndSize(PyTuple_GetItem(item, 0), &digest, &size) < 0)
+        return NULL;
+    if (size < 1 || size > DIGEST_MAX) {
+        PyErr_SetString(PyExc_ValueError, "not a digest");
+        return NULL;
+    }
+    /* "ab/cdef..." */
+    hex((const uint8_t *)digest, 1, name);
+    name[2] = '/';
+    hex((const uint8_t *)digest + 1, (size_t)size - 1, name + 3);
+    PyObject *external = model_new(model, K_EXTERNAL);
+    if (external != NULL && (model_set(model, external, A_DIGEST, PyTuple_GetItem(item, 0)) ||
+                             model_set_taken(model, external, A_PAYLOAD, PyBytes_FromStringAndSize(name, 2 * size + 1))))
+        Py_CLEAR(external);
+    return external;
+}
+
+PyObject *native_make_contents(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *digested, *kinds, *results = NULL;
+    struct model model;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &digested, &PyTuple_Type, &kinds))
+        return NULL;
+    if (model_open(&model, kinds) == 0)
+        results = PyList_New(PyList_Size(digested));
+    for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
+        PyObject *item = PyList_GetItem(digested, i); /* borrowed; nothing here changes the list */
+        PyObject *made = item == NULL ? NULL : PyTuple_Check(item) ? external_of(&model, item) : Py_NewRef(item);
+        if (made == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SetItem(results, i, made);
+    }
+    model_close(&model);
+    return results;
 }
 
 /* --- one range of a large file --- */

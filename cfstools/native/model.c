@@ -26,12 +26,14 @@ static const struct {
     [A_LINKED] = {K_LINK, "inode"},
     [A_DIGEST] = {K_EXTERNAL, "digest"},
     [A_PAYLOAD] = {K_EXTERNAL, "payload"},
+    [A_PATH] = {K_UNREAD, "path"},
+    [A_STAMP] = {K_UNREAD, "stamp"},
 };
 
 int model_open(struct model *model, PyObject *kinds) {
     memset(model, 0, sizeof *model);
     if (PyTuple_Size(kinds) != KINDS) {
-        PyErr_SetString(PyExc_ValueError, "there must be eight kinds");
+        PyErr_SetString(PyExc_ValueError, "there must be nine kinds");
         return -1;
     }
     for (int i = 0; i < KINDS; i++) {
@@ -72,4 +74,28 @@ int model_set(const struct model *model, PyObject *object, enum attribute attrib
 
 PyObject *model_new(const struct model *model, enum kind kind) {
     return model->allocate[kind]((PyTypeObject *)model->kinds[kind], 0);
+}
+
+int model_set_taken(const struct model *model, PyObject *object, enum attribute attribute, PyObject *value) {
+    const int failed = value == NULL || model_set(model, object, attribute, value);
+    Py_XDECREF(value);
+    return failed;
+}
+
+PyObject *numbers_get(struct numbers *numbers, uint64_t value) {
+    const size_t at = (value ^ value >> 17) % NUMBERS;
+    if (numbers->objects[at] == NULL || numbers->values[at] != value) {
+        PyObject *fresh = PyLong_FromUnsignedLongLong(value);
+        if (fresh == NULL)
+            return NULL;
+        Py_XDECREF(numbers->objects[at]);
+        numbers->objects[at] = fresh;
+        numbers->values[at] = value;
+    }
+    return Py_NewRef(numbers->objects[at]);
+}
+
+void numbers_close(struct numbers *numbers) {
+    for (int i = 0; i < NUMBERS; i++)
+        Py_CLEAR(numbers->objects[i]);
 }

@@ -4,13 +4,13 @@
 
 #include "native.h"
 
-enum kind { K_DIRECTORY, K_FILE, K_SYMLINK, K_DEVICE, K_FIFO, K_SOCKET, K_LINK, K_EXTERNAL, KINDS };
+enum kind { K_DIRECTORY, K_FILE, K_SYMLINK, K_DEVICE, K_FIFO, K_SOCKET, K_LINK, K_EXTERNAL, K_UNREAD, KINDS };
 
 /* Attributes that every inode has come first; A_MODE to A_NLINK are those of any kind of inode. */
 enum attribute {
     A_MODE, A_UID, A_GID, A_SEC, A_NSEC, A_XATTRS, A_NLINK,
     A_ENTRIES, A_SIZE, A_CONTENT, A_TARGET, A_RDEV, A_DEVICE_SIZE, A_FIFO_SIZE, A_SOCKET_SIZE,
-    A_LINKED, A_DIGEST, A_PAYLOAD, ATTRIBUTES
+    A_LINKED, A_DIGEST, A_PAYLOAD, A_PATH, A_STAMP, ATTRIBUTES
 };
 
 struct model {
@@ -29,5 +29,18 @@ void model_close(struct model *model);
 PyObject *model_get(const struct model *model, PyObject *object, enum attribute attribute);
 int model_set(const struct model *model, PyObject *object, enum attribute attribute, PyObject *value);
 PyObject *model_new(const struct model *model, enum kind kind);
+
+/* As model_set; takes over the reference to `value`, which may be NULL with an exception. */
+int model_set_taken(const struct model *model, PyObject *object, enum attribute attribute, PyObject *value);
+
+/* Numbers met lately: those that repeat are one object. All zero at first. */
+#define NUMBERS 1024
+struct numbers {
+    PyObject *objects[NUMBERS]; /* by their low bits */
+    uint64_t values[NUMBERS];
+};
+
+PyObject *numbers_get(struct numbers *numbers, uint64_t value);
+void numbers_close(struct numbers *numbers);
 
 #endif

@@ -11,6 +11,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "model.h"
 #include "native.h"
 
 #define SYS_GETXATTRAT 464
@@ -150,41 +151,177 @@ static PyObject *record_of(const struct entry *entry) {
                          (long)s->st_ctim.tv_nsec, xattrs, target);
 }
 
+/* --- inodes --- */
+
+/* What inodes are made of, as native.stat_names is given it. */
+struct maker {
+    struct model model;
+    PyObject *stamp, *no_xattrs, *known; /* borrowed: a class, a mapping, a dictionary of mappings */
+    int use_epoch, hardlinks;
+    newfunc new_tuple;
+    struct numbers numbers;
+    const char *prefix;
+    Py_ssize_t prefix_size;
+};
+
+static int maker_open(struct maker *maker, PyObject *parts) {
+    PyObject *kinds;
+    memset(maker, 0, sizeof *maker);
+    if (!PyArg_ParseTuple(parts, "O!OOO!pp", &PyTuple_Type, &kinds, &maker->stamp, &maker->no_xattrs, &PyDict_Type,
+                          &maker->known, &maker->use_epoch, &maker->hardlinks))
+        return -1;
+    if (!PyType_Check(maker->stamp) || !PyType_IsSubtype((PyTypeObject *)maker->stamp, &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple");
+        return -1;
+    }
+    maker->new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+    return model_open(&maker->model, kinds);
+}
+
+static void maker_close(struct maker *maker) {
+    model_close(&maker->model);
+    numbers_close(&maker->numbers);
+}
+
+/* Whether a time can be told in 64 bits of nanoseconds without a sign. */
+static int is_ordinary(const struct timespec *time) { return time->tv_sec >= 0 && time->tv_sec < (int64_t)1 << 33; }
+
+/* Whether the entry becomes an inode at once; anything else needs somebody who knows the other entries. */
+static int is_plain(const struct maker *maker, const struct entry *entry) {
+    const struct stat *s = &entry->status;
+    return !entry->failed && !entry->unsure && (S_ISREG(s->st_mode) || S_ISLNK(s->st_mode)) &&
+           (s->st_nlink < 2 || !maker->hardlinks) && is_ordinary(&s->st_mtim) && is_ordinary(&s->st_ctim);
+}
+
+/* The attributes of an entry, borrowed; NULL without an exception if these were not met before. */
+static PyObject *known_xattrs(const struct maker *maker, const struct entry *entry) {
+    if (entry->xattr_count == 0)
+        return maker->no_xattrs;
+    PyObject *pairs = xattrs_of(entry);
+    PyObject *known = pairs != NULL ? PyDict_GetItemWithError(maker->known, pairs) : NULL;
+    Py_XDECREF(pairs);
+    return known;
+}
+
+static PyObject *nanoseconds_of(const struct timespec *time) {
+    return PyLong_FromLongLong((long long)time->tv_sec * 1000000000 + time->tv_nsec);
+}
+
+static PyObject *stamp_of(struct maker *maker, const struct stat *s) {
+    PyObject *fields = PyTuple_New(5), *stamp = NULL;
+    PyObject *values[5] = {numbers_get(&maker->numbers, s->st_dev), PyLong_FromUnsignedLongLong(s->st_ino),
+                           PyLong_FromLongLong(s->st_size), nanoseconds_of(&s->st_mtim), nanoseconds_of(&s->st_ctim)};
+    int missing = fields == NULL;
+    for (int i = 0; i < 5; i++)
+        if (fields == NULL || values[i] == NULL) {
+            missing = 1;
+            Py_XDECREF(values[i]);
+        } else {
+            PyTuple_SetItem(fields, i, values[i]);
+        }
+    PyObject *arguments = missing ? NULL : PyTuple_Pack(1, fields);
+    if (arguments != NULL)
+        stamp = maker->new_tuple((PyTypeObject *)maker->stamp, arguments, NULL);
+    Py_XDECREF(arguments);
+    Py_XDECREF(fields);
+    return stamp;
+}
+
+/* Contents still to be read. */
+static PyObject *unread_of(struct maker *maker, const struct entry *entry) {
+    const size_t name_size = strlen(entry->name), prefix_size = (size_t)maker->prefix_size;
+    PyObject *unread = model_new(&maker->model, K_UNREAD);
+    PyObject *path = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix_size + name_size));
+    if (path != NULL) {
+        memcpy(PyBytes_AsString(path), maker->prefix, prefix_size);
+        memcpy(PyBytes_AsString(path) + prefix_size, entry->name, name_size);
+    }
+    if (unread == NULL)
+        Py_XDECREF(path);
+    else if (model_set_taken(&maker->model, unread, A_PATH, path) ||
+             model_set_taken(&maker->model, unread, A_STAMP, stamp_of(maker, &entry->status)))
+        Py_CLEAR(unread);
+    return unread;
+}
+
+static int set_number(struct maker *maker, PyObject *inode, enum attribute attribute, uint64_t value) {
+    return model_set_taken(&maker->model, inode, attribute, numbers_get(&maker->numbers, value));
+}
+
+static int fill(struct maker *maker, PyObject *inode, const struct entry *entry, PyObject *xattrs) {
+    const struct stat *s = &entry->status;
+    const struct model *model = &maker->model;
+    const struct timespec none = {0, 0}, *time = maker->use_epoch ? &none : &s->st_mtim;
+    if (set_number(maker, inode, A_MODE, s->st_mode) || set_number(maker, inode, A_UID, s->st_uid) ||
+        set_number(maker, inode, A_GID, s->st_gid) || set_number(maker, inode, A_SEC, (uint64_t)time->tv_sec) ||
+        set_number(maker, inode, A_NSEC, (uint64_t)time->tv_nsec) || set_number(maker, inode, A_NLINK, 1) ||
+        model_set(model, inode, A_XATTRS, xattrs))
+        return -1;
+    if (S_ISLNK(s->st_mode))
+        return model_set_taken(model, inode, A_TARGET,
+                               PyBytes_FromStringAndSize(entry->target, (Py_ssize_t)entry->target_size));
+    return model_set_taken(model, inode, A_SIZE, PyLong_FromLongLong(s->st_size)) ||
+           model_set_taken(model, inode, A_CONTENT,
+                           s->st_size > 0 ? unread_of(maker, entry) : PyBytes_FromStringAndSize(NULL, 0));
+}
+
+/* The inode of an entry; a record where it takes more than is known here. */
+static PyObject *make_inode(struct maker *maker, const struct entry *entry) {
+    PyObject *xattrs = is_plain(maker, entry) ? known_xattrs(maker, entry) : NULL;
+    if (xattrs == NULL)
+        return PyErr_Occurred() ? NULL : record_of(entry);
+    PyObject *inode = model_new(&maker->model, S_ISLNK(entry->status.st_mode) ? K_SYMLINK : K_FILE);
+    if (inode != NULL && fill(maker, inode, entry, xattrs))
+        Py_CLEAR(inode);
+    return inode;
+}
+
+static int parse_names(PyObject *items, struct entry *entries, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *text;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(items, i), &text, NULL) < 0)
+            return -1;
+        entries[i].name = text;
+    }
+    return 0;
+}
+
+static PyObject *make_all(struct maker *maker, const struct entry *entries, Py_ssize_t count) {
+    PyObject *results = PyList_New(count);
+    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
+        PyObject *made = make_inode(maker, &entries[i]);
+        if (made == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SetItem(results, i, made);
+    }
+    return results;
+}
+
 PyObject *native_stat_names(PyObject *module, PyObject *args) {
     (void)module;
     int directory, xattrs;
-    PyObject *names;
-    if (!PyArg_ParseTuple(args, "iOp", &directory, &names, &xattrs))
+    PyObject *names, *prefix, *parts;
+    struct maker maker;
+    if (!PyArg_ParseTuple(args, "iOpO!O!", &directory, &names, &xattrs, &PyBytes_Type, &prefix, &PyTuple_Type, &parts))
         return NULL;
     PyObject *items = PySequence_Tuple(names), *results = NULL;
     if (items == NULL)
         return NULL;
     const Py_ssize_t count = PyTuple_Size(items);
     struct entry *entries = PyMem_Calloc((size_t)count + 1, sizeof *entries);
-    Py_ssize_t parsed = 0;
-    if (entries == NULL)
-        PyErr_NoMemory();
-    for (; entries != NULL && parsed < count; parsed++) {
-        PyObject *name = PyTuple_GetItem(items, parsed);
-        char *text;
-        if (PyBytes_AsStringAndSize(name, &text, NULL) < 0)
-            break;
-        entries[parsed].name = text;
-    }
-    if (entries != NULL && parsed == count) {
+    if (maker_open(&maker, parts) == 0 && entries != NULL && parse_names(items, entries, count) == 0) {
+        maker.prefix = PyBytes_AsString(prefix);
+        maker.prefix_size = PyBytes_Size(prefix);
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < count; i++)
             look_at(directory, &entries[i], xattrs);
         Py_END_ALLOW_THREADS
-        results = PyList_New(count);
-        for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
-            PyObject *record = record_of(&entries[i]);
-            if (record == NULL)
-                Py_CLEAR(results);
-            else
-                PyList_SetItem(results, i, record);
-        }
+        results = make_all(&maker, entries, count);
+    } else if (entries == NULL) {
+        PyErr_NoMemory();
     }
+    maker_close(&maker);
     for (Py_ssize_t i = 0; entries != NULL && i < count; i++) {
         free(entries[i].target);
         free(entries[i].xattrs);

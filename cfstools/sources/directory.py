@@ -22,7 +22,7 @@ from cfstools.linux.files import open_below
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
 from cfstools.store import Blobs
-from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Unread
+from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Symlink, Unread
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import Leaf
 from cfstools.tree.xattrs import XattrPolicy
@@ -186,7 +186,7 @@ class _Frame:
         self.fd = fd
         self.status = status
         self.directory = Directory(mode=status.st_mode)
-        self.found: Iterator[tuple[bytes, NameStatus | None]] = iter(())
+        self.found: Iterator[tuple[bytes, NameStatus | Leaf | None]] = iter(())
         self.reads_xattrs = False
 
 
@@ -208,6 +208,7 @@ class _Walk:
         self._skip_devices = options.skip_devices
         self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
         self._read_xattrs = self._inodes.xattrs.read
+        self._maker = self._inodes.maker(hardlinks=options.hardlinks)
         self._advance = progress.advance
         self._stack: list[_Frame] = []
         self._first_open = 0
@@ -237,11 +238,13 @@ class _Walk:
                 os.close(frame.fd)
         return root
 
-    def _look(self, frame: _Frame, names: Sequence[bytes]) -> Iterator[tuple[bytes, NameStatus | None]]:
-        """What the kernel says about each name, asked some names at a time while *frame* is the innermost."""
+    def _look(self, frame: _Frame, names: Sequence[bytes]) -> Iterator[tuple[bytes, NameStatus | Leaf | None]]:
+        """What each name is, asked some names at a time while *frame* is the innermost."""
+        prefix = frame.path + b"/" if frame.path else b""
         for first in range(0, len(names), _LOOK_TOGETHER):
             some = names[first : first + _LOOK_TOGETHER]
-            yield from zip(some, native.stat_names(frame.fd, some, frame.reads_xattrs), strict=True)
+            met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, self._maker)
+            yield from zip(some, met, strict=True)
 
     def _scan(self, frame: _Frame) -> tuple[bytes, bytes, NameStatus] | None:
         """Take in what is in *frame* up to the next subdirectory, and return that; ``None`` at the end."""
@@ -249,9 +252,18 @@ class _Walk:
         entries = frame.directory.entries
         globs = self._globs or None
         leaf = self._leaf
+        add = self._add
         for name, met in frame.found:
+            if type(met) is RegularFile:
+                entries[name] = met
+                if add is not None and met.size:
+                    add(met)
+                continue
+            if type(met) is Symlink:
+                entries[name] = met
+                continue
             path = prefix + name
-            status = met or self._look_again(frame.fd, name, path)
+            status = met if isinstance(met, tuple) else self._look_again(frame.fd, name, path)
             if status[0] & 0o170000 == stat.S_IFDIR:
                 if globs is None or not globs.matches_directory(path, name):
                     return name, path, status

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from cfstools.errors import InputError, SourceChanged, TreeError, os_error
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
-from cfstools.tree.model import Content, Leaf
+from cfstools.tree.model import KINDS, Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
 
 _NANO = 1_000_000_000
@@ -22,7 +22,8 @@ _RDEV_MASK = 0xFFFFFFFF
 _XATTR_TRIES = 4
 
 Pairs = tuple[tuple[bytes, bytes], ...]
-# As native.stat_names gives it.
+# As native.stat_names gives and takes them.
+Maker = tuple[tuple[type, ...], type, Xattrs, dict[Pairs, Xattrs], bool, bool]
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EXDEV})
@@ -60,14 +61,14 @@ def stamp_of(status: os.stat_result) -> Stamp:
 class XattrReader:
     """Reads extended attributes by *policy*; equal sets are given out as one mapping."""
 
-    __slots__ = ("_accepts", "_known", "_place", "_shared", "wanted")
+    __slots__ = ("_accepts", "_place", "_shared", "known", "wanted")
 
     def __init__(self, place: Place, policy: XattrPolicy) -> None:
         self._place = place
         self._accepts: Callable[[bytes], bool] = policy.accepts
         self._shared: dict[Pairs, Xattrs] = {}
         # The same by what the kernel gave, in its order and not chosen from.
-        self._known: dict[Pairs, Xattrs] = {}
+        self.known: dict[Pairs, Xattrs] = {}
         self.wanted = policy is not XattrPolicy.NONE
 
     def supported(self, fd: int, path: bytes) -> bool:
@@ -104,10 +105,10 @@ class XattrReader:
 
     def choose(self, pairs: Pairs, path: bytes) -> Xattrs:
         """Those of the attributes *pairs*, read elsewhere, that are wanted. Raises :class:`TreeError` as above."""
-        known = self._known.get(pairs)
+        known = self.known.get(pairs)
         if known is None:
             found = tuple(sorted([pair for pair in pairs if self._accepts(pair[0])]))
-            known = self._known[pairs] = self._share(found, path) if found else NO_XATTRS
+            known = self.known[pairs] = self._share(found, path) if found else NO_XATTRS
         return known
 
     def _share(self, found: Pairs, path: bytes) -> Xattrs:
@@ -132,6 +133,10 @@ class InodeReader:
         self._place = place
         self._use_epoch = use_epoch
         self.xattrs = XattrReader(place, policy)
+
+    def maker(self, *, hardlinks: bool) -> Maker:
+        """What native functions need to make the ordinary ones of these inodes at once."""
+        return KINDS, Stamp, NO_XATTRS, self.xattrs.known, self._use_epoch, hardlinks
 
     def directory(self, status: os.stat_result, xattrs: Xattrs) -> Directory:
         """A directory without entries."""

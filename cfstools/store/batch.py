@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from cfstools import native
 from cfstools.store.writer import StoreWriter
-from cfstools.tree.model import Content, External, Unread
-from cfstools.verity import Params, object_path
+from cfstools.tree.model import KINDS, Content, Unread
+from cfstools.verity import Params
 from cfstools.verity.descriptor import descriptor
 
 # Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
@@ -53,18 +53,9 @@ class BatchReader:
             store.fd if store else -1,
             store.prefix_fds if store else b"",
         )
-        contents: list[Content | None] = []
-        objects: list[tuple[bytes, int, int]] = []
-        for result in found:
-            if result is None or isinstance(result, bytes):
-                contents.append(result)
-            else:
-                digest = result[0]
-                contents.append(External(digest, object_path(digest)))
-                objects.append(result)
-        if self._writer is not None and objects:
-            self._writer.add_hashed(arena, objects)
-        return contents
+        if self._writer is not None:
+            self._writer.add_hashed(arena, [result for result in found if isinstance(result, tuple)])
+        return native.make_contents(found, KINDS)
 
     def _arena(self) -> bytearray:
         arena: bytearray | None = getattr(self._local, "arena", None)

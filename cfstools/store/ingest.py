@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
@@ -139,12 +139,13 @@ class Ingest:
             raise UsageError("the store's writer computes digests with other parameters")
         threads = threads or len(os.sched_getaffinity(0))
         self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
+        self._block_size = params.block_size
         self._progress = progress
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest") if threads > 1 else None
         self._futures: list[Future[None]] = []
-        self._tasks: list[list[_Wanted]] = []
+        self._tasks: list[tuple[int, list[RegularFile]]] = []
         self._count = 0
-        self._small: list[_Wanted] = []
+        self._small: list[RegularFile] = []
         self._small_bytes = 0
         self._bytes = 0
 
@@ -158,19 +159,17 @@ class Ingest:
 
     def add(self, file: RegularFile) -> None:
         """Read *file*, whose content is unread; files are to be added in tree order."""
-        unread = file.content
-        assert isinstance(unread, Unread)
-        wanted = _Wanted(self._count, file, unread)
-        self._count += 1
-        self._bytes += file.size
-        if file.size > SMALL:
-            self._submit([wanted])
+        size = file.size
+        self._bytes += size
+        if size > SMALL:
+            self._flush()
+            self._submit([file])
             return
         # In the arena of a batch each file is padded to blocks.
-        padded = file.size + self._run.block_size
+        padded = size + self._block_size
         if len(self._small) >= BATCH_FILES or self._small_bytes + padded > ARENA_BYTES:
             self._flush()
-        self._small.append(wanted)
+        self._small.append(file)
         self._small_bytes += padded
 
     def _flush(self) -> None:
@@ -178,11 +177,13 @@ class Ingest:
             self._submit(self._small)
             self._small, self._small_bytes = [], 0
 
-    def _submit(self, task: list[_Wanted]) -> None:
+    def _submit(self, files: list[RegularFile]) -> None:
+        first = self._count
+        self._count += len(files)
         if self._pool is not None:
-            self._futures.append(self._pool.submit(self._run.read, task))
+            self._futures.append(self._pool.submit(self._run.read, first, files))
         else:
-            self._tasks.append(task)
+            self._tasks.append((first, files))
 
     def finish(self) -> IngestReport:
         """All files were added: read what is left and say what was read; raises the first error in tree order."""
@@ -190,8 +191,8 @@ class Ingest:
         self._progress.start("read", self._bytes, "B")
         self._run.progress.show(self._progress)
         try:
-            for task in self._tasks:
-                self._run.read(task)
+            for first, files in self._tasks:
+                self._run.read(first, files)
             for future in self._futures:
                 future.result()
         finally:
@@ -207,21 +208,24 @@ class Ingest:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Wanted(NamedTuple):
-    """A file to read; ``position`` counts in tree order."""
-
-    position: int
-    file: RegularFile
-    unread: Unread
+def _unread(file: RegularFile) -> Unread:
+    content = file.content
+    assert isinstance(content, Unread)
+    return content
 
 
-def _knowledge(wanted: list[_Wanted], read: list[tuple[RegularFile, Content]]) -> Iterator[tuple[Stamp, Known]]:
+def _sizes(files: Sequence[RegularFile], contents: Sequence[Content | None]) -> int:
+    """How many bytes the files have whose contents are there."""
+    return sum([file.size for file, content in zip(files, contents, strict=True) if content is not None])
+
+
+def _knowledge(read: Iterable[tuple[RegularFile, Content | None]]) -> Iterator[tuple[Stamp, Known]]:
     """What the cache is to remember of files that were read."""
-    for one, (_, content) in zip(wanted, read, strict=True):
+    for file, content in read:
         if isinstance(content, External) and content.digest is not None:
-            yield one.unread.stamp, (False, content.digest)
+            yield _unread(file).stamp, (False, content.digest)
         elif isinstance(content, bytes):
-            yield one.unread.stamp, (True, content)
+            yield _unread(file).stamp, (True, content)
 
 
 class _LateProgress:
@@ -270,7 +274,6 @@ class _Run:
         self._writer = writer
         self._params = params
         self._inline_threshold = inline_threshold
-        self.block_size = params.block_size
         self._batch = (
             BatchReader(blobs.root_fd, writer, params, inline_threshold) if isinstance(blobs, RootedBlobs) else None
         )
@@ -302,88 +305,80 @@ class _Run:
             external_bytes=self._external[1],
         )
 
-    def read(self, task: list[_Wanted]) -> None:
-        """Read the files of one task; what is wrong with one is kept for :meth:`report`."""
-        done: list[tuple[RegularFile, Content]] = []
-        position = task[0].position
+    def read(self, first: int, files: list[RegularFile]) -> None:
+        """Read *files*, from number *first* in tree order on; what is wrong is kept for :meth:`report`."""
+        position = first
         if position > self._last:
             return
         try:
-            left = self._recall(task, done)
+            contents = self._recall(files)
+            left = [number for number, content in enumerate(contents) if content is None]
             if left and self._cache is not None:
                 self._cache.settle()
-            contents = self._read_together(left)
-            read: list[tuple[RegularFile, Content]] = []
-            for (position, file, unread), content in zip(left, contents, strict=True):
+            for number, content in zip(left, self._read_together([files[number] for number in left]), strict=True):
+                contents[number] = content
                 if content is None:
+                    position = first + number
                     if position > self._last:
                         return
-                    read.append((file, self._contents(file, unread)))
-                else:
-                    read.append((file, content))
-            done += read
+                    contents[number] = self._contents(files[number])
             if left and self._cache is not None:
-                self._cache.remember(_knowledge(left, read))
+                self._cache.remember(_knowledge((files[number], contents[number]) for number in left))
         except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
             self.stop(position, error)
         else:
-            self._settle(done)
+            self._settle(files, contents)
 
-    def _recall(self, task: list[_Wanted], done: list[tuple[RegularFile, Content]]) -> list[_Wanted]:
-        """Move what the cache knows, and the store has, to *done*; returns what is left to read."""
+    def _recall(self, files: Sequence[RegularFile]) -> list[Content | None]:
+        """The contents of *files* that the cache knows and, if they are objects, the store has."""
+        contents: list[Content | None] = [None] * len(files)
         writer = self._writer
         if self._cache is None or writer is None:
-            return task
-        usable = [
-            found if found is not None and found[0] is (wanted.file.size <= self._inline_threshold) else None
-            for wanted, found in zip(task, self._cache.find([wanted.unread.stamp for wanted in task]), strict=True)
-        ]
-        objects = [
-            (found[1], wanted.file.size)
-            for wanted, found in zip(task, usable, strict=True)
-            if found is not None and not found[0]
-        ]
-        there = iter(writer.find_objects(objects))
-        left: list[_Wanted] = []
-        shared: list[int] = []
-        for wanted, found in zip(task, usable, strict=True):
-            file = wanted.file
-            if found is None:
-                left.append(wanted)
-            elif found[0]:
-                done.append((file, found[1]))
-            elif next(there):
-                shared.append(file.size)
-                done.append((file, External(found[1], object_path(found[1]))))
+            return contents
+        wanted: list[int] = []
+        objects: list[tuple[bytes, int]] = []
+        limit = self._inline_threshold
+        for number, known in enumerate(self._cache.find([_unread(file).stamp for file in files])):
+            if known is None or known[0] is (files[number].size > limit):
+                continue
+            if known[0]:
+                contents[number] = known[1]
             else:
-                left.append(wanted)
+                wanted.append(number)
+                objects.append((known[1], files[number].size))
+        shared: list[int] = []
+        for number, (digest, size), there in zip(wanted, objects, writer.find_objects(objects), strict=True):
+            if there:
+                shared.append(size)
+                contents[number] = External(digest, object_path(digest))
         writer.count_shared(shared)
         self._cache.unusable(len(objects) - len(shared))
-        self.progress.advance(sum([file.size for file, _ in done]))
-        return left
-
-    def _read_together(self, task: list[_Wanted]) -> Sequence[Content | None]:
-        if self._batch is None or not task or task[0].file.size > SMALL:
-            return [None] * len(task)
-        contents = self._batch.read([wanted.unread for wanted in task])
-        sizes = [wanted.file.size for wanted, content in zip(task, contents, strict=True) if content is not None]
-        self.progress.advance(sum(sizes))
+        self.progress.advance(_sizes(files, contents))
         return contents
 
-    def _settle(self, done: list[tuple[RegularFile, Content]]) -> None:
-        with self._lock:
-            for file, content in done:
-                file.content = content
-                if isinstance(content, External):
-                    self._external[0] += 1
-                    self._external[1] += file.size
-                elif file.size:
-                    self._inline[0] += 1
-                    self._inline[1] += file.size
-                else:
-                    self._empty += 1
+    def _read_together(self, files: list[RegularFile]) -> Sequence[Content | None]:
+        if self._batch is None or not files or files[0].size > SMALL:
+            return [None] * len(files)
+        contents = self._batch.read([_unread(file) for file in files])
+        self.progress.advance(_sizes(files, contents))
+        return contents
 
-    def _contents(self, file: RegularFile, unread: Unread) -> Content:
+    def _settle(self, files: Sequence[RegularFile], contents: Sequence[Content | None]) -> None:
+        outside: list[int] = []
+        inside: list[int] = []
+        for file, content in zip(files, contents, strict=True):
+            assert content is not None
+            file.content = content
+            (outside if type(content) is External else inside).append(file.size)
+        with self._lock:
+            self._external[0] += len(outside)
+            self._external[1] += sum(outside)
+            self._empty += inside.count(0)
+            self._inline[0] += len(inside) - inside.count(0)
+            self._inline[1] += sum(inside)
+
+    def _contents(self, file: RegularFile) -> Content:
+        unread = _unread(file)
         if not file.size:
             return b""
         with naming(unread.path):

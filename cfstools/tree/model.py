@@ -132,3 +132,6 @@ class HardLink:
 
 
 Entry = Directory | RegularFile | Symlink | Device | Fifo | Socket | HardLink
+
+KINDS: tuple[type, ...] = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External, Unread)
+"""The classes that native functions make and look into, in the order they expect."""

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from cfstools import native
 from cfstools.errors import CfsError
 from cfstools.formats.dump import parse_dump, print_dump
-from cfstools.formats.dump.parse import _KINDS
 from cfstools.native import _pure
 from cfstools.tree import NO_XATTRS, Directory
+from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm
 from tests.strategies import describe, trees
 
@@ -125,13 +125,13 @@ def test_wrong_arguments_are_refused() -> None:
     root: dict[bytes, Directory] = {}
     for start, digits in ((-1, 64), (1, 64), (0, 0), (0, 63), (0, 130)):
         with pytest.raises(ValueError, match="out of range"):
-            _native.parse_lines(b"", start, _KINDS, root, {}, NO_XATTRS, digits, False)
-    with pytest.raises(ValueError, match="eight kinds"):
+            _native.parse_lines(b"", start, KINDS, root, {}, NO_XATTRS, digits, False)
+    with pytest.raises(ValueError, match="nine kinds"):
         _native.parse_lines(b"", 0, (), root, {}, NO_XATTRS, 64, False)
     with pytest.raises(TypeError, match="a class"):
-        _native.parse_lines(b"", 0, (1,) * 8, root, {}, NO_XATTRS, 64, False)
-    assert _native.parse_lines(b"", 0, _KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
-    assert _pure.parse_lines(b"", 0, _KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
+        _native.parse_lines(b"", 0, (1,) * 9, root, {}, NO_XATTRS, 64, False)
+    assert _native.parse_lines(b"", 0, KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
+    assert _pure.parse_lines(b"", 0, KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
 
 
 def test_interruptions_come_through() -> None:
@@ -144,7 +144,7 @@ def test_interruptions_come_through() -> None:
         _native.parse_lines(
             b"/f 0 100644 1 0 0 0 1.0 - - - a=b",
             0,
-            _KINDS,
+            KINDS,
             {b"": Directory(mode=0o40755)},
             Interrupt(),
             None,

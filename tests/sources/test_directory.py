@@ -16,6 +16,8 @@ import pytest
 
 from cfstools import native
 from cfstools.errors import CfsError, InputError, LimitExceeded, SourceChanged, TreeError, Unsupported, UsageError
+from cfstools.native import _pure
+from cfstools.native._pure import Maker
 from cfstools.sources.directory import MAX_OPEN, MAX_PATH, DirectorySource, WalkOptions, open_directory
 from cfstools.sources.inodes import NameStatus
 from cfstools.tree import Device, Directory, Fifo, HardLink, RegularFile, Socket, Symlink, Unread
@@ -649,10 +651,9 @@ def test_a_link_cannot_be_read(src: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_unknown_kind_of_file(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (src / "odd").touch()
-    looking = native.stat_names
 
-    def odd(directory: int, names: Sequence[bytes], xattrs: bool) -> list[NameStatus | None]:
-        (status,) = looking(directory, names, xattrs)
+    def odd(directory: int, names: Sequence[bytes], xattrs: bool, prefix: bytes, maker: Maker) -> list[NameStatus]:
+        (status,) = _pure.stat_names(directory, names, xattrs, prefix, maker)
         assert status is not None
         return [(0o050644, *status[1:])]
 

@@ -43,6 +43,7 @@ from cfstools.formats.dump.links import Links
 from cfstools.formats.erofs.layout import CHUNK_BITS_MAX, CHUNK_ENTRIES_MAX, INLINE_MAX, NAME_MAX, PAYLOAD_MAX
 from cfstools.formats.escape import unescape
 from cfstools.tree.model import (
+    KINDS,
     NO_XATTRS,
     Device,
     Directory,
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _PIECE = 1 << 20
-_KINDS = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External)
 _UNSET = b"-"
 _TYPE_BITS = 0o170000
 _MODE_BITS = 0xFFFF  # an image keeps no more
@@ -147,7 +147,7 @@ class _Parser:
         start = 0
         while True:
             start, count = native.parse_lines(
-                lines, start, _KINDS, self._directories, self._xattrs, NO_XATTRS, self._digits, self._strict
+                lines, start, KINDS, self._directories, self._xattrs, NO_XATTRS, self._digits, self._strict
             )
             self.number += count
             if start > len(lines):

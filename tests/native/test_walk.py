@@ -1,0 +1,155 @@
+"""A directory is the same tree whether inodes are made by the native functions or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cfstools import native
+from cfstools.native import _pure
+from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.inodes import InodeReader, Place
+from cfstools.tree import Directory, Entry, External, HardLink, Unread
+from cfstools.tree.model import KINDS
+from cfstools.tree.walk import inode_of, iter_entries
+from cfstools.tree.xattrs import XattrPolicy
+
+_native = pytest.importorskip("cfstools.native._native")
+
+NAMES = st.binary(min_size=1, max_size=8).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+)
+KEYS = [b"user.a", b"user.b", *([b"trusted.c"] if os.geteuid() == 0 else [])]
+TIMES = st.one_of(st.integers(0, 1 << 62), st.integers(-(10**9) * 5, 5 * 10**9))
+FILES = st.tuples(
+    st.sampled_from(["file", "symlink", "fifo", "link", "directory"]),
+    st.binary(max_size=100),
+    TIMES,
+    st.dictionaries(
+        st.sampled_from([b"user.a", b"user.b", *([b"trusted.c"] if os.geteuid() == 0 else [])]),
+        st.binary(max_size=9),
+        max_size=2,
+    ),
+    st.sampled_from([0o600, 0o4755, 0o1777]),
+)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = native.IMPLEMENTATION
+    yield
+    native.use(before)
+
+
+def create(kind: str, path: bytes, data: bytes, earlier: list[bytes]) -> str:
+    if kind == "file":
+        Path(os.fsdecode(path)).write_bytes(data)
+    elif kind == "symlink":
+        os.symlink(data.replace(b"\0", b"") or b"x", path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link" and earlier:
+        os.link(earlier[-1], path, follow_symlinks=False)
+    else:
+        os.mkdir(path)
+        return "directory"
+    earlier.append(path)
+    return kind
+
+
+def make(root: bytes, files: dict[bytes, tuple[str, bytes, int, dict[bytes, bytes], int]]) -> None:
+    here = root
+    earlier: list[bytes] = []
+    for name, (kind, data, time, xattrs, mode) in files.items():
+        path = here + b"/" + name
+        made = create(kind, path, data, earlier)
+        if made in ("file", "directory"):
+            os.chmod(path, mode)
+            for key, value in xattrs.items():
+                os.setxattr(path, key, value)
+        with suppress(OverflowError, OSError):  # times that Python or the file system does not have
+            os.utime(path, ns=(0, time), follow_symlinks=False)
+        if made == "directory":
+            here = path
+
+
+def told(entry: Entry) -> tuple[object, ...]:
+    inode = inode_of(entry)
+    fields = [
+        (slot, getattr(inode, slot))
+        for kind in type(inode).__mro__
+        for slot in getattr(kind, "__slots__", ())
+        if slot not in ("entries", "xattrs", "content")
+    ]
+    content = getattr(inode, "content", None)
+    if isinstance(content, Unread):
+        content = (content.path, type(content.stamp), content.stamp)
+    return type(entry) is HardLink, type(inode), sorted(fields), dict(inode.xattrs), content
+
+
+def walked(name: str, path: bytes, options: WalkOptions) -> list[tuple[bytes, object]]:
+    native.use(name)
+    with open_directory(path, options=options) as source:
+        return [(path, told(entry)) for path, _, entry in iter_entries(source.root)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    files=st.dictionaries(NAMES, FILES, max_size=12),
+    use_epoch=st.booleans(),
+    hardlinks=st.booleans(),
+    policy=st.sampled_from(XattrPolicy),
+)
+def test_the_same_tree(
+    files: dict[bytes, tuple[str, bytes, int, dict[bytes, bytes], int]],
+    use_epoch: bool,
+    hardlinks: bool,
+    policy: XattrPolicy,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root = os.fsencode(tmp_path_factory.mktemp("tree"))
+    make(root, files)
+    options = WalkOptions(use_epoch=use_epoch, hardlinks=hardlinks, xattrs=policy)
+    assert walked("native", root, options) == walked("pure", root, options)
+
+
+def test_ordinary_entries_are_made_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    (tmp_path / "empty").touch()
+    (tmp_path / "symlink").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    os.link(tmp_path / "empty", tmp_path / "link")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        reader = InodeReader(Place(b""), policy=XattrPolicy.NONE, use_epoch=False)
+        names = [b"file", b"empty", b"symlink", b"fifo", b"gone"]
+        made = _native.stat_names(fd, names, False, b"a/", reader.maker(hardlinks=True))
+        assert [type(one).__name__ for one in made] == ["RegularFile", "tuple", "Symlink", "tuple", "NoneType"]
+        assert made[0].content.path == b"a/file"
+        assert made[1] == _pure.stat_names(fd, [b"empty"], False, b"a/", reader.maker(hardlinks=True))[0]
+        made = _native.stat_names(fd, names, False, b"", reader.maker(hardlinks=False))
+        assert [type(one).__name__ for one in made] == ["RegularFile", "RegularFile", "Symlink", "tuple", "NoneType"]
+        with pytest.raises(TypeError):
+            _native.stat_names(fd, names, False, b"", (KINDS, Directory, {}, {}, False, True))
+        with pytest.raises(ValueError, match="kinds"):
+            _native.stat_names(fd, names, False, b"", (KINDS[:4], tuple, {}, {}, False, True))
+    finally:
+        os.close(fd)
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.binary(), st.tuples(st.binary(min_size=1, max_size=64), st.integers(), st.just(-1)))
+    )
+)
+def test_the_same_contents(digested: list[bytes | tuple[bytes, int, int] | None]) -> None:
+    def plain(contents: list[object]) -> list[object]:
+        return [(one.digest, one.payload) if isinstance(one, External) else one for one in contents]
+
+    assert plain(_native.make_contents(digested, KINDS)) == plain(_pure.make_contents(digested, KINDS))
