@@ -6,17 +6,28 @@ names are hidden.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cfstools.errors import ImageError
-from cfstools.formats.composefs import ACL_KEYS, ESCAPED, METACOPY_KEY, OPAQUE_KEY, OVERLAY, REDIRECT_KEY
-from cfstools.formats.composefs_reader import parse_metacopy, parse_redirect
+from cfstools.errors import FormatError, ImageError
+from cfstools.formats.composefs import (
+    ACL_KEYS,
+    ESCAPED,
+    METACOPY_KEY,
+    OPAQUE_KEY,
+    OVERLAY,
+    REDIRECT_KEY,
+    plan_image,
+)
+from cfstools.formats.composefs_reader import parse_metacopy, parse_redirect, read_ordinary
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.check import Finding, Severity, check_image
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.walk import Step
 from cfstools.formats.escape import escape
+from cfstools.tree import Directory, HardLink, Leaf
+from cfstools.tree.walk import iter_names
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -31,6 +42,13 @@ def check_composefs(data: Buffer, *, allow_tail: bool = False, strict: bool = Fa
     An image without a finding of severity ERROR can be read by
     :func:`~cfstools.formats.composefs_reader.read_image`.
     """
+    if _is_written_anew(data, allow_tail=allow_tail):
+        return []
+    return check_every_rule(data, allow_tail=allow_tail, strict=strict)
+
+
+def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = False) -> list[Finding]:
+    """The same, found by looking at everything in the image."""
     rules = _Rules()
     findings = check_image(data, allow_tail=allow_tail, strict=strict, rules=rules)
     if all(finding.severity is not Severity.ERROR for finding in findings):
@@ -39,6 +57,43 @@ def check_composefs(data: Buffer, *, allow_tail: bool = False, strict: bool = Fa
             what = f"the flag for ACLs is {int(flag)}, but there are {'some' if rules.has_acl else 'none'}"
             findings.append(Finding(severity=Severity.ERROR, what=what, where="composefs header at offset 0x0"))
     return findings
+
+
+def _is_written_anew(data: Buffer, *, allow_tail: bool) -> bool:
+    """Whether the image is what our writer makes of its tree, byte for byte: then there is nothing to find in it.
+
+    The reader for ordinary images lets nothing through that a writer can be made to write and these rules forbid, but
+    link counts of files.
+    """
+    try:
+        image = Image(data, allow_tail=allow_tail)
+        tree = read_ordinary(image)
+        if tree is None or (tree.linked and not _links_agree(tree.root)):
+            return False
+        version = image.header.composefs_version
+        algorithm = tree.algorithm or Algorithm.SHA256
+        plan = plan_image(tree.root, min_version=version, max_version=version, algorithm=algorithm)
+    except FormatError:
+        return False
+    if plan.size != image.length:
+        return False
+    position = 0
+    for chunk in plan.chunks():
+        if image.data[position : position + len(chunk)] != chunk:
+            return False
+        position += len(chunk)
+    return True
+
+
+def _links_agree(root: Directory) -> bool:
+    """Whether the link count of every file is the number of its names."""
+    names: Counter[Leaf] = Counter()
+    for _, _, entry in iter_names(root):
+        if isinstance(entry, HardLink):
+            names[entry.inode] += 1
+        elif not isinstance(entry, Directory) and entry.nlink != 1:
+            names[entry] += 1
+    return all(count == inode.nlink for inode, count in names.items())
 
 
 class _Rules:

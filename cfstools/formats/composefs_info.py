@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappush, heappushpop
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ImageError
-from cfstools.formats.composefs_reader import parse_metacopy, parse_redirect, split_xattrs
+from cfstools.formats.composefs_reader import (
+    OrdinaryTree,
+    parse_metacopy,
+    parse_redirect,
+    read_ordinary,
+    split_xattrs,
+)
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.reader import DiskInode, Image
-from cfstools.formats.erofs.walk import Walk
+from cfstools.formats.erofs.walk import Walk, show_path
 from cfstools.report import Json, Report
+from cfstools.tree import Device, External, HardLink, RegularFile
+from cfstools.tree.walk import iter_entries
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -82,8 +92,12 @@ def image_info(data: Buffer, *, allow_tail: bool = False, largest: int = LARGEST
     Raises ImageError for anything the strict reader does not accept (composefs format, section 10.2).
     """
     image = Image(data, allow_tail=allow_tail)
-    walk = Walk(image)
     tally = _Tally(image, largest)
+    tree = read_ordinary(image)
+    if tree is not None:
+        tally.add_tree(tree)
+        return tally.info(len(image.data))
+    walk = Walk(image)
     for step in walk:
         if step.inode.is_hiding:
             tally.hiding += step.first
@@ -106,6 +120,7 @@ class _Tally:
         self._objects: dict[bytes, int] = {}  # path or digest to size
         self._uses: Counter[bytes] = Counter()
         self._shared: set[int] = set()
+        self._shared_count = 0
         self._references = 0
         self._algorithm: Algorithm | None = None
         self._sums: Counter[str] = Counter()
@@ -123,26 +138,48 @@ class _Tally:
         if kind != "regular":
             return
         if not inode.is_chunked:
-            self._sums["inline_files"] += inode.size > 0
-            self._sums["inline_bytes"] += inode.size
+            self._add_inline(inode.size)
             return
-        self._add_external(inode, redirect, metacopy)
-        if len(self._largest) < self._count:
-            heappush(self._largest, (inode.size, walk.path()))
-        elif self._largest and inode.size > self._largest[0][0]:
-            heappushpop(self._largest, (inode.size, walk.path()))
-
-    def _add_external(self, inode: DiskInode, redirect: bytes | None, metacopy: bytes | None) -> None:
         algorithm, digest = parse_metacopy(metacopy or b"", inode)
         payload = parse_redirect(redirect, inode)
         self._algorithm = self._algorithm or algorithm
+        self._add_external(inode.size, digest, payload, walk.path)
+
+    def add_tree(self, tree: OrdinaryTree) -> None:
+        """Count all inodes of the image, read as a tree."""
+        self.hiding = tree.hiding
+        self.hard_links = tree.further_names
+        self._algorithm = tree.algorithm
+        self._references = tree.xattr_references
+        self._shared_count = tree.shared_xattrs
+        for path, _, inode in iter_entries(tree.root):
+            if type(inode) is RegularFile:
+                self._kinds["regular"] += 1
+                content = inode.content
+                if isinstance(content, External):
+                    self._add_external(inode.size, content.digest, content.payload, partial(_path_text, path))
+                else:
+                    self._add_inline(inode.size)
+            elif not isinstance(inode, HardLink):
+                whiteout = isinstance(inode, Device) and inode.is_whiteout
+                self._kinds[WHITEOUT if whiteout else _KINDS[stat.S_IFMT(inode.mode)]] += 1
+
+    def _add_inline(self, size: int) -> None:
+        self._sums["inline_files"] += size > 0
+        self._sums["inline_bytes"] += size
+
+    def _add_external(self, size: int, digest: bytes | None, payload: bytes | None, path: Callable[[], str]) -> None:
         self._sums["external_files"] += 1
-        self._sums["external_bytes"] += inode.size
+        self._sums["external_bytes"] += size
         self._sums["without_digest"] += digest is None
         name = payload or digest
         if name:
-            self._objects[name] = inode.size
+            self._objects[name] = size
             self._uses[name] += 1
+        if len(self._largest) < self._count:
+            heappush(self._largest, (size, path()))
+        elif self._largest and size > self._largest[0][0]:
+            heappushpop(self._largest, (size, path()))
 
     def info(self, length: int) -> ImageInfo:
         """The facts, once all inodes are counted."""
@@ -164,7 +201,11 @@ class _Tally:
             objects=len(self._objects),
             objects_shared=sum(uses > 1 for uses in self._uses.values()),
             object_bytes=sum(self._objects.values()),
-            shared_xattrs=len(self._shared),
+            shared_xattrs=self._shared_count or len(self._shared),
             xattr_references=self._references,
             largest=tuple(sorted(self._largest, key=lambda item: (-item[0], item[1]))),
         )
+
+
+def _path_text(path: bytes) -> str:
+    return show_path(reversed(path.split(b"/")))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from cfstools import native
 from cfstools.errors import ImageError, UsageError
 from cfstools.formats.composefs import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.formats.erofs import layout as fmt
@@ -34,7 +35,7 @@ from cfstools.tree import (
     Symlink,
     Xattrs,
 )
-from cfstools.tree.model import Leaf
+from cfstools.tree.model import KINDS, Leaf
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ WHITEOUT_KEY = ESCAPED + b"whiteout"
 _DROPPED = frozenset({ESCAPED + b"whiteouts", b"user.overlay.whiteout", b"user.overlay.whiteouts"})
 _MARKED = (OVERLAY, b"user.overlay.whiteout")  # every key that is not simply kept starts with one of these
 _ALGORITHMS = {header: algorithm for algorithm, header in METACOPY_HEADERS.items()}
+_NUMBERED = {algorithm.number: algorithm for algorithm in Algorithm}
 _CACHED_MAPPINGS_MAX = 1 << 16
 _PERMISSIONS = 0o7777
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
@@ -70,11 +72,48 @@ def read_image(data: Buffer, *, filters: Collection[bytes] | None = None, allow_
     return TreeReader(Image(data, allow_tail=allow_tail), filters=filters).read()
 
 
+class OrdinaryTree(NamedTuple):
+    """A tree that was read natively, and counts: devices that hide names, further names, files with a link count other
+    than 1, shared xattrs and references to them."""
+
+    root: Directory
+    algorithm: Algorithm | None
+    hiding: int
+    further_names: int
+    linked: int
+    shared_xattrs: int
+    xattr_references: int
+
+
+def read_ordinary(image: Image) -> OrdinaryTree | None:
+    """The whole tree of *image*, or ``None`` if anything in it is wrong or rare: :class:`TreeReader` tells."""
+    superblock = image.superblock
+    found = native.read_tree(
+        image.data[: image.length],
+        image.root_nid,
+        superblock.xattr_block * fmt.BLOCK_SIZE,
+        superblock.build_time_sec,
+        superblock.build_time_nsec,
+        KINDS,
+        NO_XATTRS,
+        _freeze,
+    )
+    if found is None:
+        return None
+    root, number, *counts = found
+    return OrdinaryTree(root, _NUMBERED.get(number), *counts)
+
+
+def _freeze(pairs: tuple[Pair, ...]) -> Xattrs:
+    return MappingProxyType(dict(pairs))
+
+
 class TreeReader:
     """Builds the tree of one image; ``algorithm`` is that of its digests, once one was met."""
 
     def __init__(self, image: Image, *, filters: Collection[bytes] | None = None) -> None:
         self._image = image
+        self._filtered = filters is not None
         self._walk = Walk(image, filters=filters)
         self._algorithm: Algorithm | None = None
         self._mappings: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
@@ -86,6 +125,13 @@ class TreeReader:
 
     def read(self) -> Directory:
         """The whole tree; see :func:`read_image`."""
+        tree = None if self._filtered else read_ordinary(self._image)
+        if tree is not None:
+            self._algorithm = tree.algorithm
+            return tree.root
+        return self._read()
+
+    def _read(self) -> Directory:
         top = Directory(mode=0)
         parents = [top]
         known: dict[int, Leaf] = {}

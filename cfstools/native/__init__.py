@@ -23,6 +23,7 @@ IMPLEMENTATION: str = "pure"
 # What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
 digest_files = _pure.digest_files
+make_contents = _pure.make_contents
 digest_range = _pure.digest_range
 find_objects = _pure.find_objects
 write_files = _pure.write_files
@@ -30,10 +31,12 @@ link_files = _pure.link_files
 stat_names = _pure.stat_names
 encode_tree = _pure.encode_tree
 parse_lines = _pure.parse_lines
+read_tree = _pure.read_tree
 
 FUNCTIONS = (
     "hash_blocks",
     "digest_files",
+    "make_contents",
     "digest_range",
     "find_objects",
     "write_files",
@@ -41,6 +44,7 @@ FUNCTIONS = (
     "stat_names",
     "encode_tree",
     "parse_lines",
+    "read_tree",
 )
 
 

@@ -181,6 +181,7 @@ static PyMethodDef methods[] = {
     {"digest_files", native_digest_files, METH_VARARGS,
      "digest_files(root_fd, files, arena, algorithm, block_size, salt_prefix, descriptor, inline_limit, store_fd, "
      "prefixes)\n\nAs in _pure.py."},
+    {"make_contents", native_make_contents, METH_VARARGS, "make_contents(digested, kinds)\n\nAs in _pure.py."},
     {"digest_range", native_digest_range, METH_VARARGS,
      "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
     {"find_objects", native_find_objects, METH_VARARGS,
@@ -188,11 +189,14 @@ static PyMethodDef methods[] = {
     {"write_files", native_write_files, METH_VARARGS,
      "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
-    {"stat_names", native_stat_names, METH_VARARGS, "stat_names(directory, names, xattrs)\n\nAs in _pure.py."},
+    {"stat_names", native_stat_names, METH_VARARGS, 
+     "stat_names(directory, names, xattrs, prefix, maker)\n\nAs in _pure.py."},
     {"encode_tree", native_encode_tree, METH_VARARGS,
      "encode_tree(root, kinds, rewrite, metacopy_header, digest_size, version)\n\nAs _pure.py says."},
     {"parse_lines", native_parse_lines, METH_VARARGS,
      "parse_lines(text, start, kinds, directories, xattrs, no_xattrs, digits, strict)\n\nAs _pure.py says."},
+    {"read_tree", native_read_tree, METH_VARARGS,
+     "read_tree(data, root_nid, xattr_base, build_sec, build_nsec, kinds, no_xattrs, freeze)\n\nAs _pure.py says."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -21,6 +21,9 @@ Pairs = tuple[tuple[bytes, bytes], ...]
 # attributes (None: there are none, False: to be read by the caller), target of a symbolic link
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
+# the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, whether names are links
+Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, bool]
+
 _ZEROS = bytes(65536)
 _PATH_MAX = 4096
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -96,6 +99,15 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
             results.append(None if there < 0 else (digest, len(data), -1 if there else used))
             used += _padded(len(data), block_size)
     return results
+
+
+def make_contents(digested: Sequence[Digested], kinds: tuple[type, ...]) -> list[Any]:
+    """What :func:`digest_files` gave, with an object's name (``External`` of *kinds*) in place of each digest."""
+    external = kinds[7]
+    return [
+        external(one[0], b"%b/%b" % ((name := one[0].hex().encode())[:2], name[2:])) if isinstance(one, tuple) else one
+        for one in digested
+    ]
 
 
 def _padded(size: int, block_size: int) -> int:
@@ -267,11 +279,20 @@ def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return errors
 
 
-def stat_names(directory: int, names: Sequence[bytes], xattrs: bool) -> list[NameStatus | None]:  # noqa: FBT001
+def stat_names(
+    directory: int,
+    names: Sequence[bytes],
+    xattrs: bool,  # noqa: FBT001
+    prefix: bytes,  # noqa: ARG001
+    maker: Maker,  # noqa: ARG001
+) -> list[NameStatus | Any]:
     """What the kernel says about *names* in *directory*, without following links; ``None`` where it says nothing.
 
     Attributes (with *xattrs*) are in the order of the kernel and only those of what is no directory; a directory
-    has ``None``.
+    has ``None``. Instead of what the kernel says there may be the inode made of it, where that takes no more than
+    *maker*, the path of which begins with *prefix*; the truth is ``cfstools.sources.inodes``, and here none is made.
+    *maker* holds the classes of inodes, that of stamps, the empty mapping, the mappings of attributes by what the
+    kernel says of them, whether times are 0, and whether names of one inode are links.
     """
     return [_stat_name(directory, name, xattrs=xattrs) for name in names]
 
@@ -342,3 +363,23 @@ def parse_lines(  # noqa: PLR0917 - likewise
     are all directories by plain path, *xattrs* maps the text of attributes to them.
     """
     return start, 0
+
+
+def read_tree(  # noqa: PLR0917 - likewise
+    data: Buffer,  # noqa: ARG001
+    root_nid: int,  # noqa: ARG001
+    xattr_base: int,  # noqa: ARG001
+    build_sec: int,  # noqa: ARG001
+    build_nsec: int,  # noqa: ARG001
+    kinds: tuple[type, ...],  # noqa: ARG001
+    no_xattrs: Any,  # noqa: ARG001
+    freeze: Callable[[Pairs], Any],  # noqa: ARG001
+) -> tuple[Any, int, int, int, int, int, int] | None:
+    """The tree of the image *data*, or ``None``: left to the caller, as it is here always.
+
+    The truth is ``cfstools.formats.composefs_reader``; what is there refused, or only rare, is left to it. With the
+    root come the number of the digests' algorithm (0: there are none), and how many there are of hiding devices,
+    further names, files with a link count other than 1, different shared attributes and references to these. *freeze*
+    makes a mapping of pairs.
+    """
+    return None

@@ -20,6 +20,7 @@ PyObject *native_ask_pure(const char *function, PyObject *args);
 
 /* files.c */
 PyObject *native_digest_files(PyObject *module, PyObject *args);
+PyObject *native_make_contents(PyObject *module, PyObject *args);
 PyObject *native_digest_range(PyObject *module, PyObject *args);
 PyObject *native_find_objects(PyObject *module, PyObject *args);
 PyObject *native_write_files(PyObject *module, PyObject *args);
@@ -33,5 +34,8 @@ PyObject *native_encode_tree(PyObject *module, PyObject *args);
 
 /* dump.c */
 PyObject *native_parse_lines(PyObject *module, PyObject *args);
+
+/* read.c */
+PyObject *native_read_tree(PyObject *module, PyObject *args);
 
 #endif

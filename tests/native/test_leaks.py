@@ -17,10 +17,12 @@ from types import ModuleType
 
 import pytest
 
-from cfstools.formats.composefs import METACOPY_HEADERS, rewrite_xattrs
+from cfstools.formats.composefs import METACOPY_HEADERS, rewrite_xattrs, write_image
 from cfstools.formats.dump import parse_dump
-from cfstools.formats.dump.parse import _KINDS
-from cfstools.tree import NO_XATTRS, Device, Directory, External, Fifo, HardLink, RegularFile, Socket, Symlink
+from cfstools.formats.erofs.reader import Image
+from cfstools.native._pure import Maker
+from cfstools.tree import NO_XATTRS, Directory
+from cfstools.tree.model import KINDS, Stamp
 from cfstools.verity import Algorithm, Params
 from cfstools.verity.descriptor import descriptor
 
@@ -30,12 +32,14 @@ except ImportError:
     _native = None
 
 pytestmark = pytest.mark.skipif(_native is None, reason="the native functions were not built")
-KINDS = (Directory, RegularFile, Symlink, Device, Fifo, Socket, HardLink, External)
 NONE = array.array("i", [-1]) * 256
 EMPTY = descriptor(b"", 0, Params())
 DUMP = b"/ 0 40755 2 0 0 0 1.0 - - -\n" + b"".join(
     b"/f%d 5 100644 1 0 0 0 1.0 - hello - user.k=v\n/l%d 3 120777 1 0 0 0 1.0 abc - -\n" % (n, n) for n in range(20)
 )
+IMAGE = bytes(write_image(parse_dump(DUMP)))
+ROOT = Image(IMAGE).root_nid
+XATTRS = Image(IMAGE).superblock.xattr_block * 4096
 TURNS = 200
 ROUNDS = 20
 # Objects, bytes and descriptors: less than half an object, 16 bytes and a descriptor in each turn.
@@ -104,6 +108,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     root = parse_dump(DUMP)
     header = METACOPY_HEADERS[Algorithm.SHA256]
     holes = memoryview(bytes(8192))[::2]
+    maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
     closing(large)
 
@@ -137,8 +142,11 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         linked,
         lambda: refused(lambda: n.write_files(fd, arena, [(0, 1 << 30)], 0o600)),
         lambda: refused(lambda: n.link_files([(1, 2)])),
-        lambda: n.stat_names(fd, names, True),
-        lambda: refused(lambda: n.stat_names(fd, [*names, "text"], True)),
+        lambda: n.stat_names(fd, names, True, b"a/", maker),
+        lambda: refused(lambda: n.stat_names(fd, [*names, "text"], True, b"", maker)),
+        lambda: refused(lambda: n.stat_names(fd, names, True, b"", (KINDS, int, NO_XATTRS, {}, False, True))),
+        lambda: n.make_contents([(bytes(32), 1, -1), b"inline", None], KINDS),
+        lambda: refused(lambda: n.make_contents([(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
         lambda: refused(lambda: n.digest_range("sha256", 999_999, 0, 4096, 4096, b"", -1)),
         lambda: n.digest_range("sha256", large, 0, 20_000, 4096, b"", -1),
         lambda: n.digest_range("sha512", large, 4096, 8192, 4096, b"s" * 128, -1),
@@ -148,8 +156,13 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: refused(lambda: n.digest_range("sha256", large, 0, 4096, 4096, holes, -1)),
         lambda: n.encode_tree(root, KINDS, rewrite_xattrs, header, 32, 0),
         lambda: refused(lambda: n.encode_tree(root, (), rewrite_xattrs, header, 32, 0)),
-        lambda: n.parse_lines(DUMP[28:], 0, _KINDS, {b"": Directory(mode=0o40755)}, {}, NO_XATTRS, 64, False),
-        lambda: refused(lambda: n.parse_lines(b"", -1, _KINDS, {}, {}, NO_XATTRS, 64, False)),
+        lambda: n.parse_lines(DUMP[28:], 0, KINDS, {b"": Directory(mode=0o40755)}, {}, NO_XATTRS, 64, False),
+        lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
+        lambda: n.read_tree(IMAGE[:-4096], ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
+        lambda: n.read_tree(IMAGE, 5, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
+        lambda: refused(lambda: n.read_tree(IMAGE, ROOT, 1, 0, 0, KINDS, NO_XATTRS, dict)),
+        lambda: refused(lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, int)),
+        lambda: refused(lambda: n.parse_lines(b"", -1, KINDS, {}, {}, NO_XATTRS, 64, False)),
     ]
 
 
