@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cfstools.api.stores import payload_exists
 from cfstools.formats.composefs_reader import read_image
-from cfstools.formats.dump import print_dump
+from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape
 from cfstools.formats.listing import ls_lines, object_payloads
 from cfstools.linux.mapping import mapped_file
@@ -59,9 +59,9 @@ def ls(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[
 
 
 def dump(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
-    """Lines of composefs-dump(5) text as ``composefs-info dump`` prints them, image after image."""
+    """Composefs-dump(5) text as ``composefs-info dump`` prints it, image after image, in pieces of whole lines."""
     for image in images:
-        yield from print_dump(load_image(image, filters))
+        yield from dump_text(load_image(image, filters))
 
 
 def objects(

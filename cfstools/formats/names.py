@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cfstools.tree.model import Directory, HardLink, Leaf
-from cfstools.tree.walk import iter_entries, iter_names
+from cfstools.tree.walk import iter_entries, linked_inodes
 
 
 def iter_first_names(root: Directory) -> Iterator[tuple[bytes, Directory | Leaf, bytes | None]]:
@@ -14,7 +14,7 @@ def iter_first_names(root: Directory) -> Iterator[tuple[bytes, Directory | Leaf,
     ``first`` is ``None`` where an inode is met for the first time, whether that is its primary name or not, and
     else the path where that was (composefs format, section 6.4). The tree must not change meanwhile.
     """
-    linked: set[Directory | Leaf] = {entry.inode for _, _, entry in iter_names(root) if isinstance(entry, HardLink)}
+    linked: set[Directory | Leaf] = {*linked_inodes(root)}
     firsts: dict[Directory | Leaf, bytes] = {}
     for path, _, entry in iter_entries(root):
         inode = entry.inode if isinstance(entry, HardLink) else entry

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from cfstools.formats.erofs.reader import DIRECTORY, Image
 from cfstools.formats.erofs.walk import Walk
 from cfstools.tree import Directory, HardLink, Leaf
-from cfstools.tree.walk import iter_names
+from cfstools.tree.walk import iter_names, linked_inodes
 
 _Key = tuple[int, bytes]  # number of the directory, name
 _BEFORE_ALL: _Key = (-1, b"")
@@ -33,7 +33,7 @@ def restore_primary_names(image: Image, root: Directory) -> int:
     how many inodes changed their primary name. An inode whose number is out of order keeps what it has. Raises
     ImageError if the image is not readable.
     """
-    linked = {entry.inode for _, _, entry in iter_names(root) if isinstance(entry, HardLink)}
+    linked = linked_inodes(root)
     if not linked:
         return 0
     places: dict[int, _Key | _Linked] = {}  # by the number of the inode

@@ -32,6 +32,7 @@ stat_names = _pure.stat_names
 encode_tree = _pure.encode_tree
 parse_lines = _pure.parse_lines
 read_tree = _pure.read_tree
+print_entries = _pure.print_entries
 
 FUNCTIONS = (
     "hash_blocks",
@@ -45,6 +46,7 @@ FUNCTIONS = (
     "encode_tree",
     "parse_lines",
     "read_tree",
+    "print_entries",
 )
 
 

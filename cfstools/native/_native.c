@@ -197,6 +197,8 @@ static PyMethodDef methods[] = {
      "parse_lines(text, start, kinds, directories, xattrs, no_xattrs, digits, strict)\n\nAs _pure.py says."},
     {"read_tree", native_read_tree, METH_VARARGS,
      "read_tree(data, root_nid, xattr_base, build_sec, build_nsec, kinds, no_xattrs, freeze)\n\nAs _pure.py says."},
+    {"print_entries", native_print_entries, METH_VARARGS,
+     "print_entries(stack, firsts, line, xattrs_text, no_xattrs, kinds, enough)\n\nAs _pure.py says."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -383,3 +383,21 @@ def read_tree(  # noqa: PLR0917 - likewise
     makes a mapping of pairs.
     """
     return None
+
+
+def print_entries(  # noqa: PLR0917 - likewise
+    stack: list[tuple[bytes, Any]],  # noqa: ARG001
+    firsts: dict[Any, bytes | None],  # noqa: ARG001
+    line: Callable[[bytes, Any, bytes | None], bytes],  # noqa: ARG001
+    xattrs_text: Callable[[Any], bytes],  # noqa: ARG001
+    no_xattrs: Any,  # noqa: ARG001
+    kinds: tuple[type, ...],  # noqa: ARG001
+    enough: int,  # noqa: ARG001
+) -> bytes:
+    """Lines of dump text for what is last on the *stack* (path and entry), and then for what is in it, and so on.
+
+    Stops with *enough* bytes; nothing at all is done here, where the text is empty. The truth is
+    ``cfstools.formats.dump.print``, which *line* is asked for what is not ordinary. *firsts* has each inode with
+    several names, and the first of them once that was met.
+    """
+    return b""

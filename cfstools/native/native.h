@@ -38,4 +38,7 @@ PyObject *native_parse_lines(PyObject *module, PyObject *args);
 /* read.c */
 PyObject *native_read_tree(PyObject *module, PyObject *args);
 
+/* print.c */
+PyObject *native_print_entries(PyObject *module, PyObject *args);
+
 #endif

@@ -96,9 +96,19 @@ def lookup(root: Directory, path: bytes) -> Entry | None:
     return entry
 
 
+def linked_inodes(root: Directory) -> set[Leaf]:
+    """The inodes that have further names."""
+    return {
+        entry.inode
+        for directory in iter_directories(root)
+        for entry in directory.entries.values()
+        if type(entry) is HardLink
+    }
+
+
 def linked_paths(root: Directory) -> dict[Leaf, bytes]:
     """Map each inode that has further names to the path of its primary name."""
-    linked = {entry.inode for _, _, entry in iter_entries(root) if isinstance(entry, HardLink)}
+    linked = linked_inodes(root)
     if not linked:
         return {}
     return {

@@ -18,7 +18,7 @@ from types import ModuleType
 import pytest
 
 from cfstools.formats.composefs import METACOPY_HEADERS, rewrite_xattrs, write_image
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
 from cfstools.native._pure import Maker
 from cfstools.tree import NO_XATTRS, Directory
@@ -162,6 +162,9 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.read_tree(IMAGE, 5, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, 1, 0, 0, KINDS, NO_XATTRS, dict)),
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, int)),
+        lambda: b"".join(dump_text(root)),
+        lambda: refused(lambda: n.print_entries([(b"/a", None)], {}, None, None, NO_XATTRS, KINDS, 10)),
+        lambda: refused(lambda: n.print_entries([(b"/", root)], {}, None, None, NO_XATTRS, KINDS, 10)),
         lambda: refused(lambda: n.parse_lines(b"", -1, KINDS, {}, {}, NO_XATTRS, 64, False)),
     ]
 

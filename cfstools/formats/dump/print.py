@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import assert_never
 
+from cfstools import native
 from cfstools.errors import TreeError
 from cfstools.formats.erofs.dirents import directory_size
 from cfstools.formats.escape import escape, escape_optional
 from cfstools.formats.names import iter_first_names
 from cfstools.tree.model import (
+    KINDS,
+    NO_XATTRS,
     Content,
     Device,
     Directory,
+    Entry,
     External,
     Fifo,
     Leaf,
@@ -22,9 +26,11 @@ from cfstools.tree.model import (
     Unread,
     Xattrs,
 )
+from cfstools.tree.walk import linked_inodes
 
 _UNSET = b"-"
 _REMEMBERED = 1 << 10
+_PIECE = 1 << 20
 _HIDING_NAMES = frozenset(b"%02x" % number for number in range(256))
 
 
@@ -35,26 +41,40 @@ def print_dump(root: Directory, *, directory_sizes: Callable[[Directory], int] |
     names refer to that one. ``directory_sizes`` says how long the data of a directory is where it is known;
     without, it is what the image of this tree will have. Raises :class:`TreeError` for contents not read yet.
     """
-    sizes = directory_sizes or _ImageSizes(root)
-    remembered: dict[int, tuple[Xattrs, bytes]] = {}
+    line = _Lines(directory_sizes or _ImageSizes(root)).line
     for path, inode, first in iter_first_names(root):
+        yield line(path, inode, first)
+
+
+def dump_text(root: Directory) -> Iterator[bytes]:
+    """The same text in pieces of many lines, which takes less time."""
+    lines = _Lines(_ImageSizes(root))
+    firsts: dict[Leaf, bytes | None] = dict.fromkeys(linked_inodes(root))
+    stack: list[tuple[bytes, Entry]] = [(b"/", root)]
+    while stack:
+        text = native.print_entries(stack, firsts, lines.line, _xattrs_text, NO_XATTRS, KINDS, _PIECE)
+        if not text:
+            yield from print_dump(root)
+            return
+        yield text
+
+
+class _Lines:
+    """Prints one line after another."""
+
+    def __init__(self, sizes: Callable[[Directory], int]) -> None:
+        self._sizes = sizes
+        self._remembered: dict[int, tuple[Xattrs, bytes]] = {}
+
+    def line(self, path: bytes, inode: Directory | Leaf, first: bytes | None) -> bytes:
+        """The line of one name, with its newline."""
         if isinstance(inode, Directory):
-            size, rdev, payload, content, digest = sizes(inode), 0, _UNSET, _UNSET, _UNSET
+            size, rdev, payload, content, digest = self._sizes(inode), 0, _UNSET, _UNSET, _UNSET
             nlink = 2 + sum([type(entry) is Directory for entry in inode.entries.values()])
         else:
             size, rdev, payload, content, digest = _data(inode, path)
             nlink = inode.nlink
-        xattrs = inode.xattrs
-        text = b""
-        if xattrs:
-            # Mappings are shared between inodes; holding on to one keeps its id from being used again.
-            known = remembered.get(id(xattrs))
-            if known is None:
-                if len(remembered) >= _REMEMBERED:
-                    remembered.clear()
-                known = remembered[id(xattrs)] = xattrs, _xattrs_text(xattrs)
-            text = known[1]
-        yield b"%b %d %b%o %d %d %d %d %d.%d %b %b %b%b\n" % (
+        return b"%b %d %b%o %d %d %d %d %d.%d %b %b %b%b\n" % (
             escape(path),
             size,
             b"" if first is None else b"@",
@@ -68,8 +88,17 @@ def print_dump(root: Directory, *, directory_sizes: Callable[[Directory], int] |
             payload if first is None else escape(first),
             content,
             digest,
-            text,
+            self._xattrs(inode.xattrs) if inode.xattrs else b"",
         )
+
+    def _xattrs(self, xattrs: Xattrs) -> bytes:
+        # Mappings are shared between inodes; holding on to one keeps its id from being used again.
+        known = self._remembered.get(id(xattrs))
+        if known is None:
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.clear()
+            known = self._remembered[id(xattrs)] = xattrs, _xattrs_text(xattrs)
+        return known[1]
 
 
 def directory_data_size(directory: Directory, *, is_root: bool = False) -> int:

@@ -1,0 +1,107 @@
+"""Dump text printed natively is the text that Python prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+
+from cfstools import native
+from cfstools.errors import TreeError
+from cfstools.formats.dump import dump_text, print_dump
+from cfstools.formats.dump import print as dump_print
+from cfstools.tree import NO_XATTRS, Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
+from cfstools.tree.model import KINDS
+from tests.strategies import trees
+
+_native = pytest.importorskip("cfstools.native._native")
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = native.IMPLEMENTATION
+    native.use("native")
+    yield
+    native.use(before)
+
+
+def compare(root: Directory) -> None:
+    expected = b"".join(print_dump(root))
+    assert b"".join(dump_text(root)) == expected
+    native.use("pure")
+    assert b"".join(dump_text(root)) == expected
+    native.use("native")
+
+
+@settings(max_examples=300, deadline=None)
+@given(trees())
+def test_any_tree(root: Directory) -> None:
+    compare(root)
+
+
+def directory(**entries: object) -> Directory:
+    return Directory(mode=0o40755, entries={name.encode(): entry for name, entry in entries.items()})  # type: ignore[misc]
+
+
+def file(content: object, **fields: object) -> RegularFile:
+    return RegularFile(mode=0o100644, size=5, content=content, **fields)  # type: ignore[arg-type]
+
+
+def test_every_field() -> None:
+    odd = bytes(range(1, 256))
+    inside = directory(dash=file(b"-"), empty=file(b""), all=file(odd, mtime_sec=-5, mtime_nsec=999_999_999))
+    inside.entries[odd.replace(b"/", b"")] = Symlink(mode=0o120777, target=b"-")
+    shared = file(External(b"\xab" * 64, b"-"), nlink=2, xattrs={b"user.=": odd})
+    inside.entries[b"second"] = HardLink(shared)
+    compare(directory(inside=inside, z=shared, unknown=file(External(None, None), uid=2**32 - 1)))
+
+
+@pytest.mark.parametrize("count", [1, 100, 120, 150, 160, 240, 400])
+@pytest.mark.parametrize("name", [b"!", b"-", b"n", b"long name" * 20])
+def test_sizes_of_directories(count: int, name: bytes) -> None:
+    """Names before and behind the dots, around the borders of blocks."""
+    entries = {b"%b%d" % (name, number): file(b"12345") for number in range(count)}
+    compare(directory(below=Directory(mode=0o40700, entries={**entries})))
+
+
+def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dump_print, "_PIECE", 1)
+    root = directory(a=file(b"x"), b=directory(c=Symlink(mode=0o120777, target=b"t")))
+    assert list(dump_text(root)) == list(print_dump(root))
+
+
+def test_deep_trees() -> None:
+    root = directory()
+    for _ in range(5000):
+        root = directory(d=root)
+    compare(root)
+
+
+def test_contents_not_read_yet() -> None:
+    root = directory(a=file(Unread(b"a", Stamp(0, 0, 5, 0, 0))))
+    with pytest.raises(TreeError, match="not read yet"):
+        list(dump_text(root))
+
+
+def test_wrong_arguments_are_refused() -> None:
+    def fail(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    def run(stack: list[object], kinds: tuple[type, ...] = KINDS) -> object:
+        return _native.print_entries(stack, {}, fail, fail, NO_XATTRS, kinds, 100)
+
+    assert run([]) == b""
+    with pytest.raises(TypeError, match="path, entry"):
+        run([b"/"])
+    with pytest.raises(ValueError, match="nine kinds"):
+        run([], ())
+    with pytest.raises(KeyboardInterrupt):
+        run([(b"/", directory())])
+    with pytest.raises(KeyboardInterrupt):
+        run([(b"/a", file(b"x", xattrs={b"user.a": b""}))])
+    for wrong in (file("text"), file(b"x", uid=-1), Symlink(mode=0o120777, target=None)):  # type: ignore[arg-type]
+        with pytest.raises((TypeError, OverflowError, KeyboardInterrupt)):
+            run([(b"/a", wrong)])
+    with pytest.raises(TypeError):
+        run([(b"/a", Directory(mode=0o40755, entries=None))])  # type: ignore[arg-type]
