@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.composefs import automatic_whiteouts, format_word, plan_image, select_version
+from cfstools.formats.composefs import automatic_whiteouts, plan_image, select_version
 from cfstools.formats.listing import object_digests, object_payloads
+from cfstools.formats.overlay import format_word
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
+from cfstools.sources.find import find_image
 from cfstools.sources.oci_request import ImagePlace, OciRequest
-from cfstools.sources.open import SourceTree, find_image, open_source
-from cfstools.store import Blobs, DigestCache, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
+from cfstools.sources.open import SourceTree, open_source
+from cfstools.store import Blobs, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
 from cfstools.store.scratch import FsVerity
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
@@ -27,6 +29,7 @@ from cfstools.verity import Algorithm, Params
 
 if TYPE_CHECKING:
     from cfstools.sources.oci import OciReport
+    from cfstools.store.cache import DigestCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +224,8 @@ class _Reading:
     def start(self, blobs: Blobs) -> Ingest:
         """What is handed the files."""
         if self._writer is not None and self._wants_cache and isinstance(blobs, RootedBlobs):
+            from cfstools.store.cache import DigestCache
+
             self._cache = DigestCache.open(self._writer.store, blobs.root_fd, self._params.algorithm)
         self._run = Ingest(
             blobs,

@@ -11,17 +11,19 @@ from typing import BinaryIO
 from cfstools.api.build import BuildOptions
 from cfstools.api.changes import ChangeReport, change_kind, change_report
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.composefs import format_word, plan_image
+from cfstools.formats.composefs import plan_image
 from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
+from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
 from cfstools.linux.mapping import mapped_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.open import find_image, open_source
+from cfstools.sources.find import find_image
+from cfstools.sources.open import open_source
 from cfstools.store.ingest import ingest
 from cfstools.tree import Directory
 from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of

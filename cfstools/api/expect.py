@@ -9,12 +9,14 @@ from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
 from cfstools.errors import naming, shown_path
-from cfstools.formats.composefs import format_word, plan_image
+from cfstools.formats.composefs import plan_image
+from cfstools.formats.overlay import format_word
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
+from cfstools.sources.find import find_image
 from cfstools.sources.oci_request import ImagePlace
-from cfstools.sources.open import find_image, open_source
+from cfstools.sources.open import open_source
 from cfstools.store.ingest import ingest
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree

@@ -7,25 +7,27 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.envelopes import PlacedSignature, signed_file
 from cfstools.errors import InputError, shown_path
-from cfstools.formats.composefs import format_word
 from cfstools.formats.composefs_info import ImageInfo, image_info
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.erofs.regions import Region, regions
 from cfstools.formats.escape import escape
+from cfstools.formats.overlay import format_word
 from cfstools.linux.mapping import mapped_file
-from cfstools.oci.descriptor import Platform
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
-from cfstools.sources.oci_describe import ImageDescription
-from cfstools.sources.open import describe_image, find_image
+from cfstools.sources.find import find_image
 from cfstools.tree import Device, Directory, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, lookup
 from cfstools.verity import Algorithm, Params, digest_bytes
+
+if TYPE_CHECKING:
+    from cfstools.oci.descriptor import Platform
+    from cfstools.sources.oci_describe import ImageDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ def describe_source(
     place = find_image(path)
     if place is None:
         return None
+    from cfstools.sources.open import describe_image
+
     return describe_image(place, platform=platform, stdin=stdin, progress=progress)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
-from cfstools.store import DirectoryStore, StoreChain
+if TYPE_CHECKING:
+    from cfstools.store import StoreChain
 
 
 def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
@@ -20,5 +22,7 @@ def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
 @contextmanager
 def open_stores(paths: Sequence[bytes]) -> Iterator[StoreChain]:
     """The stores at *paths* read as one, in this order. Raises StoreError for one that cannot be opened."""
+    from cfstools.store import DirectoryStore, StoreChain
+
     with ExitStack() as stack:
         yield StoreChain([stack.enter_context(DirectoryStore(path)) for path in paths])

@@ -14,11 +14,11 @@ from cfstools.api.input import read_image_file
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectTally, check_objects, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
-from cfstools.formats.composefs import format_word
-from cfstools.formats.composefs_check import check_composefs
+from cfstools.formats.composefs_check import check_every_rule, read_written_anew
 from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
+from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -179,7 +179,16 @@ class _Verification:
 
     def check_structure(self, *, canonical: bool) -> Directory | None:
         """Check the structure and return the tree, if the image can be read at all."""
-        findings = check_composefs(self._image)
+        tree = read_written_anew(self._image)
+        if tree is not None:
+            self._structure = Outcome.OK
+            self._canonical = Outcome.OK if canonical else Outcome.NOT_CHECKED
+            self._know(Image(self._image), tree.algorithm)
+            return tree.root
+        return self._check_every_rule(canonical=canonical)
+
+    def _check_every_rule(self, *, canonical: bool) -> Directory | None:
+        findings = check_every_rule(self._image)
         errors = [str(finding) for finding in findings if finding.severity is Severity.ERROR]
         self._warnings += [str(finding) for finding in findings if finding.severity is Severity.WARNING]
         try:
@@ -191,16 +200,19 @@ class _Verification:
             self._fail(ProblemKind.STRUCTURE, errors or [str(error)])
             return None
         self._structure = Outcome.WRONG if self._fail(ProblemKind.STRUCTURE, errors) else Outcome.OK
-        self._algorithm = reader.algorithm or self._algorithm
-        version = disk.header.composefs_version
-        self._format = format_word(version, self._algorithm)
+        self._know(disk, reader.algorithm)
         if canonical:
             # The tree has each inode at its first name; the writer may have met another one first.
             restore_primary_names(disk, root)
-            difference = canonical_difference(self._image, root, version, self._algorithm)
+            difference = canonical_difference(self._image, root, disk.header.composefs_version, self._algorithm)
             wrong = self._fail(ProblemKind.CANONICAL, [] if difference is None else [difference])
             self._canonical = Outcome.WRONG if wrong else Outcome.OK
         return root
+
+    def _know(self, disk: Image, algorithm: Algorithm | None) -> None:
+        """Take down the format of the image."""
+        self._algorithm = algorithm or self._algorithm
+        self._format = format_word(disk.header.composefs_version, self._algorithm)
 
     def check_objects(
         self, root: Directory, stores: Sequence[DirectoryStore], *, deep: bool, threads: int, progress: Progress

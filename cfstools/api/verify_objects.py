@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cfstools import native
 from cfstools.api.problems import Problem, ProblemKind, shown
@@ -14,8 +14,8 @@ from cfstools.errors import InputError, ObjectMissing, StoreError
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import Progress
 from cfstools.store import DirectoryStore, Store
-from cfstools.tree import Directory, External, RegularFile
-from cfstools.tree.walk import inode_of, iter_entries
+from cfstools.tree import Directory, External, Leaf, RegularFile
+from cfstools.tree.walk import inode_of, iter_directories, iter_entries
 from cfstools.verity import DEFAULT, Algorithm, Params, descriptor, digest_bytes, hash_fd, object_path
 
 SHOWN_PATHS = 3
@@ -28,33 +28,65 @@ _SMALL = 1 << 18  # files up to this size are hashed in batches
 _ARENA_BYTES = _BATCH_BYTES + _SMALL + (_BATCH_FILES + 1) * DEFAULT.block_size
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class NeededObject:
-    """An object as an image names it, and the names of the files that need it: the first few, and how many.
+Key = tuple[bytes, bytes | None, int]  # path below a store, digest, size
 
-    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there;
-    ``at_digest`` says that the path is the one made of the digest.
+
+class Names:
+    """The names of the files that need each object, found out when something is wrong. Used from several threads."""
+
+    def __init__(self, root: Directory) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._found: dict[Key, tuple[list[bytes], int]] | None = None
+
+    def of(self, key: Key) -> tuple[list[bytes], int]:
+        """The first few paths of files with this object, and how many there are."""
+        with self._lock:
+            if self._found is None:
+                self._found = self._find()
+        return self._found[key]
+
+    def _find(self) -> dict[Key, tuple[list[bytes], int]]:
+        found: dict[Key, tuple[list[bytes], int]] = {}
+        for path, _, entry in iter_entries(self._root):
+            key = _key(inode_of(entry))
+            if key is not None:
+                paths, count = found.get(key, ([], 0))
+                if count < SHOWN_PATHS:
+                    paths.append(path)
+                found[key] = paths, count + 1
+        return found
+
+
+class NeededObject(NamedTuple):
+    """An object as an image names it.
+
+    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there.
     """
 
     payload: bytes
     digest: bytes | None
     size: int
-    at_digest: bool
-    paths: list[bytes] = field(default_factory=list)
-    path_count: int = 0
+    names: Names
+
+    @property
+    def at_digest(self) -> bool:
+        """Whether the path is the one made of the digest."""
+        return self.digest is not None and self.payload == object_path(self.digest)
 
     def place_in(self, store: Store) -> str:
         """Where the object is in *store*, for messages."""
-        return store.describe(self.digest) if self.at_digest and self.digest else shown(self.payload)
+        return store.describe(self.digest) if self.digest and self.at_digest else shown(self.payload)
 
     def problem(self, kind: ProblemKind, what: str, subject: str | None = None) -> Problem:
         """A problem with this object, naming the files that need it."""
+        paths, count = self.names.of((self.payload, self.digest, self.size))
         return Problem(
             kind=kind,
             subject=subject or shown(self.payload),
             what=what,
-            paths=tuple(shown(path) for path in self.paths),
-            path_count=self.path_count,
+            paths=tuple(shown(path) for path in paths),
+            path_count=count,
         )
 
 
@@ -70,26 +102,24 @@ class ObjectTally:
 
 
 def needed_objects(root: Directory) -> list[NeededObject]:
-    """Every object of the tree once, in the order of its first name."""
-    found: dict[tuple[bytes, bytes | None, int], NeededObject] = {}
-    for path, _, entry in iter_entries(root):
-        inode = inode_of(entry)
-        if not isinstance(inode, RegularFile) or not isinstance(inode.content, External):
-            continue
-        digest, payload = inode.content.digest, inode.content.payload
-        # Leading slashes mean nothing; without a path the contents are wherever the digest says.
-        own = object_path(digest) if digest else b""
-        place = (payload or b"").lstrip(b"/") or own
-        if not place and not inode.size:
-            continue
-        key = (place, digest, inode.size)
-        needed = found.get(key)
-        if needed is None:
-            needed = found[key] = NeededObject(payload=place, digest=digest, size=inode.size, at_digest=place == own)
-        needed.path_count += 1
-        if len(needed.paths) < SHOWN_PATHS:
-            needed.paths.append(path)
-    return list(found.values())
+    """Every object of the tree once, in the order in which directories are met."""
+    names = Names(root)
+    inodes = (entry for directory in iter_directories(root) for entry in directory.entries.values())
+    found = dict.fromkeys(key for inode in inodes if type(inode) is RegularFile and (key := _key(inode)) is not None)
+    return [NeededObject(*key, names) for key in found]
+
+
+def _key(inode: Directory | Leaf) -> Key | None:
+    """What tells the object of a file from others; ``None`` for what has none."""
+    if not isinstance(inode, RegularFile) or not isinstance(inode.content, External):
+        return None
+    payload, digest = inode.content.payload or b"", inode.content.digest
+    # Leading slashes mean nothing; without a path the contents are wherever the digest says.
+    if payload[:1] == b"/":
+        payload = payload.lstrip(b"/")
+    if not payload and digest:
+        payload = object_path(digest)
+    return (payload, digest, inode.size) if payload or inode.size else None
 
 
 def check_objects(
@@ -111,6 +141,8 @@ def check_objects(
     if threads <= 1:
         yield from map(check, _batches(needed))
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads) as pool:
         try:
             yield from pool.map(check, _batches(needed))
@@ -251,7 +283,7 @@ class _ObjectCheck:
         """The object in the first store that has it, and that store."""
         for store in self._stores:
             try:
-                if item.at_digest and item.digest is not None:
+                if item.digest is not None and item.at_digest:
                     return store.open(item.digest), store
                 return store.open_path(item.payload), store
             except ObjectMissing:

@@ -17,6 +17,19 @@ from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.nodes import Node, Pair
 from cfstools.formats.erofs.writer import chunk_geometry, place
 from cfstools.formats.escape import escape
+from cfstools.formats.overlay import (
+    ACL_KEYS,
+    ESCAPED,
+    METACOPY_HEADERS,
+    METACOPY_KEY,
+    OPAQUE_KEY,
+    OVERLAY,
+    PARENT_MARKS,
+    PARENT_MARKS_V1,
+    REDIRECT_KEY,
+    SELINUX_KEY,
+    WHITEOUT_MARKS,
+)
 from cfstools.tree import (
     Device,
     Directory,
@@ -36,18 +49,6 @@ from cfstools.tree.model import KINDS
 from cfstools.tree.walk import iter_entries
 from cfstools.tree.xattrs import XattrBuilder, check_xattr_space
 from cfstools.verity import Algorithm
-
-OVERLAY = b"trusted.overlay."
-ESCAPED = b"trusted.overlay.overlay."
-METACOPY_KEY = b"trusted.overlay.metacopy"
-REDIRECT_KEY = b"trusted.overlay.redirect"
-OPAQUE_KEY = b"trusted.overlay.opaque"
-SELINUX_KEY = b"security.selinux"
-ACL_KEYS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
-WHITEOUT_MARKS = ((ESCAPED + b"whiteout", b""), (b"user.overlay.whiteout", b""))
-PARENT_MARKS = ((ESCAPED + b"whiteouts", b""), (b"user.overlay.whiteouts", b""))
-PARENT_MARKS_V1 = (*PARENT_MARKS, (ESCAPED + b"opaque", b"x"), (b"user.overlay.opaque", b"x"))
-METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt.METACOPY_SHA512}
 
 _CHUNK = 1 << 20
 _HIDING_NAMES = [b"%02x" % number for number in range(256)]
@@ -145,11 +146,6 @@ def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
     """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
     check_xattr_space(xattrs)
     return sorted([(escape_key(key), value) for key, value in xattrs.items()])
-
-
-def format_word(version: int, algorithm: Algorithm) -> str:
-    """What decides the bytes of an image in one word, like ``v0-sha256-12`` (12: the logarithm of the block size)."""
-    return f"v{version}-{algorithm.value}-{fmt.BLOCK_BITS}"
 
 
 def escape_key(key: bytes) -> bytes:

@@ -11,21 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cfstools.errors import FormatError, ImageError
-from cfstools.formats.composefs import (
-    ACL_KEYS,
-    ESCAPED,
-    METACOPY_KEY,
-    OPAQUE_KEY,
-    OVERLAY,
-    REDIRECT_KEY,
-    plan_image,
-)
-from cfstools.formats.composefs_reader import parse_metacopy, parse_redirect, read_ordinary
+from cfstools.formats.composefs import plan_image
+from cfstools.formats.composefs_reader import OrdinaryTree, parse_metacopy, parse_redirect, read_ordinary
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.check import Finding, Severity, check_image
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.walk import Step
 from cfstools.formats.escape import escape
+from cfstools.formats.overlay import ACL_KEYS, ESCAPED, METACOPY_KEY, OPAQUE_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import Directory, HardLink, Leaf
 from cfstools.tree.walk import iter_names
 from cfstools.verity import Algorithm
@@ -42,7 +35,7 @@ def check_composefs(data: Buffer, *, allow_tail: bool = False, strict: bool = Fa
     An image without a finding of severity ERROR can be read by
     :func:`~cfstools.formats.composefs_reader.read_image`.
     """
-    if _is_written_anew(data, allow_tail=allow_tail):
+    if read_written_anew(data, allow_tail=allow_tail) is not None:
         return []
     return check_every_rule(data, allow_tail=allow_tail, strict=strict)
 
@@ -59,30 +52,30 @@ def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = F
     return findings
 
 
-def _is_written_anew(data: Buffer, *, allow_tail: bool) -> bool:
-    """Whether the image is what our writer makes of its tree, byte for byte: then there is nothing to find in it.
+def read_written_anew(data: Buffer, *, allow_tail: bool = False) -> OrdinaryTree | None:
+    """The tree of the image if it is what our writer makes of it, byte for byte: then there is nothing to find in it.
 
     The reader for ordinary images lets nothing through that a writer can be made to write and these rules forbid, but
-    link counts of files.
+    link counts of files, which are looked at here.
     """
     try:
         image = Image(data, allow_tail=allow_tail)
         tree = read_ordinary(image)
         if tree is None or (tree.linked and not _links_agree(tree.root)):
-            return False
+            return None
         version = image.header.composefs_version
         algorithm = tree.algorithm or Algorithm.SHA256
         plan = plan_image(tree.root, min_version=version, max_version=version, algorithm=algorithm)
     except FormatError:
-        return False
+        return None
     if plan.size != image.length:
-        return False
+        return None
     position = 0
     for chunk in plan.chunks():
         if image.data[position : position + len(chunk)] != chunk:
-            return False
+            return None
         position += len(chunk)
-    return True
+    return tree
 
 
 def _links_agree(root: Directory) -> bool:

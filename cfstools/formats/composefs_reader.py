@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cfstools import native
 from cfstools.errors import ImageError, UsageError
-from cfstools.formats.composefs import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import DataLayout
 from cfstools.formats.erofs.reader import CHARACTER, DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, DiskInode, Image, Xattr
 from cfstools.formats.erofs.walk import Walk
 from cfstools.formats.escape import escape
+from cfstools.formats.overlay import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import (
     NO_XATTRS,
     Content,

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import FormatError
-from cfstools.formats.composefs import OPAQUE_KEY, write_image
+from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs.places import first_difference, place_of
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.regions import RegionKind
 from cfstools.formats.erofs.walk import Walk
 from cfstools.formats.escape import escape
+from cfstools.formats.overlay import OPAQUE_KEY
 from cfstools.report import Report
 from cfstools.tree import NO_XATTRS, Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree

@@ -13,7 +13,7 @@ from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
-from cfstools.sources.oci_request import Form, ImagePlace, OciRequest, is_layout, parse_reference
+from cfstools.sources.oci_request import ImagePlace, OciRequest
 from cfstools.store import Blobs, StoreWriter
 from cfstools.tree import Directory
 from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
@@ -22,7 +22,6 @@ from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
 
 if TYPE_CHECKING:
-    from cfstools.oci.choices import DecompressionLimits
     from cfstools.oci.descriptor import Platform
     from cfstools.sources.oci import OciReport
     from cfstools.sources.oci_describe import ImageDescription
@@ -40,48 +39,6 @@ class SourceTree:
     blobs: Blobs | None
     kind: str  # "directory", "dump", "image", or what kind of container image it was
     image: OciReport | None = None
-
-
-def find_image(
-    path: bytes, *, from_file: bool = False, layered: bool = False, limits: DecompressionLimits | None = None
-) -> ImagePlace | None:
-    """Whether *path* is a container image, by prefix or else by what is there (*layered*: it must be layer tars).
-
-    Raises UsageError for a malformed reference, InputError for what cannot be read, LimitExceeded.
-    """
-    if from_file:
-        return None
-    reference = parse_reference(path)
-    if reference is not None:
-        return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
-    if path == _STDIN:
-        return ImagePlace(form=Form.LAYERS if layered else None, path=path)
-    form = _recognise(path, limits)
-    if form is None and layered and not os.path.isdir(path):
-        form = Form.LAYERS
-    return None if form is None else ImagePlace(form=form, path=path)
-
-
-def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
-    """The form of what the path holds; what reads containers is loaded only if it may be one."""
-    if os.path.isdir(path):
-        return Form.OCI if is_layout(path) else None
-    if _is_image(path):
-        return None
-    from cfstools.sources.oci_containers import recognise
-
-    return recognise(path, limits)
-
-
-def _is_image(path: bytes) -> bool:
-    """Whether *path* is a file that begins as images of our own do."""
-    try:
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb", buffering=0) as file:
-            return file.read(len(_IMAGE_MAGIC)) == _IMAGE_MAGIC
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Object stores: content by fs-verity digest."""
 
 from cfstools.store.base import Store, contains
-from cfstools.store.cache import CacheCheck, CacheStatistics, DigestCache, cache_statistics, check_cache
 from cfstools.store.chain import StoreChain
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, Ingest, IngestReport, MemoryBlobs, RootedBlobs, ingest, stamp
@@ -14,9 +13,6 @@ from cfstools.store.writer import StoreWriter
 __all__ = [
     "INLINE_THRESHOLD",
     "Blobs",
-    "CacheCheck",
-    "CacheStatistics",
-    "DigestCache",
     "DirectoryStore",
     "FsVerity",
     "Ingest",
@@ -30,8 +26,6 @@ __all__ = [
     "StoreReport",
     "StoreWriter",
     "StoredObject",
-    "cache_statistics",
-    "check_cache",
     "contains",
     "ingest",
     "is_temporary",

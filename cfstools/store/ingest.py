@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, BatchReader
-from cfstools.store.cache import DigestCache, Known
 from cfstools.store.stream import SMALL
 from cfstools.store.writer import StoreWriter
 from cfstools.tree.model import Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from cfstools.store.cache import DigestCache, Known
 
 # Files of up to this size are kept inside the image (composefs format, section 5.2).
 INLINE_THRESHOLD = 64
@@ -141,7 +144,7 @@ class Ingest:
         self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
         self._block_size = params.block_size
         self._progress = progress
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest") if threads > 1 else None
+        self._pool = _pool(threads) if threads > 1 else None
         self._futures: list[Future[None]] = []
         self._tasks: list[tuple[int, list[RegularFile]]] = []
         self._count = 0
@@ -226,6 +229,12 @@ def _knowledge(read: Iterable[tuple[RegularFile, Content | None]]) -> Iterator[t
             yield _unread(file).stamp, (False, content.digest)
         elif isinstance(content, bytes):
             yield _unread(file).stamp, (True, content)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - most commands have no use for threads
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="ingest")
 
 
 class _LateProgress:

@@ -6,15 +6,18 @@ import os
 import re
 import stat
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.errors import UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.verity.algorithm import DEFAULT, Params
 from cfstools.verity.merkle import MerkleHasher
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 READ_SIZE = 1 << 20
 SEGMENT = 4 << 20
@@ -55,7 +58,7 @@ def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Pr
     # One byte more than there is: so the last segment is short and says that this is the end.
     segments = -(-(os.fstat(fd).st_size + 1) // SEGMENT)
     workers = min(threads, segments)
-    with ThreadPoolExecutor(workers, "hash") if workers > 1 else nullcontext() as pool:
+    with _pool(workers) if workers > 1 else nullcontext() as pool:
         ahead: deque[Future[tuple[bytes, int]]] = deque()
         number = 0
         while True:
@@ -67,6 +70,12 @@ def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Pr
             if met < SEGMENT:
                 return hasher.digest(), hasher.size
             number += 1
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - most commands have no use for threads
+
+    return ThreadPoolExecutor(workers, "hash")
 
 
 def _segment(fd: int, params: Params, copy_fd: int, offset: int) -> tuple[bytes, int]:

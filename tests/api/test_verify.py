@@ -168,7 +168,7 @@ def test_nothing_is_parsed_before_it_is_trusted(
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("the image was interpreted")
 
-    for name in ("check_composefs", "Image", "TreeReader", "needed_objects"):
+    for name in ("read_written_anew", "check_every_rule", "Image", "TreeReader", "needed_objects"):
         monkeypatch.setattr(f"cfstools.api.verify.{name}", touched)
     data = bytearray(signed.image_file.read_bytes())
     data[2000] ^= 1
@@ -495,8 +495,9 @@ def test_files_that_name_nothing() -> None:
 def test_every_object_is_checked_once(place: Place) -> None:
     tree = read_image(place.image_file.read_bytes())
     needed = verify_objects.needed_objects(tree)
-    assert [item.paths[0] for item in needed] == [b"/etc/copy", b"/usr/lib/blocks", b"/usr/lib/large"]
-    assert [item.path_count for item in needed] == [3, 1, 1]
+    named = [item.names.of((item.payload, item.digest, item.size)) for item in needed]
+    assert [paths[0] for paths, _ in named] == [b"/etc/copy", b"/usr/lib/blocks", b"/usr/lib/large"]
+    assert [count for _, count in named] == [3, 1, 1]
 
 
 @pytest.mark.parametrize("loops", ["auto", "pure"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cfstools.formats.composefs import METACOPY_HEADERS, write_image
+from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.overlay import METACOPY_HEADERS
 from cfstools.store import INLINE_THRESHOLD
 from cfstools.verity import Params, descriptor, digest_bytes
 

@@ -17,9 +17,10 @@ from types import ModuleType
 
 import pytest
 
-from cfstools.formats.composefs import METACOPY_HEADERS, rewrite_xattrs, write_image
+from cfstools.formats.composefs import rewrite_xattrs, write_image
 from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
+from cfstools.formats.overlay import METACOPY_HEADERS
 from cfstools.native._pure import Maker
 from cfstools.tree import NO_XATTRS, Directory
 from cfstools.tree.model import KINDS, Stamp

@@ -16,15 +16,8 @@ import pytest
 from cfstools import native
 from cfstools.errors import SourceChanged
 from cfstools.linux import files
-from cfstools.store import (
-    DigestCache,
-    DirectoryStore,
-    IngestReport,
-    StoreWriter,
-    cache,
-    cache_statistics,
-    check_cache,
-)
+from cfstools.store import DirectoryStore, IngestReport, StoreWriter, cache
+from cfstools.store.cache import DigestCache, cache_statistics, check_cache
 from cfstools.store.ingest import Ingest
 from cfstools.tree import Directory, External, RegularFile, Stamp, Unread
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes

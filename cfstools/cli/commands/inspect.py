@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,8 +17,10 @@ from cfstools.cli.text import count_text, quoted_text, size_text
 from cfstools.errors import UsageError, shown_path
 from cfstools.formats.erofs.regions import Region
 from cfstools.report import Json
-from cfstools.sources.oci_describe import ImageDescription
-from cfstools.sources.open import find_image
+from cfstools.sources.find import find_image
+
+if TYPE_CHECKING:
+    from cfstools.sources.oci_describe import ImageDescription
 
 _ROOT = b"/"
 

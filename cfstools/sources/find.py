@@ -1,0 +1,57 @@
+"""Whether a source is a container image; what reads one is loaded only if it may be one."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
+
+if TYPE_CHECKING:
+    from cfstools.oci.choices import DecompressionLimits
+
+_IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
+_STDIN = b"-"
+
+
+def find_image(
+    path: bytes, *, from_file: bool = False, layered: bool = False, limits: DecompressionLimits | None = None
+) -> ImagePlace | None:
+    """Whether *path* is a container image, by prefix or else by what is there (*layered*: it must be layer tars).
+
+    Raises UsageError for a malformed reference, InputError for what cannot be read, LimitExceeded.
+    """
+    if from_file:
+        return None
+    reference = parse_reference(path)
+    if reference is not None:
+        return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
+    if path == _STDIN:
+        return ImagePlace(form=Form.LAYERS if layered else None, path=path)
+    form = _recognise(path, limits)
+    if form is None and layered and not os.path.isdir(path):
+        form = Form.LAYERS
+    return None if form is None else ImagePlace(form=form, path=path)
+
+
+def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
+    """The form of what the path holds."""
+    if os.path.isdir(path):
+        return Form.OCI if is_layout(path) else None
+    if _is_image(path):
+        return None
+    from cfstools.sources.oci_containers import recognise
+
+    return recognise(path, limits)
+
+
+def _is_image(path: bytes) -> bool:
+    """Whether *path* is a file that begins as images of our own do."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb", buffering=0) as file:
+            return file.read(len(_IMAGE_MAGIC)) == _IMAGE_MAGIC
+    except (OSError, ValueError):
+        return False
