@@ -24,10 +24,12 @@ IMPLEMENTATION: str = "pure"
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
 digest_files = _pure.digest_files
 make_contents = _pure.make_contents
+match_stamps = _pure.match_stamps
 digest_range = _pure.digest_range
 find_objects = _pure.find_objects
 write_files = _pure.write_files
 link_files = _pure.link_files
+list_names = _pure.list_names
 stat_names = _pure.stat_names
 encode_tree = _pure.encode_tree
 parse_lines = _pure.parse_lines
@@ -38,10 +40,12 @@ FUNCTIONS = (
     "hash_blocks",
     "digest_files",
     "make_contents",
+    "match_stamps",
     "digest_range",
     "find_objects",
     "write_files",
     "link_files",
+    "list_names",
     "stat_names",
     "encode_tree",
     "parse_lines",

@@ -182,6 +182,8 @@ static PyMethodDef methods[] = {
      "digest_files(root_fd, files, arena, algorithm, block_size, salt_prefix, descriptor, inline_limit, store_fd, "
      "prefixes)\n\nAs in _pure.py."},
     {"make_contents", native_make_contents, METH_VARARGS, "make_contents(digested, kinds)\n\nAs in _pure.py."},
+    {"match_stamps", native_match_stamps, METH_VARARGS,
+     "match_stamps(stamps, rows, device, digest_size, inline_limit)\n\nAs in _pure.py."},
     {"digest_range", native_digest_range, METH_VARARGS,
      "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
     {"find_objects", native_find_objects, METH_VARARGS,
@@ -189,6 +191,7 @@ static PyMethodDef methods[] = {
     {"write_files", native_write_files, METH_VARARGS,
      "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
+    {"list_names", native_list_names, METH_VARARGS, "list_names(directory)\n\nAs in _pure.py."},
     {"stat_names", native_stat_names, METH_VARARGS, 
      "stat_names(directory, names, xattrs, prefix, maker)\n\nAs in _pure.py."},
     {"encode_tree", native_encode_tree, METH_VARARGS,

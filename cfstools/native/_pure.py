@@ -110,6 +110,33 @@ def make_contents(digested: Sequence[Digested], kinds: tuple[type, ...]) -> list
     ]
 
 
+def match_stamps(
+    stamps: Sequence[Stamp], rows: list[tuple[Any, ...]], device: int, digest_size: int, inline_limit: int
+) -> list[Digested]:
+    """What *rows* say of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
+
+    A row is inode number (as a signed one), size, mtime and ctime in nanoseconds, whether what follows are the
+    contents, and those or else the digest. It counts for a file on *device* that it fits, if it can be true.
+    """
+    known = {row[0]: row[1:6] for row in rows}
+    return [_match(stamp, known, device, digest_size, inline_limit) for stamp in stamps]
+
+
+def _match(
+    stamp: Stamp, known: dict[int, tuple[Any, ...]], device: int, digest_size: int, inline_limit: int
+) -> Digested:
+    inode = stamp[1]
+    row = known.get(inode - (1 << 64) if inode >> 63 else inode)
+    if row is None or stamp[0] != device or row[:3] != stamp[2:]:
+        return None
+    size, _, _, inlined, value = row
+    if not isinstance(value, bytes) or bool(inlined) != (size <= inline_limit):
+        return None
+    if len(value) != (size if inlined else digest_size):
+        return None
+    return value if inlined else (value, size, -1)
+
+
 def _padded(size: int, block_size: int) -> int:
     return -(-size // block_size) * block_size
 
@@ -216,12 +243,12 @@ def _write_all(fd: int, data: Buffer, offset: int) -> None:
         offset += done
 
 
-def find_objects(store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int]]) -> bytes:
-    """For each (digest, size) a byte: 1 if the store has a regular file of that name and size, else 0.
+def find_objects(store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int, int]]) -> bytes:
+    """For each (digest, size, …) a byte: 1 if the store has a regular file of that name and size, else 0.
 
     *prefixes* holds 256 ints: descriptors of the store's directories that are open already, else -1.
     """
-    return bytes([_find_object(store_fd, prefixes, digest, size) > 0 for digest, size in wanted])
+    return bytes([_find_object(store_fd, prefixes, digest, size) > 0 for digest, size, *_ in wanted])
 
 
 def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:
@@ -277,6 +304,11 @@ def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
         else:
             errors.append(0)
     return errors
+
+
+def list_names(directory: int) -> list[bytes]:
+    """The names in *directory* but ``.`` and ``..``, in byte order. Raises ``OSError``."""
+    return sorted(map(os.fsencode, os.listdir(directory)))
 
 
 def stat_names(

@@ -13,7 +13,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "model.h"
 #include "native.h"
 
 #define DESCRIPTOR_SIZE 256
@@ -260,20 +259,11 @@ static int hash_files(struct batch *batch) {
 
 /* --- stores --- */
 
-static void hex(const uint8_t *digest, size_t size, char *out) {
-    static const char digits[] = "0123456789abcdef";
-    for (size_t i = 0; i < size; i++) {
-        *out++ = digits[digest[i] >> 4];
-        *out++ = digits[digest[i] & 15];
-    }
-    *out = 0;
-}
-
 /* 1: an object of this size is there, 0: nothing is there, -1: something else or cannot tell. */
 static int find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
     char name[2 * DIGEST_MAX + 1], prefix[3];
     struct stat status;
-    hex(digest, digest_size, name);
+    native_hex(digest, digest_size, name);
     memcpy(prefix, name, 2);
     prefix[2] = 0;
     int fd = prefixes[digest[0]];
@@ -397,47 +387,6 @@ PyObject *native_digest_files(PyObject *module, PyObject *args) {
     PyBuffer_Release(&descriptor);
     PyBuffer_Release(&prefixes);
     return result;
-}
-
-/* The contents that (digest, size, place) stands for. */
-static PyObject *external_of(const struct model *model, PyObject *item) {
-    char *digest, name[2 * DIGEST_MAX + 2];
-    Py_ssize_t size;
-    if (PyTuple_Size(item) != 3 || PyBytes_AsStringAndSize(PyTuple_GetItem(item, 0), &digest, &size) < 0)
-        return NULL;
-    if (size < 1 || size > DIGEST_MAX) {
-        PyErr_SetString(PyExc_ValueError, "not a digest");
-        return NULL;
-    }
-    /* "ab/cdef..." */
-    hex((const uint8_t *)digest, 1, name);
-    name[2] = '/';
-    hex((const uint8_t *)digest + 1, (size_t)size - 1, name + 3);
-    PyObject *external = model_new(model, K_EXTERNAL);
-    if (external != NULL && (model_set(model, external, A_DIGEST, PyTuple_GetItem(item, 0)) ||
-                             model_set_taken(model, external, A_PAYLOAD, PyBytes_FromStringAndSize(name, 2 * size + 1))))
-        Py_CLEAR(external);
-    return external;
-}
-
-PyObject *native_make_contents(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *digested, *kinds, *results = NULL;
-    struct model model;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &digested, &PyTuple_Type, &kinds))
-        return NULL;
-    if (model_open(&model, kinds) == 0)
-        results = PyList_New(PyList_Size(digested));
-    for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
-        PyObject *item = PyList_GetItem(digested, i); /* borrowed; nothing here changes the list */
-        PyObject *made = item == NULL ? NULL : PyTuple_Check(item) ? external_of(&model, item) : Py_NewRef(item);
-        if (made == NULL)
-            Py_CLEAR(results);
-        else
-            PyList_SetItem(results, i, made);
-    }
-    model_close(&model);
-    return results;
 }
 
 /* --- one range of a large file --- */
@@ -590,12 +539,13 @@ PyObject *native_find_objects(PyObject *module, PyObject *args) {
         const char *digest;
         Py_ssize_t digest_size;
         unsigned long long size;
+        Py_ssize_t place;
         PyObject *item = PyTuple_GetItem(items, parsed);
         if (!PyTuple_Check(item)) {
             PyErr_SetString(PyExc_TypeError, "an object is (digest, size)");
             break;
         }
-        if (!PyArg_ParseTuple(item, "y#K", &digest, &digest_size, &size))
+        if (!PyArg_ParseTuple(item, "y#K|n", &digest, &digest_size, &size, &place))
             break;
         if (digest_size < 1 || digest_size > DIGEST_MAX) {
             PyErr_SetString(PyExc_ValueError, "a digest is 1 to 64 bytes long");

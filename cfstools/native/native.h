@@ -20,13 +20,20 @@ PyObject *native_ask_pure(const char *function, PyObject *args);
 
 /* files.c */
 PyObject *native_digest_files(PyObject *module, PyObject *args);
-PyObject *native_make_contents(PyObject *module, PyObject *args);
 PyObject *native_digest_range(PyObject *module, PyObject *args);
 PyObject *native_find_objects(PyObject *module, PyObject *args);
 PyObject *native_write_files(PyObject *module, PyObject *args);
 PyObject *native_link_files(PyObject *module, PyObject *args);
 
+/* known.c */
+PyObject *native_make_contents(PyObject *module, PyObject *args);
+PyObject *native_match_stamps(PyObject *module, PyObject *args);
+
+/* Hexadecimal digits of a digest, with a zero behind them. */
+void native_hex(const uint8_t *digest, size_t size, char *out);
+
 /* walk.c */
+PyObject *native_list_names(PyObject *module, PyObject *args);
 PyObject *native_stat_names(PyObject *module, PyObject *args);
 
 /* image.c */

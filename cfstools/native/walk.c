@@ -331,3 +331,89 @@ PyObject *native_stat_names(PyObject *module, PyObject *args) {
     Py_DECREF(items);
     return results;
 }
+
+/* --- names --- */
+
+/* Names one after another, each with a zero behind it. */
+struct names {
+    char *data;
+    size_t size, room, count;
+};
+
+static int add_name(struct names *names, const char *name) {
+    const size_t size = strlen(name) + 1;
+    if (names->room - names->size < size) {
+        const size_t room = 2 * (names->room + size);
+        char *data = realloc(names->data, room);
+        if (data == NULL)
+            return -1;
+        names->data = data;
+        names->room = room;
+    }
+    memcpy(names->data + names->size, name, size);
+    names->size += size;
+    names->count++;
+    return 0;
+}
+
+/* What getdents64(2) fills a buffer with. */
+struct dirent64_v0 {
+    uint64_t inode;
+    int64_t offset;
+    uint16_t size;
+    uint8_t type;
+    char name[];
+};
+
+/* Reads all names from the start, without another descriptor; 0 or the error number. */
+static int read_names(int directory, struct names *names) {
+    _Alignas(struct dirent64_v0) char buffer[1 << 16];
+    long got;
+    if (lseek(directory, 0, SEEK_SET) < 0)
+        return errno;
+    while ((got = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < got;) {
+            const struct dirent64_v0 *entry = (const void *)(buffer + at);
+            if (strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0 && add_name(names, entry->name))
+                return ENOMEM;
+            at += entry->size;
+        }
+    return got < 0 ? errno : 0;
+}
+
+static PyObject *sorted_names(const struct names *names) {
+    PyObject *list = PyList_New((Py_ssize_t)names->count);
+    const char *at = names->data;
+    for (size_t i = 0; list != NULL && i < names->count; i++) {
+        const size_t size = strlen(at);
+        PyObject *name = PyBytes_FromStringAndSize(at, (Py_ssize_t)size);
+        if (name == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SetItem(list, (Py_ssize_t)i, name);
+        at += size + 1;
+    }
+    if (list != NULL && PyList_Sort(list))
+        Py_CLEAR(list);
+    return list;
+}
+
+PyObject *native_list_names(PyObject *module, PyObject *args) {
+    (void)module;
+    int directory, why;
+    struct names names = {NULL, 0, 0, 0};
+    PyObject *list = NULL;
+    if (!PyArg_ParseTuple(args, "i", &directory))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    why = read_names(directory, &names);
+    Py_END_ALLOW_THREADS
+    if (why) {
+        errno = why;
+        PyErr_SetFromErrno(PyExc_OSError);
+    } else {
+        list = sorted_names(&names);
+    }
+    free(names.data);
+    return list;
+}

@@ -329,7 +329,7 @@ class _Walk:
             if met is not None and met[5:7] != (frame.status.st_dev, frame.status.st_ino):
                 raise self._place.changed(path, "was replaced")
             what = "cannot list directory"
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            names = native.list_names(fd)
         except OSError as error:
             raise self._place.failed(error, what, path) from error
         self._advance(len(names) + (met is None))

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from cfstools import native
 from cfstools.linux import files
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
@@ -63,6 +64,8 @@ _COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET va
 
 # What is remembered of a file: its contents if these go into images (true), else its digest.
 Known = tuple[bool, bytes]
+# The same as it is found: contents, or digest, size and -1; None for what is not known.
+Found = bytes | tuple[bytes, int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,33 +157,30 @@ class DigestCache:
                 if database is not None:
                     database.close()
 
-    def find(self, stamps: Sequence[Stamp]) -> list[Known | None]:
-        """What is known of the files with these *stamps*."""
-        found: dict[int, tuple[int, int, int, bool, bytes, int]] = {}
+    def find(self, stamps: list[Stamp], inline_threshold: int) -> list[Found]:
+        """What is known of the files with these *stamps*, of which those up to the threshold are kept in images."""
+        rows: list[tuple[Any, ...]] = []
         with self._using() as database:
             for first in range(0, len(stamps) if database else 0, _ASK_TOGETHER):
                 assert database is not None
                 inodes = [_signed(stamp.inode) for stamp in stamps[first : first + _ASK_TOGETHER]]
                 inodes += [0] * (_ASK_TOGETHER - len(inodes))
-                rows = database.execute(_ASK, (self._volume, self._algorithm.number, *inodes))
-                found.update({row[0]: row[1:] for row in rows})
-        results = [self._judge(stamp, found.get(_signed(stamp.inode))) for stamp in stamps]
+                rows += database.execute(_ASK, (self._volume, self._algorithm.number, *inodes)).fetchall()
+        digest_size = self._algorithm.digest_size
+        results = native.match_stamps(stamps, rows, self._device, digest_size, inline_threshold)
         hits = len(stamps) - results.count(None)
         with self._lock:
             self._hits += hits
             self._misses += len(stamps) - hits
+        if rows and self._today - min([row[6] for row in rows]) > _REFRESH_DAYS:
+            self._refresh(stamps, results, {row[0] for row in rows if self._today - row[6] > _REFRESH_DAYS})
         return results
 
-    def _judge(self, stamp: Stamp, row: tuple[int, int, int, bool, bytes, int] | None) -> Known | None:
-        if row is None or stamp.device != self._device or row[:3] != (stamp.size, stamp.mtime_ns, stamp.ctime_ns):
-            return None
-        _, _, _, inlined, value, day = row
-        if len(value) != (stamp.size if inlined else self._algorithm.digest_size):
-            return None
-        known = bool(inlined), value
-        if self._today - day > _REFRESH_DAYS:
-            self._remember(stamp, known)
-        return known
+    def _refresh(self, stamps: Sequence[Stamp], results: Sequence[Found], old: set[int]) -> None:
+        """Remember anew what was found in *old* rows, so that it is not dropped for its age."""
+        for stamp, found in zip(stamps, results, strict=True):
+            if found is not None and _signed(stamp.inode) in old:
+                self._remember(stamp, (True, found) if isinstance(found, bytes) else (False, found[0]))
 
     def unusable(self, count: int) -> None:
         """So many of the files found were of no use, because the store has lost their objects."""

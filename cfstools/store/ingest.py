@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
+from cfstools import native
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, BatchReader
 from cfstools.store.stream import SMALL
 from cfstools.store.writer import StoreWriter
-from cfstools.tree.model import Content, Directory, External, RegularFile, Stamp, Unread
+from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
 
@@ -340,28 +341,19 @@ class _Run:
 
     def _recall(self, files: Sequence[RegularFile]) -> list[Content | None]:
         """The contents of *files* that the cache knows and, if they are objects, the store has."""
-        contents: list[Content | None] = [None] * len(files)
         writer = self._writer
         if self._cache is None or writer is None:
-            return contents
-        wanted: list[int] = []
-        objects: list[tuple[bytes, int]] = []
-        limit = self._inline_threshold
-        for number, known in enumerate(self._cache.find([_unread(file).stamp for file in files])):
-            if known is None or known[0] is (files[number].size > limit):
-                continue
-            if known[0]:
-                contents[number] = known[1]
-            else:
-                wanted.append(number)
-                objects.append((known[1], files[number].size))
-        shared: list[int] = []
-        for number, (digest, size), there in zip(wanted, objects, writer.find_objects(objects), strict=True):
-            if there:
-                shared.append(size)
-                contents[number] = External(digest, object_path(digest))
-        writer.count_shared(shared)
-        self._cache.unusable(len(objects) - len(shared))
+            return [None] * len(files)
+        found = self._cache.find([_unread(file).stamp for file in files], self._inline_threshold)
+        objects = [one for one in found if isinstance(one, tuple)]
+        there = writer.find_objects(objects)
+        lost = there.count(0)
+        if lost:
+            there_too = iter(there)
+            found = [None if isinstance(one, tuple) and not next(there_too) else one for one in found]
+        writer.count_shared([one[1] for one in found if isinstance(one, tuple)])
+        self._cache.unusable(lost)
+        contents: list[Content | None] = native.make_contents(found, KINDS)
         self.progress.advance(_sizes(files, contents))
         return contents
 

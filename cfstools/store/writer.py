@@ -79,8 +79,8 @@ class StoreWriter:
         """Add *data*."""
         return add_small(self._publisher, data, self.params)
 
-    def find_objects(self, objects: Sequence[tuple[bytes, int]]) -> bytes:
-        """For each (digest, size) a byte, not 0 if the store has a whole object: quick, of other stores none asked."""
+    def find_objects(self, objects: Sequence[tuple[bytes, int, int]]) -> bytes:
+        """For each (digest, size, …) a byte, not 0 if the store has a whole object; of other stores none is asked."""
         return native.find_objects(self.store.fd, self.store.prefix_fds, objects) if objects else b""
 
     def count_shared(self, sizes: Sequence[int]) -> None:

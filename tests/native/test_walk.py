@@ -153,3 +153,43 @@ def test_the_same_contents(digested: list[bytes | tuple[bytes, int, int] | None]
         return [(one.digest, one.payload) if isinstance(one, External) else one for one in contents]
 
     assert plain(_native.make_contents(digested, KINDS)) == plain(_pure.make_contents(digested, KINDS))
+
+
+def test_the_same_names(tmp_path: Path) -> None:
+    made = [b"%d" % number for number in range(500)] + [bytes(range(1, 47)), b"\xff" * 200, b"...", b". "]
+    for name in made:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert _pure.list_names(fd) == _native.list_names(fd) == _native.list_names(fd) == sorted(made)
+    finally:
+        os.close(fd)
+    for module in (_native, _pure):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            module.list_names(fd)
+
+
+STAMPS = st.tuples(
+    st.sampled_from([5, 6]),
+    st.sampled_from([1, 2**63 + 1, 2**64 - 1]),
+    st.integers(0, 3),
+    st.just(7),
+    st.integers(8, 9),
+)
+ROWS = st.tuples(
+    st.sampled_from([1, -(2**63) + 1, -1]), st.integers(0, 3), st.just(7), st.integers(8, 9), st.integers(0, 1),
+    st.one_of(st.binary(max_size=4), st.none()), st.just(0),
+)  # fmt: skip
+
+
+@given(st.lists(STAMPS), st.lists(ROWS))
+def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], rows: list[tuple[object, ...]]) -> None:
+    expected = _pure.match_stamps(stamps, rows, 5, 4, 2)
+    assert _native.match_stamps(stamps, rows, 5, 4, 2) == expected
+
+
+def test_wrong_rows_are_refused() -> None:
+    stamp = (5, 1, 2, 7, 8)
+    for stamps, rows in (([stamp], [1]), ([stamp], [(1, 2)]), ([1], []), ([(5, "x", 2, 7, 8)], []), ((), [])):
+        with pytest.raises(TypeError):
+            _native.match_stamps(stamps, rows, 5, 4, 2)

@@ -914,7 +914,8 @@ def test_no_descriptor_left(src: Path) -> None:
             walk(src)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert caught.value.subject == f"{src}/d"
+    # Listing takes a descriptor of its own where it is not done natively.
+    assert caught.value.subject in (f"{src}/d", f"{src}/d/d")
 
 
 def test_paths_are_bounded(src: Path) -> None:
