@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import build_directory, build_dump, build_oci, commands, inputs, kernel, results, verify
+from benchmarks import build_directory, build_dump, build_oci, commands, import_stages, inputs, kernel, results, verify
 from benchmarks.build_directory import Targets
 from benchmarks.runner import Job, Target, build_image, median, run_job, run_once
 from tests.reference import Reference, RootUnavailable, debian_root
@@ -46,7 +46,9 @@ def jobs(reference: Reference, scratch: Path, stack: ExitStack, *, quick: bool) 
     yield build_dump.job(reference, f"{entries} entries", build_dump.large_dump(entries), scratch, Target(0.95, 1.5))
     yield from commands.start("Debian root", debian, scratch)
     yield from commands.jobs(reference, f"{files} small files", _image(scratch, small))
-    yield from build_oci.jobs(reference, scratch, size=200_000_000 if quick else 500_000_000)
+    size = 200_000_000 if quick else 500_000_000
+    yield from build_oci.jobs(reference, scratch, size=size)
+    yield from import_stages.jobs(size)
 
 
 def million(reference: Reference, scratch: Path) -> Iterator[Job]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.runner import Job, Target
+from benchmarks.runner import MKCFS, Job, Target
 from tests.reference import Reference
 
-MKCFS = [sys.executable, "-m", "cfstools.cli", "build", "--no-hardlinks"]
+BUILD = [*MKCFS, "build", "--no-hardlinks"]
 _LOOP_SIZE = 2 << 30
 
 
@@ -30,7 +29,7 @@ class Targets(NamedTuple):
 def jobs(reference: Reference, label: str, source: Path, scratch: Path, targets: Targets) -> Iterator[Job]:
     """Yield the jobs for one directory."""
     yield cold(reference, f"{label}, cold store", source, scratch, targets.cold)
-    ours = [*MKCFS, str(source), str(scratch / "ours.cfs"), "--store", str(scratch / "ours")]
+    ours = [*BUILD, str(source), str(scratch / "ours.cfs"), "--store", str(scratch / "ours")]
     theirs = _theirs(reference, source, scratch)
     yield Job(
         name=f"{label}, warm store, no cache",
@@ -53,7 +52,7 @@ def cold(reference: Reference, name: str, source: Path, place: Path, target: Tar
 
     return Job(
         name=name,
-        ours=[*MKCFS, str(source), str(place / "ours.cfs"), "--store", str(place / "ours")],
+        ours=[*BUILD, str(source), str(place / "ours.cfs"), "--store", str(place / "ours")],
         theirs=_theirs(reference, source, place),
         before=empty_stores,
         target=target,
@@ -70,7 +69,7 @@ def digest_only(reference: Reference, label: str, source: Path, target: Target |
     """Return the job that prints the digest and writes nothing."""
     return Job(
         name=f"{label}, --print-digest-only",
-        ours=[*MKCFS, "--print-digest-only", str(source)],
+        ours=[*BUILD, "--print-digest-only", str(source)],
         theirs=reference.command("mkcomposefs", "--print-digest-only", source),
         target=target,
         pure=True,

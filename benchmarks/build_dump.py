@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
 from benchmarks.inputs import cached
-from benchmarks.runner import Job, Target
+from benchmarks.runner import MKCFS, Job, Target
 from tests.reference import Reference
 
 _IN_A_DIRECTORY = 100
@@ -17,7 +16,7 @@ def job(reference: Reference, label: str, dump: Path, scratch: Path, target: Tar
     """Return the job for one dump text."""
     return Job(
         name=f"{label}, --from-file",
-        ours=[sys.executable, "-m", "cfstools.cli", "build", "--from-file", str(dump), str(scratch / "ours.cfs")],
+        ours=[*MKCFS, "build", "--from-file", str(dump), str(scratch / "ours.cfs")],
         theirs=reference.command("mkcomposefs", "--from-file", dump, scratch / "theirs.cfs"),
         target=target,
         pure=True,

@@ -10,14 +10,13 @@ import os
 import random
 import shlex
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from benchmarks import inputs
-from benchmarks.runner import Job, Target
+from benchmarks.runner import MKCFS, Job, Target
 from tests.oci import making
 from tests.reference import Reference
 
@@ -45,7 +44,7 @@ def jobs(reference: Reference, scratch: Path, *, size: int) -> Iterator[Job]:
     unpack = ["umoci", "--log=error", "raw", "unpack", "--image", f"{place / 'layout'}:latest", str(theirs / "rootfs")]
     yield Job(
         name=f"gzip image of {size // 1000**2} MB, cold store / umoci + mkcomposefs",
-        ours=[sys.executable, "-m", "cfstools.cli", "build", source, str(ours / "i.cfs"), "--store", str(ours / "s")],
+        ours=[*MKCFS, "build", source, str(ours / "i.cfs"), "--store", str(ours / "s")],
         theirs=["sh", "-ec", f"{shlex.join(unpack)}; {shlex.join(map(os.fsdecode, pack))}"],
         before=start_over,
         target=Target(3, 3),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.runner import Job, Limit, Target, build_image
+from benchmarks.runner import MKCFS, Job, Limit, Target, build_image
 from tests.reference import Reference
-
-MKCFS = [sys.executable, "-m", "cfstools.cli"]
 
 
 def start(label: str, source: Path, scratch: Path) -> Iterator[Job]:
