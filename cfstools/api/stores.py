@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from cfstools.linux.lookup import file_type
 from cfstools.store import DirectoryStore, StoreChain
 
 
@@ -13,8 +14,9 @@ def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
     """Whether *payload*, a path as images name objects, exists below one of *stores*, links followed.
 
     Readers admit no payload with ``.`` or ``..`` components, so this stays below the store.
+    Raises InputError for what cannot be looked at.
     """
-    return any(os.path.exists(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
+    return any(file_type(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import FormatError, InputError, LimitExceeded, OciError, UsageError, naming, os_error
+from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
 from cfstools.oci.compression import DecompressionLimits, open_compressed
@@ -69,9 +70,9 @@ def parse_reference(text: bytes) -> Reference | None:
 def _split(rest: bytes) -> tuple[bytes, bytes]:
     """Path, and the name with its ``:`` or ``@`` (empty: none)."""
     cuts = [at for at, byte in enumerate(rest) if byte in b":@" and at]
-    if os.path.lexists(rest) or not cuts:
+    if not cuts or file_type(rest, follow=False):
         return rest, b""
-    cut = next((at for at in cuts if os.path.lexists(rest[:at])), cuts[0])
+    cut = next((at for at in cuts if file_type(rest[:at], follow=False)), cuts[0])
     # In ":@1" the name is "@1", the image's number; in "@sha256:…" it is a digest.
     return rest[:cut], rest[cut:]
 
@@ -82,11 +83,12 @@ def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | 
     Raises :class:`InputError` for what cannot be read, :class:`LimitExceeded`. A compressed file that holds no tar
     archive is ``None`` too.
     """
-    if os.path.isdir(path):
+    kind = file_type(path)
+    if kind == stat.S_IFDIR:
         # A tree that only happens to have one of these is still a tree.
         files = (os.path.join(path, name) for name in (b"oci-layout", b"index.json"))
-        return Form.OCI if all(map(os.path.isfile, files)) else None
-    if os.path.exists(path) and not os.path.isfile(path):
+        return Form.OCI if all(file_type(file) == stat.S_IFREG for file in files) else None
+    if kind not in (0, stat.S_IFREG):
         return None  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)
     try:
@@ -152,9 +154,12 @@ def _open_stdin(stdin: int | None, limits: DecompressionLimits | None) -> ImageC
 
 def _peek(fd: int) -> tuple[bytes, Read]:
     """The first bytes of what *fd* holds, and how to read all of it."""
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), _reader(fd)
     read = _reader(fd)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), read
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
     head = b""
     while len(head) < _PEEK and (part := read(_PEEK - len(head))):
         head += part
@@ -182,7 +187,7 @@ def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: Decompr
 
 
 def _is_directory(path: bytes) -> bool:
-    return path != _STDIN and os.path.isdir(path)
+    return path != _STDIN and is_directory(path)
 
 
 def _closing(files: BlobFiles, make: Callable[[BlobFiles], ImageContainer]) -> ImageContainer:
@@ -217,7 +222,12 @@ def _reader(fd: int) -> Read:
 
 
 def _descriptor(path: bytes, stdin: int | None) -> int:
-    return os.dup(_given(stdin)) if path == _STDIN else _open_file(path)
+    if path != _STDIN:
+        return _open_file(path)
+    try:
+        return os.dup(_given(stdin))
+    except OSError as error:
+        raise os_error(error, "cannot open") from error
 
 
 def _given(stdin: int | None) -> int:
@@ -230,7 +240,11 @@ def _open_file(path: bytes) -> int:
     try:
         # A FIFO nobody writes to must not hang; reading from one that is a source after all waits as usual.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(fd, True)
+        try:
+            os.set_blocking(fd, True)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
     except OSError as error:
         raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error

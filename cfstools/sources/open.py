@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
 from cfstools.formats.erofs.reader import Image
+from cfstools.linux.lookup import is_directory
 from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.oci.compression import DecompressionLimits
 from cfstools.oci.descriptor import Digest, Platform
@@ -79,7 +79,7 @@ def find_image(
     if path == _STDIN:
         return ImagePlace(form=Form.LAYERS if layered else None, path=path)
     form = recognise(path, limits)
-    if form is None and layered and not os.path.isdir(path):
+    if form is None and layered and not is_directory(path):
         form = Form.LAYERS
     return None if form is None else ImagePlace(form=form, path=path)
 
@@ -112,7 +112,7 @@ def open_source(
     oci = oci or OciRequest()
     if place is not None:
         tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
-    elif not from_file and os.path.isdir(path):
+    elif not from_file and is_directory(path):
         with open_directory(path, options=options, reader=reader, progress=progress) as source:
             yield SourceTree(root=source.root, blobs=source, kind="directory")
         return

@@ -201,6 +201,7 @@ class Trial:
         assert "cannot write output" not in ended.said, case
         if ended.code == 1:
             assert len([line for line in ended.said.splitlines() if line.startswith("mkcfs: ")]) == 1, case
+            assert os.strerror(error) in ended.said, case
         if ended.call in DURABLE and error != errno.EINTR:
             assert ended.code != 0, case
         self._check(case, finished=ended.code == 0)
