@@ -14,6 +14,7 @@ from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import automatic_whiteouts, plan_image, select_version
 from cfstools.formats.listing import object_digests, object_payloads
 from cfstools.formats.overlay import format_word
+from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
@@ -150,9 +151,9 @@ def build(
         limits=options.oci.options.decompression_limits,
     )
     container = place is not None
-    is_directory = not container and not options.from_file and os.path.isdir(source)
+    walked = not container and not options.from_file and is_directory(source)
     with naming(source):
-        _check_meaning(options, place, is_directory=is_directory)
+        _check_meaning(options, place, is_directory=walked)
     minimum, maximum = options.versions(container=container)
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
@@ -187,7 +188,7 @@ def build(
         digest = output.write(plan, params)
         stored = writer.report if writer is not None else NOTHING_STORED
     missing = _count_missing(tree, stores)
-    inside = _inside(source, [image, *stores], options) if is_directory else ()
+    inside = _inside(source, [image, *stores], options) if walked else ()
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
         format=format_word(plan.header.composefs_version, options.algorithm),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import stat
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from cfstools.formats.erofs.reader import Image
 from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
 from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
+from cfstools.linux.lookup import file_type
 from cfstools.linux.mapping import mapped_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -149,7 +150,7 @@ class _ImageSide:
 
 def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
     """The image at *path*, mapped until *stack* is left; ``None`` for what is none."""
-    if not os.path.isfile(path):
+    if file_type(path) != stat.S_IFREG:
         return None
     data = stack.enter_context(mapped_file(path))
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.api.input import read_small
 from cfstools.errors import SignatureInvalid, shown_path
+from cfstools.linux.lookup import file_type
 from cfstools.report import Report
 from cfstools.signing import MAX_TRAILER, ImageDigests, SignatureReport, Verdict, Verifier, find_trailer, judge
 from cfstools.signing.envelope import MAX_ENVELOPE
@@ -71,7 +71,7 @@ def envelope_path(image: bytes) -> bytes:
 
 def read_envelope(path: bytes) -> bytes | None:
     """The bytes of the envelope file *path*, ``None`` if there is no such file. Raises InputError."""
-    if not os.path.lexists(path):
+    if not file_type(path, follow=False):
         return None
     return read_small(path, MAX_ENVELOPE + 1, regular=True)
 

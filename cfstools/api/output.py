@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from cfstools.api.temporaries import hold, make_held, remove_stale, temporary_name
 from cfstools.errors import InputError, naming, os_error
 from cfstools.linux.files import link_tmpfile, open_tmpfile, write_all
 
@@ -50,8 +51,9 @@ class OutputFile:
 def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
     """Open *path* for a new file that replaces the old one, durable and whole, when the block ends well.
 
-    Until then, and after an error or a kill, whatever was at *path* is untouched. A symbolic link is followed, so that
-    the file it names is the one replaced; a device or pipe is written in place. Raises InputError.
+    Until then, and after an error or a kill, whatever was at *path* is untouched; what a killed writer of *path* left
+    is removed. A symbolic link is followed, so that the file it names is the one replaced; a device or pipe is written
+    in place. Raises InputError.
     """
     with naming(path):
         try:
@@ -88,12 +90,8 @@ def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
     directory, name = os.path.split(path)
     directory_fd = os.open(directory or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        temporary = b".%s.%s.tmp" % (name[:200], secrets.token_hex(8).encode())
-        # A nameless file leaves nothing behind even when we are killed; where there is none, a named one is removed.
-        fd = open_tmpfile(directory_fd)
-        named = fd is None
-        if fd is None:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+        remove_stale(directory_fd, name, stat.S_IFREG, partial(_unlink, directory_fd))
+        temporary, fd, named = _temporary(directory_fd, name)
         try:
             yield OutputFile(fd)
             os.fchmod(fd, mode & ~_umask())
@@ -112,6 +110,31 @@ def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
             os.close(fd)
     finally:
         os.close(directory_fd)
+
+
+def _temporary(directory_fd: int, name: bytes) -> tuple[bytes, int, bool]:
+    """The name of a temporary, its descriptor, locked, and whether it has the name yet.
+
+    A nameless file leaves nothing behind when we are killed, but for the moment between its two names.
+    """
+
+    fd = open_tmpfile(directory_fd)
+    if fd is None:
+        return *make_held(directory_fd, name, partial(_create, directory_fd), partial(_unlink, directory_fd)), True
+    try:
+        hold(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return temporary_name(name), fd, False
+
+
+def _create(directory_fd: int, name: bytes) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+
+
+def _unlink(directory_fd: int, name: bytes, _fd: int) -> None:
+    os.unlink(name, dir_fd=directory_fd)
 
 
 def _umask() -> int:

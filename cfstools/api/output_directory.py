@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
+from cfstools.api.temporaries import make_held, remove_stale
 from cfstools.errors import InputError, os_error, shown_path
 from cfstools.linux.files import rename_noreplace, syncfs
 
@@ -21,8 +24,9 @@ def output_directory(path: bytes, *, sync: bool = False) -> Iterator[int]:
     """Make the directory *path*: yields a descriptor of where its contents go, closed to everyone else.
 
     It gets its name when the block ends well; the block gives it its mode as the last thing it does. After an error
-    nothing is left. A directory that exists must be empty; it may be a mount point, so it is filled where it is, and
-    emptied after an error. With *sync* everything is on stable storage before the end. Raises InputError.
+    nothing is left, and what a killed writer of *path* left is removed. A directory that exists must be empty; it may
+    be a mount point, so it is filled where it is, and emptied after an error. With *sync* everything is on stable
+    storage before the end. Raises InputError.
     """
     subject = shown_path(path)
     try:
@@ -46,30 +50,40 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
     parent, name = os.path.split(path.rstrip(b"/"))
     place = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        temporary = b".%s.%s.tmp" % (name[:200], secrets.token_hex(8).encode())
-        os.mkdir(temporary, _PRIVATE, dir_fd=place)
+        remove = partial(_remove_tree, place)
+        remove_stale(place, name, stat.S_IFDIR, remove)
+        temporary, fd = make_held(place, name, partial(_make, place), remove)
         try:
-            fd = os.open(temporary, _DIRECTORY, dir_fd=place)
-            try:
-                _take_acls(fd)
-                os.fchmod(fd, _PRIVATE)  # an ACL may have given it less
-                yield fd
-                if sync:
-                    syncfs(fd)
-                rename_noreplace(place, temporary, place, name)
-            except BaseException:
-                empty_directory(fd)
-                raise
-            finally:
-                os.close(fd)
+            _take_acls(fd)
+            os.fchmod(fd, _PRIVATE)  # an ACL may have given it less
+            yield fd
+            if sync:
+                syncfs(fd)
+            rename_noreplace(place, temporary, place, name)
         except BaseException:
             with suppress(OSError):
-                os.rmdir(temporary, dir_fd=place)
+                remove(temporary, fd)
             raise
+        finally:
+            os.close(fd)
         if sync:
             os.fsync(place)
     finally:
         os.close(place)
+
+
+def _make(place: int, name: bytes) -> int:
+    os.mkdir(name, _PRIVATE, dir_fd=place)
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=place)
+    except BaseException:
+        os.rmdir(name, dir_fd=place)
+        raise
+
+
+def _remove_tree(place: int, name: bytes, fd: int) -> None:
+    empty_directory(fd)
+    os.rmdir(name, dir_fd=place)
 
 
 def _existing(fd: int, subject: str, *, sync: bool) -> Iterator[int]:

@@ -182,8 +182,10 @@ def _refuse_image(image: bytes, output: bytes | None) -> None:
         return
     try:
         same = os.path.samefile(image, output)
-    except OSError:  # one of them is not there, which is said when it is opened
+    except (FileNotFoundError, NotADirectoryError):  # which is said when it is opened
         return
+    except OSError as error:
+        raise os_error(error, "cannot look at", subject=shown_path(error.filename or output)) from error
     if same:
         hint = "--attach puts the signature into the image"
         raise UsageError("is the image itself: the signature would replace it", subject=shown_path(output), hint=hint)

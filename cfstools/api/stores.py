@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from cfstools.linux.lookup import file_type
+
 if TYPE_CHECKING:
     from cfstools.store import StoreChain
 
@@ -15,8 +17,9 @@ def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
     """Whether *payload*, a path as images name objects, exists below one of *stores*, links followed.
 
     Readers admit no payload with ``.`` or ``..`` components, so this stays below the store.
+    Raises InputError for what cannot be looked at.
     """
-    return any(os.path.exists(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
+    return any(file_type(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
 
 
 @contextmanager

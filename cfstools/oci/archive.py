@@ -219,7 +219,10 @@ class _Stepping(TarReader):
 
 
 def _seekable_size(fd: int) -> int:
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise os_error(error, "cannot look up") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(
             "an image archive is read in several places, so it must be a regular file",

@@ -83,7 +83,7 @@ class DirectoryFiles:
         if fd is None:
             return None
         try:
-            return os.fstat(fd).st_size
+            return _status(fd, path).st_size
         finally:
             os.close(fd)
 
@@ -123,10 +123,20 @@ class DirectoryFiles:
             if error.errno in _LED_AWAY:
                 raise OciError("a symbolic link in the image is not followed", where=path) from error
             raise os_error(error, f"cannot open {path}") from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            if not stat.S_ISREG(_status(fd, path).st_mode):
+                raise OciError("not a regular file", where=path)
+        except BaseException:
             os.close(fd)
-            raise OciError("not a regular file", where=path)
+            raise
         return fd
+
+
+def _status(fd: int, path: str) -> os.stat_result:
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise os_error(error, f"cannot look up {path}") from error
 
 
 def missing(path: str) -> OciError:

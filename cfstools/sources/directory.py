@@ -14,11 +14,12 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Protocol, Self
+from typing import Protocol, Self
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
 from cfstools.linux.files import open_below
+from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
 from cfstools.store import Blobs
@@ -216,12 +217,8 @@ class _Walk:
         self._xattr_devices: dict[int, bool] = {}
 
     def run(self, fd: int) -> Directory:
-        if self._inodes.xattrs.wanted and not os.path.isdir(b"/proc/self/fd/%d" % fd):
-            raise Unsupported(
-                "extended attributes are read through /proc, which is not mounted",
-                subject=self._place.name(b""),
-                hint="mount /proc, or leave extended attributes out",
-            )
+        if self._inodes.xattrs.wanted:
+            self._need_proc(fd)
         stack = self._stack
         try:
             root = self._enter(b".", b"", fd, None)
@@ -237,6 +234,18 @@ class _Walk:
             for frame in stack[self._first_open :]:
                 os.close(frame.fd)
         return root
+
+    def _need_proc(self, fd: int) -> None:
+        try:
+            os.stat(b"/proc/self/fd/%d" % fd)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise Unsupported(
+                "extended attributes are read through /proc, which is not mounted",
+                subject=self._place.name(b""),
+                hint="mount /proc, or leave extended attributes out",
+            ) from error
+        except OSError as error:
+            raise self._place.failed(error, "cannot look up through /proc", b"") from error
 
     def _look(self, frame: _Frame, names: Sequence[bytes]) -> Iterator[tuple[bytes, NameStatus | Leaf | None]]:
         """What each name is, asked some names at a time while *frame* is the innermost."""
@@ -263,7 +272,7 @@ class _Walk:
                 entries[name] = met
                 continue
             path = prefix + name
-            status = met if isinstance(met, tuple) else self._look_again(frame.fd, name, path)
+            status = met if isinstance(met, tuple) else self._look_again(frame, name, path)
             if status[0] & 0o170000 == stat.S_IFDIR:
                 if globs is None or not globs.matches_directory(path, name):
                     return name, path, status
@@ -273,8 +282,9 @@ class _Walk:
                 entries[name] = entry
         return None
 
-    def _look_again(self, fd: int, name: bytes, path: bytes) -> NoReturn:
-        """Find out, by looking once more, why nothing could be said about *name*."""
+    def _look_again(self, frame: _Frame, name: bytes, path: bytes) -> NameStatus:
+        """Find out, by looking once more, why nothing could be said about *name*, or what there is after all."""
+        fd = frame.fd
         what = "cannot look at"
         try:
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -284,7 +294,12 @@ class _Walk:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise self._place.failed(error, what, path) from error
-        raise self._place.changed(path, "was replaced")
+        # What failed was of the moment; if the name was replaced, its directory shows that at the end.
+        (met,) = _pure.stat_names(fd, [name], frame.reads_xattrs, b"", self._maker)
+        if met is None:
+            raise self._place.changed(path, "was replaced")
+        record: NameStatus = met
+        return record
 
     def _leaf(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> Entry | None:
         mode, links = status[0], status[1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import stat
 from typing import TYPE_CHECKING
 
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.linux.lookup import file_type, is_directory
 from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
 
 if TYPE_CHECKING:
@@ -30,16 +31,17 @@ def find_image(
     if path == _STDIN:
         return ImagePlace(form=Form.LAYERS if layered else None, path=path)
     form = _recognise(path, limits)
-    if form is None and layered and not os.path.isdir(path):
+    if form is None and layered and not is_directory(path):
         form = Form.LAYERS
     return None if form is None else ImagePlace(form=form, path=path)
 
 
 def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
     """The form of what the path holds."""
-    if os.path.isdir(path):
+    kind = file_type(path)
+    if kind == stat.S_IFDIR:
         return Form.OCI if is_layout(path) else None
-    if _is_image(path):
+    if kind == stat.S_IFREG and _is_image(path):
         return None
     from cfstools.sources.oci_containers import recognise
 
@@ -49,8 +51,6 @@ def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
 def _is_image(path: bytes) -> bool:
     """Whether *path* is a file that begins as images of our own do."""
     try:
-        if not os.path.isfile(path):
-            return False
         with open(path, "rb", buffering=0) as file:
             return file.read(len(_IMAGE_MAGIC)) == _IMAGE_MAGIC
     except (OSError, ValueError):

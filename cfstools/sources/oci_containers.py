@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cfstools.errors import FormatError, InputError, LimitExceeded, UsageError, naming, os_error
+from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import DecompressionLimits
@@ -30,9 +31,10 @@ def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | 
     Raises :class:`InputError` for what cannot be read, :class:`LimitExceeded`. A compressed file that holds no tar
     archive is ``None`` too.
     """
-    if os.path.isdir(path):
+    kind = file_type(path)
+    if kind == stat.S_IFDIR:
         return Form.OCI if is_layout(path) else None
-    if os.path.exists(path) and not os.path.isfile(path):
+    if kind not in (0, stat.S_IFREG):
         return None  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)
     try:
@@ -98,9 +100,12 @@ def _open_stdin(stdin: int | None, limits: DecompressionLimits | None) -> ImageC
 
 def _peek(fd: int) -> tuple[bytes, Read]:
     """The first bytes of what *fd* holds, and how to read all of it."""
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), _reader(fd)
     read = _reader(fd)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), read
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
     head = b""
     while len(head) < _PEEK and (part := read(_PEEK - len(head))):
         head += part
@@ -128,7 +133,7 @@ def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: Decompr
 
 
 def _is_directory(path: bytes) -> bool:
-    return path != _STDIN and os.path.isdir(path)
+    return path != _STDIN and is_directory(path)
 
 
 def _closing(files: BlobFiles, make: Callable[[BlobFiles], ImageContainer]) -> ImageContainer:
@@ -163,7 +168,12 @@ def _reader(fd: int) -> Read:
 
 
 def _descriptor(path: bytes, stdin: int | None) -> int:
-    return os.dup(_given(stdin)) if path == _STDIN else _open_file(path)
+    if path != _STDIN:
+        return _open_file(path)
+    try:
+        return os.dup(_given(stdin))
+    except OSError as error:
+        raise os_error(error, "cannot open") from error
 
 
 def _given(stdin: int | None) -> int:
@@ -176,7 +186,11 @@ def _open_file(path: bytes) -> int:
     try:
         # A FIFO nobody writes to must not hang; reading from one that is a source after all waits as usual.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(fd, True)
+        try:
+            os.set_blocking(fd, True)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
     except OSError as error:
         raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error

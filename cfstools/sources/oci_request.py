@@ -6,11 +6,13 @@ What reads such an image is loaded only where there is one.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from cfstools.errors import OciError, UsageError
+from cfstools.linux.lookup import file_type
 from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 
@@ -90,9 +92,9 @@ def parse_reference(text: bytes) -> Reference | None:
 def _split(rest: bytes) -> tuple[bytes, bytes]:
     """Path, and the name with its ``:`` or ``@`` (empty: none)."""
     cuts = [at for at, byte in enumerate(rest) if byte in b":@" and at]
-    if os.path.lexists(rest) or not cuts:
+    if not cuts or file_type(rest, follow=False):
         return rest, b""
-    cut = next((at for at in cuts if os.path.lexists(rest[:at])), cuts[0])
+    cut = next((at for at in cuts if file_type(rest[:at], follow=False)), cuts[0])
     # In ":@1" the name is "@1", the image's number; in "@sha256:…" it is a digest.
     return rest[:cut], rest[cut:]
 
@@ -100,7 +102,8 @@ def _split(rest: bytes) -> tuple[bytes, bytes]:
 def is_layout(path: bytes) -> bool:
     """Whether the directory *path* is an OCI layout."""
     # A tree that only happens to have one of these is still a tree.
-    return all(os.path.isfile(os.path.join(path, name)) for name in (b"oci-layout", b"index.json"))
+    files = (os.path.join(path, name) for name in (b"oci-layout", b"index.json"))
+    return all(file_type(file) == stat.S_IFREG for file in files)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cfstools.errors import FormatError, UsageError, naming
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.linux.lookup import is_directory
 from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
@@ -69,7 +69,7 @@ def open_source(
     oci = oci or OciRequest()
     if place is not None:
         tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
-    elif not from_file and os.path.isdir(path):
+    elif not from_file and is_directory(path):
         with open_directory(path, options=options, reader=reader, progress=progress) as source:
             yield SourceTree(root=source.root, blobs=source, kind="directory")
         return

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -368,9 +369,23 @@ def test_attributes_that_cannot_be_read(src: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.subject == str(src if of_directory else src / "file")
 
 
-def test_without_proc(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "isdir", lambda path: False)
-    with pytest.raises(Unsupported, match="/proc"):
+@pytest.mark.parametrize(
+    ("number", "kind", "why"),
+    [
+        (errno.ENOENT, Unsupported, "read through /proc, which is not mounted"),
+        (errno.EIO, InputError, "src: cannot look up through /proc: Input/output error"),
+    ],
+)
+def test_without_proc(src: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[CfsError], why: str) -> None:
+    looking = os.stat
+
+    def fail(path: Any, **words: Any) -> os.stat_result:
+        if isinstance(path, bytes) and path.startswith(b"/proc/self/fd/"):
+            raise OSError(number, os.strerror(number))
+        return looking(path, **words)
+
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(kind, match=why):
         walk(src)
     assert paths(walk(src, xattrs=XattrPolicy.NONE)) == [b"/"]
 
@@ -632,8 +647,28 @@ def test_a_link_is_replaced_by_a_file(src: Path, monkeypatch: pytest.MonkeyPatch
         (src / "link").touch()
         return reading(name, dir_fd=dir_fd)
 
+    # Changed long ago, so that a change now is seen however seldom the clock ticks.
+    os.utime(src, (1, 1))
     monkeypatch.setattr(os, "readlink", swap)
-    with pytest.raises(SourceChanged, match=r"link: was replaced while"):
+    with pytest.raises(SourceChanged, match=r"src: directory changed while"):
+        walk(src)
+
+
+def test_a_look_that_fails_once(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no replacement: what is there after all is taken."""
+    (src / "file").write_bytes(b"x")
+    looking = native.stat_names
+    answers: list[list[NameStatus | None]] = [[None]]
+    monkeypatch.setattr(native, "stat_names", lambda *words: answers.pop() if answers else looking(*words))
+    assert isinstance(get(walk(src), b"file"), RegularFile)
+    assert not answers
+
+
+def test_a_look_that_never_succeeds(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (src / "file").touch()
+    for module in (native, _pure):
+        monkeypatch.setattr(module, "stat_names", lambda _directory, names, *_: [None for _ in names])
+    with pytest.raises(SourceChanged, match=r"file: was replaced while"):
         walk(src)
 
 

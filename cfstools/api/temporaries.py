@@ -1,0 +1,96 @@
+"""Temporaries beside an output, locked by their writer, so that what a killed one left is told apart and removed.
+
+A writer that was killed holds no lock any more. Where the file system has no locks nothing is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+
+_KEPT = 200  # of the output's name, so that the temporary's is not too long
+# A file is opened for writing, without which a network file system may not lock it.
+_OPEN = {stat.S_IFREG: os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY, stat.S_IFDIR: os.O_RDONLY | os.O_DIRECTORY}
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+
+Make = Callable[[bytes], int]
+"""Makes the temporary of this name and returns its descriptor."""
+
+Remove = Callable[[bytes, int], object]
+"""Takes the temporary of this name, which the descriptor leads to, away."""
+
+
+def temporary_name(name: bytes) -> bytes:
+    """A name for a temporary of the output *name* that nothing has."""
+    return b".%s.%s.tmp" % (name[:_KEPT], secrets.token_hex(8).encode())
+
+
+def hold(fd: int) -> None:
+    """Show that the temporary open as *fd* has a living writer, until *fd* is closed."""
+    try:
+        # Whoever looks whether it is stale has it for a moment only.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[bytes, int]:
+    """Let *make* make a temporary of the output *name* in *directory*; returns its name and descriptor, locked.
+
+    After an error *remove* takes it away.
+    """
+    while True:
+        temporary = temporary_name(name)
+        fd = make(temporary)
+        try:
+            hold(fd)
+            if _leads_to(directory, temporary, fd):
+                return temporary, fd
+        except BaseException:
+            with suppress(OSError):
+                remove(temporary, fd)
+            os.close(fd)
+            raise
+        # Somebody who cleaned up locked it before we did, and took it for a killed writer's.
+        os.close(fd)
+
+
+def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
+    """Let *remove* take away what killed writers of the output *name* left in *directory*; what resists stays.
+
+    Only what is of the *kind* (``S_IFREG`` or ``S_IFDIR``), is ours, and has no living writer. No link is followed.
+    """
+    pattern = re.compile(rb"\.%b\.[0-9a-f]{16}\.tmp" % re.escape(name[:_KEPT]))
+    with suppress(OSError):
+        for found in filter(pattern.fullmatch, map(os.fsencode, os.listdir(directory))):
+            with suppress(OSError):
+                _remove_if_stale(directory, found, kind, remove)
+
+
+def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
+    # Nothing is opened that might do something when it is opened.
+    status = os.lstat(name, dir_fd=directory)
+    if stat.S_IFMT(status.st_mode) != kind or status.st_uid != os.geteuid():
+        return
+    fd = os.open(name, _OPEN[kind] | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its writer may have given it its name, and ended, since it was met; and something else may have come.
+        if os.path.samestat(status, os.fstat(fd)) and _leads_to(directory, name, fd):
+            remove(name, fd)
+    finally:
+        os.close(fd)
+
+
+def _leads_to(directory: int, name: bytes, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(name, dir_fd=directory), os.fstat(fd))
+    except FileNotFoundError:
+        return False

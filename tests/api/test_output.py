@@ -1,0 +1,264 @@
+"""Files that appear complete or not at all, and what killed writers of them left behind."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cfstools.api import output, temporaries
+from cfstools.api.output import output_file
+from cfstools.api.output_directory import output_directory
+from cfstools.errors import InputError
+from tests.mkcfs import unmeasured
+
+STALE = ".out.0123456789abcdef.tmp"
+
+# Writes the file or directory "out" until it is told to go on, and says when there is something of it.
+WRITER = """
+import os, sys
+from cfstools.api import output
+from cfstools.api.output_directory import output_directory
+how, text = sys.argv[1:]
+if how == "named":
+    output.open_tmpfile = lambda _: None
+if how == "directory":
+    with output_directory(b"out") as fd:
+        os.mkdir(text, dir_fd=fd)
+        print("begun", flush=True)
+        sys.stdin.read(1)
+else:
+    with output.output_file(b"out") as file:
+        file.write(text.encode())
+        print("begun", flush=True)
+        sys.stdin.read(1)
+"""
+
+
+class Writer:
+    """A process that has begun to write ``out`` in *place*."""
+
+    def __init__(self, place: Path, how: str, text: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, how, text],
+            cwd=place,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=unmeasured(),
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"begun\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def finish(self) -> int:
+        self.process.communicate(b"x")
+        return self.process.returncode
+
+
+def write(path: Path, data: bytes = b"new") -> None:
+    with output_file(bytes(path)) as file:
+        file.write(data)
+
+
+@pytest.fixture(params=["nameless", "named"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With files without names, and where the file system has none."""
+    if request.param == "named":
+        monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+    made: str = request.param
+    return made
+
+
+@pytest.mark.usefixtures("how")
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with output_file(bytes(tmp_path / "out")) as file:
+        file.write(b"one ")
+        assert not (tmp_path / "out").exists()
+        file.write(b"two")
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"one two"
+
+
+@pytest.mark.usefixtures("how")
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(_fd: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(InputError, match=f"out: cannot write: {os.strerror(number)}"):
+        write(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("how")
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    (tmp_path / STALE).touch()
+    write(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [STALE, "out"]
+
+
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
+    Writer(tmp_path, "named", "half").kill()
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".out.")
+    write(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_a_killed_extraction_left_goes(tmp_path: Path) -> None:
+    Writer(tmp_path, "directory", "half").kill()
+    (left,) = os.listdir(tmp_path)
+    assert os.listdir(tmp_path / left) == ["half"]
+    with output_directory(bytes(tmp_path / "out")):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("slow", ["named", "directory"])
+def test_two_writers_at_one_time(tmp_path: Path, slow: str) -> None:
+    """The second takes nothing away from the first, whichever is done first."""
+    first, second = Writer(tmp_path, slow, "first"), Writer(tmp_path, slow, "second")
+    assert len(os.listdir(tmp_path)) == 2
+    assert second.finish() == 0
+    if slow == "named":
+        assert (tmp_path / "out").read_bytes() == b"second"
+        write(tmp_path / "out", b"third")
+        assert first.finish() == 0
+        assert (tmp_path / "out").read_bytes() == b"first"
+    else:
+        # A directory is never replaced.
+        assert first.finish() == 1
+        assert os.listdir(tmp_path / "out") == ["second"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_not_a_stale_temporary_stays(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "precious").touch()
+    (tmp_path / ".out.0000000000000000.tmp").symlink_to(keep / "precious")
+    (tmp_path / ".out.1111111111111111.tmp").mkdir()
+    os.mkfifo(tmp_path / ".out.2222222222222222.tmp")
+    others = [
+        "out.0123456789abcdef.tmp",
+        ".out.0123456789abcde.tmp",
+        ".out.0123456789abcdeg.tmp",
+        ".out.0123456789ABCDEF.tmp",
+        ".out.0123456789abcdef.tmp.old",
+        ".out.sig.0123456789abcdef.tmp",
+        ".oxt.0123456789abcdef.tmp",
+        f"{STALE}\n",
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    before = set(os.listdir(tmp_path))
+    (tmp_path / STALE).touch()
+    write(tmp_path / "out")
+    assert set(os.listdir(tmp_path)) == before | {"out"}
+    with output_directory(bytes(tmp_path / "o*t")):
+        pass
+    assert set(os.listdir(tmp_path)) == before | {"out", "o*t"}
+    assert os.listdir(keep) == ["precious"]
+
+
+def test_a_link_is_not_taken_for_a_stale_directory(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "precious").touch()
+    (tmp_path / STALE).symlink_to(keep)
+    with output_directory(bytes(tmp_path / "out")):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [STALE, "keep", "out"]
+    assert os.listdir(keep) == ["precious"]
+
+
+@pytest.mark.root
+def test_what_belongs_to_somebody_else_stays(tmp_path: Path) -> None:
+    (tmp_path / STALE).touch()
+    os.chown(tmp_path / STALE, 1234, -1)
+    write(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [STALE, "out"]
+
+
+def swapped(real: Callable[[int, int], None], before: Callable[[], None]) -> Callable[[int, int], None]:
+    """The lock, with something happening just before the first."""
+    todo = [before]
+
+    def lock(fd: int, operation: int) -> None:
+        if todo:
+            todo.pop()()
+        real(fd, operation)
+
+    return lock
+
+
+def test_a_temporary_that_is_given_its_name_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer ends between the look at it and the lock, and another file comes."""
+    (tmp_path / STALE).write_bytes(b"whole")
+
+    def finish() -> None:
+        (tmp_path / STALE).rename(tmp_path / "done")
+        (tmp_path / STALE).write_bytes(b"another")
+
+    monkeypatch.setattr(fcntl, "flock", swapped(fcntl.flock, finish))
+    write(tmp_path / "out")
+    assert (tmp_path / "done").read_bytes() == b"whole"
+    assert (tmp_path / STALE).read_bytes() == b"another"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_temporary_that_was_taken_for_stale_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Somebody cleans up between the making and the lock of a temporary."""
+    monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+    removed = []
+
+    def clean() -> None:
+        (left,) = tmp_path.iterdir()
+        removed.append(left)
+        left.unlink() if kind == "file" else left.rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", swapped(fcntl.flock, clean))
+    if kind == "file":
+        write(tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == b"new"
+    else:
+        with output_directory(bytes(tmp_path / "out")) as fd:
+            os.mkdir("sub", dir_fd=fd)
+        assert os.listdir(tmp_path / "out") == ["sub"]
+    assert len(removed) == 1
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_temporary_that_resists_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / STALE).touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+
+    def resist(_name: bytes, _fd: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    temporaries.remove_stale(fd, b"out", 0o100000, resist)
+    os.close(fd)
+    assert os.listdir(tmp_path) == [STALE]
+
+
+def test_long_names(tmp_path: Path) -> None:
+    name = "n" * 250
+    (tmp_path / f".{'n' * 200}.0123456789abcdef.tmp").touch()
+    write(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
