@@ -54,8 +54,7 @@ $(LOWER_READY): $(PACKAGING)
 
 # Where it cannot be had, the driver says so and does without.
 $(FUZZ_READY): $(READY)
-	@$(BIN)/python $(PIP) install --group fuzz || echo "atheris cannot be installed here" >&2
-	@touch $@
+	@$(BIN)/python $(PIP) install --group fuzz && touch $@ || echo "atheris cannot be installed here" >&2
 
 demo: $(READY)
 	@$(BIN)/python -m examples.demo $(ARGS)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz import guided, unguided
-from tests.fuzz.seeds import FINDINGS
+from tests.fuzz.seeds import FINDINGS, seeds
 from tests.fuzz.targets import TARGETS
 from tests.requirements import REPOSITORY
 
@@ -32,7 +32,7 @@ def run(name: str, options: argparse.Namespace, seed: int) -> list[bytes]:
         print(f"{name}: {plain.inputs} executions, {plain.taken} taken, {time.monotonic() - begin:.0f} s", flush=True)
         return [] if plain.finding is None else [plain.finding]
     done = guided.fuzz(
-        name, seconds=options.seconds, seed=seed, executions=options.executions, found=options.found / name
+        name, seeds(name), seconds=options.seconds, seed=seed, executions=options.executions, found=options.found / name
     )
     print(
         f"{name}: {done.executions} executions, {done.coverage} branches covered by {done.inputs} inputs, "

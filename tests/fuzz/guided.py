@@ -51,7 +51,7 @@ def missing() -> bool:
     return importlib.util.find_spec("atheris") is None
 
 
-def fuzz(name: str, *, seconds: int, seed: int, executions: int | None, found: Path) -> Run:
+def fuzz(name: str, seeds: list[bytes], *, seconds: int, seed: int, executions: int | None, found: Path) -> Run:
     """Run one target in a process of its own until the time is over, or the number of executions is reached.
 
     Inputs that reach something new are kept in *found*, where the next run goes on.
@@ -60,7 +60,9 @@ def fuzz(name: str, *, seconds: int, seed: int, executions: int | None, found: P
     with tempfile.TemporaryDirectory() as place:
         start, artifacts = Path(place) / "seeds", Path(place) / "artifacts"
         artifacts.mkdir()
-        _write_seeds(name, start)
+        start.mkdir()
+        for data in seeds:
+            (start / hashlib.sha256(data).hexdigest()).write_bytes(data)
         flags = {
             "max_total_time": seconds,
             "runs": -1 if executions is None else executions,
@@ -85,7 +87,7 @@ def fuzz(name: str, *, seconds: int, seed: int, executions: int | None, found: P
         findings = [path.read_bytes() for path in sorted(artifacts.iterdir())]
     said = done.stdout + done.stderr
     if done.returncode and not findings:
-        raise RuntimeError(f"{name}: exit code {done.returncode} without a finding:\n{said}")
+        raise RuntimeError(f"{name}: exit code {done.returncode} without a finding: {' | '.join(words(said))}")
     return Run(**{key: _last(form, said) for key, form in _STATISTICS.items()}, findings=findings, said=said)
 
 
@@ -99,26 +101,21 @@ def _last(form: re.Pattern[str], said: str) -> int:
     return int(numbers[-1]) if numbers else 0
 
 
-def _write_seeds(name: str, place: Path) -> None:
-    from tests.fuzz.seeds import seeds
-
-    place.mkdir()
-    for data in seeds(name):
-        (place / hashlib.sha256(data).hexdigest()).write_bytes(data)
-
-
 def main() -> None:
     """Hand a target to libFuzzer, which never comes back."""
     # Not there for the type checker, installed or not.
     atheris: Any = importlib.import_module("atheris")
     name, *arguments = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
+    # What is imported already, it cannot see into.
+    assert "cfstools" not in sys.modules
     with atheris.instrument_imports(include=["cfstools"]):
         from tests.fuzz.targets import TARGETS, guarded
     from tests.fuzz.mutate import TAR_TARGETS, fix_tar, mutated
-    from tests.fuzz.seeds import seeds
 
-    target, others = TARGETS[name], seeds(name)
+    target = TARGETS[name]
+    # What this is started with last are the seeds.
+    others = [path.read_bytes() for path in sorted(Path(arguments[-1]).iterdir())]
 
     def run(data: bytes) -> None:
         # libFuzzer has a watchdog of its own, which also keeps the input.
