@@ -5,7 +5,7 @@
 #   make check       format, lint, types, import layers, spelling
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
-#   make fuzz        changed inputs for every parser, FUZZ_SECONDS=60 for each
+#   make fuzz        inputs for every parser, guided by what they reach; FUZZ_SECONDS=60 for each
 #   make vm          fs-verity for real: builds, mounts and tampering in a virtual machine whose kernel enforces it
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
 #   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
@@ -17,6 +17,7 @@ VENV := .venv
 LOWER := .venv-lower
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ_READY := $(VENV)/.fuzz
 LOWER_READY := $(LOWER)/.ready
 PACKAGING := pyproject.toml setup.py $(wildcard cfstools/native/*.c cfstools/native/*.h)
 PIP := -m pip --disable-pip-version-check --quiet
@@ -53,6 +54,10 @@ $(LOWER_READY): $(PACKAGING)
 	@PYTHONWARNINGS=ignore $(LOWER)/bin/python $(PIP) install --editable . $(LINKED) --group lower
 	@touch $@
 
+# Where it cannot be had, the driver says so and does without.
+$(FUZZ_READY): $(READY)
+	@$(BIN)/python $(PIP) install --group fuzz && touch $@ || echo "atheris cannot be installed here" >&2
+
 demo: $(READY)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
@@ -79,7 +84,7 @@ bench: $(READY)
 sanitize: $(READY)
 	@tools/check-native $(ARGS)
 
-fuzz: $(READY)
+fuzz: $(FUZZ_READY)
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 vm: $(READY)
@@ -92,6 +97,6 @@ wheel: $(READY)
 
 clean:
 	rm -rf $(VENV) $(LOWER) build dist *.egg-info .coverage .coverage.* htmlcov
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks .fuzz
 	find cfstools tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 	rm -f cfstools/native/*.so

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.fuzz.__main__ import fuzz
-from tests.fuzz.corpus import seeds
+from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, guarded
+from tests.fuzz.unguided import fuzz
+from tests.requirements import REPOSITORY
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_corpus(name: str) -> None:
+def test_the_seeds(name: str) -> None:
     inputs = seeds(name)
     assert len(inputs) > 1
     taken = sum(guarded(TARGETS[name], data) for data in inputs)
@@ -19,6 +23,23 @@ def test_the_corpus(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_inputs(name: str) -> None:
-    runs, _, finding = fuzz(name, seconds=30, seed=1, count=150)
-    assert finding is None
-    assert runs > 20
+    run = fuzz(name, seconds=30, seed=1, count=400)
+    assert run.finding is None
+    assert run.inputs > 20
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_says_what_it_must_never_do(name: str) -> None:
+    first = (TARGETS[name].__doc__ or "").splitlines()[0]
+    assert first.endswith(".")
+    assert len(first.split()) > 8
+
+
+def test_the_command_without_atheris() -> None:
+    words = [sys.executable, "-m", "tests.fuzz", "--unguided", "--executions", "30", "envelope", "tar"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()[1:]] == [
+        "envelope: 30 executions",
+        "tar: 30 executions",
+    ]

@@ -1,0 +1,177 @@
+"""Targets that give the same work to the C functions and to their pure twins (without C they only see the twins)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from cfstools import native
+from cfstools.errors import CfsError
+from cfstools.formats.composefs import write_image
+from cfstools.formats.dump import parse_dump
+from cfstools.native import _pure
+from cfstools.verity import Algorithm, Params
+from cfstools.verity.descriptor import descriptor
+
+_ALGORITHMS = (("sha256", 64), ("sha512", 128))
+_ARENA = 1 << 18
+_NO_PREFIXES = array("i", [-1] * 256)
+
+
+class Taken:
+    """Numbers and pieces taken from the front of an input, zeros and nothing behind its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.rest = data
+
+    def number(self, width: int = 1) -> int:
+        """The next bytes as a number, little-endian."""
+        return int.from_bytes(self.piece(width), "little")
+
+    def piece(self, size: int) -> bytes:
+        """The next bytes, as far as there are any."""
+        piece, self.rest = self.rest[:size], self.rest[size:]
+        return piece
+
+
+def hashing(data: bytes) -> None:
+    """Digests of the blocks of memory and any range of a file are the pure ones, for any block size and salt."""
+    taken = Taken(data)
+    block_size = 1 << (10 + taken.number() % 7)
+    salt = taken.piece(taken.number() % 33)
+    offset, length = taken.number(2), taken.number(3)
+    source, copy, other = _memory_files()
+    _fill(source, taken.rest)
+    for algorithm, unit in _ALGORITHMS:
+        padded = salt.ljust(-(-len(salt) // unit) * unit, b"\0")
+        ours = native.hash_blocks(algorithm, taken.rest, block_size, padded)
+        assert ours == _pure.hash_blocks(algorithm, taken.rest, block_size, padded)
+        for fd in (copy, other):
+            os.ftruncate(fd, 0)
+        ranged = native.digest_range(algorithm, source, offset, length, block_size, padded, copy)
+        assert ranged == _pure.digest_range(algorithm, source, offset, length, block_size, padded, other)
+        assert _contents(copy) == _contents(other)
+
+
+def files(data: bytes) -> None:
+    """Files are read, found in a store and written as the pure functions do it, whatever their names and sizes are."""
+    taken = Taken(data)
+    top, store = _directories()
+    names = [b"f0", b"f1", b"f2", b"f3"]
+    for name in names:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT, dir_fd=top)
+        _fill(fd, taken.piece(taken.number(2) % 20_000))
+        os.close(fd)
+    names.insert(taken.number() % 4, taken.piece(taken.number() % 64))
+    names.insert(taken.number() % 4, b"d/" + taken.piece(taken.number() % 8))
+    _digest_files(taken, top, store, names)
+    _find_objects(taken, store)
+    _write_files(taken, store)
+
+
+def encoding(data: bytes) -> None:
+    """The image of any tree is the pure writer's byte for byte, or both refuse it in the same words."""
+    root = parse_dump(data)
+    version = len(data) % 2
+    outcomes: list[bytes | str] = []
+    before = native.IMPLEMENTATION
+    for name in sorted({"pure", before}):
+        native.use(name)
+        try:
+            outcomes.append(write_image(root, min_version=version, max_version=1))
+        except CfsError as error:
+            outcomes.append(str(error))
+        finally:
+            native.use(before)
+    assert all(one == outcomes[0] for one in outcomes), "the images of the two writers differ"
+
+
+def _digest_files(taken: Taken, top: int, store: int, names: list[bytes]) -> None:
+    algorithm = (Algorithm.SHA256, Algorithm.SHA512)[taken.number() % 2]
+    params = Params(
+        algorithm=algorithm, block_size=1 << (10 + taken.number() % 7), salt=taken.piece(taken.number() % 33)
+    )
+    room = taken.number(3) % _ARENA + 1
+    limit = taken.number(2) % 4097
+
+    def read(function: Callable[..., list[_pure.Digested]]) -> list[object]:
+        arena = bytearray(room)
+        found = function(
+            top,
+            [(name, None) for name in names],
+            arena,
+            algorithm.value,
+            params.block_size,
+            params.salt_prefix,
+            descriptor(b"", 0, params),
+            limit,
+            store,
+            _NO_PREFIXES,
+        )
+        return [
+            (one, arena[one[2] : one[2] + one[1]]) if isinstance(one, tuple) and one[2] >= 0 else one for one in found
+        ]
+
+    assert read(native.digest_files) == read(_pure.digest_files)
+
+
+def _find_objects(taken: Taken, store: int) -> None:
+    wanted = [(bytes(32), 3), (b"\xff" * 32, 0)]
+    wanted += [(taken.piece(32).ljust(32, b"\0"), taken.number(8) >> 1) for _ in range(taken.number() % 4)]
+    found = native.find_objects(store, _NO_PREFIXES, wanted)
+    assert found == _pure.find_objects(store, _NO_PREFIXES, wanted)
+    assert found[:2] == b"\1\0"
+
+
+def _write_files(taken: Taken, store: int) -> None:
+    spans = [(taken.number(2), taken.number(2)) for _ in range(taken.number() % 4)]
+    arena = bytearray(taken.rest)
+
+    def write(function: Callable[..., list[int]]) -> list[bytes] | str:
+        try:
+            fds = function(store, arena, spans, 0o600)
+        except ValueError as error:
+            return str(error)
+        written = [_contents(fd) for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        return written
+
+    assert write(native.write_files) == write(_pure.write_files)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+
+
+def _contents(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+@cache
+def _memory_files() -> tuple[int, int, int]:
+    source, copy, other = (os.memfd_create("fuzz") for _ in range(3))
+    return source, copy, other
+
+
+@cache
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+
+
+@cache
+def _directories() -> tuple[int, int]:
+    """A directory with a directory and two kinds of links in it, and a store with one object of three bytes."""
+    top = Path(_directory().name)
+    (top / "tree/d").mkdir(parents=True)
+    (top / "tree/d/file").write_bytes(b"x" * 5000)
+    (top / "tree/link").symlink_to("d/file")
+    (top / "tree/d/up").symlink_to("..")
+    (top / "store/00").mkdir(parents=True)
+    (top / "store/00" / ("00" * 31)).write_bytes(b"abc")
+    return os.open(top / "tree", os.O_RDONLY), os.open(top / "store", os.O_RDONLY)

@@ -1,0 +1,114 @@
+"""Where each target starts from: golden dumps and their images, tars with one trap each, documents and envelopes."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from cfstools import native
+from cfstools.errors import CfsError
+from cfstools.formats import composefs
+from cfstools.formats.composefs import write_image
+from cfstools.formats.dump import parse_dump
+from cfstools.signing import ImageDigests, make_statement, sign_envelope
+from tests.fuzz.trust import Trusting
+from tests.oci import making
+
+_TESTS = Path(__file__).parent.parent
+_LARGEST = 64 << 10
+# One folder for each target: small inputs that reach what the others do not, and inputs that once were findings.
+CORPUS = Path(__file__).parent / "corpus"
+FINDINGS = Path(__file__).parent / "findings"
+
+
+def kept(target: str) -> list[bytes]:
+    """The inputs of a target that are kept as files: its corpus, and whatever was found with it before."""
+    paths = [*sorted((CORPUS / target).glob("*")), *sorted(FINDINGS.glob(f"{target}-*"))]
+    return [path.read_bytes() for path in paths]
+
+
+@cache
+def seeds(target: str) -> list[bytes]:
+    """All inputs that a target starts from."""
+    return [*_made(target), *kept(target)]
+
+
+def _made(target: str) -> list[bytes]:
+    plain = [b"\0\0", bytes(range(256)) * 40, b"\x02\x10" + bytes(60_000)]
+    makers: dict[str, Callable[[], list[bytes]]] = {
+        "image": _images,
+        "canonical": _images,
+        "dump": _dumps,
+        "encoding": _dumps,
+        "tar": _tars,
+        "layer": _tars,
+        "documents": _documents,
+        "envelope": _envelopes,
+        "hashing": lambda: plain,
+        "files": lambda: [*plain, (b"\x10\x27" + b"z" * 10_000) * 4 + b"\1\6d/file" * 30],
+    }
+    return makers[target]()
+
+
+def _dumps() -> list[bytes]:
+    paths = [*(_TESTS / "golden/dumps").glob("*.dump"), *(_TESTS / "golden/reject").glob("*")]
+    return [path.read_bytes() for path in sorted(paths) if path.is_file() and path.stat().st_size <= _LARGEST]
+
+
+def _images() -> list[bytes]:
+    """Images of the golden dumps as they are, and without the 256 whiteouts, which only take time after the first."""
+    before, hiding = native.IMPLEMENTATION, composefs._HIDING_NAMES
+    native.use("pure")
+    composefs._HIDING_NAMES = []
+    try:
+        small = _images_of(_dumps())
+    finally:
+        composefs._HIDING_NAMES = hiding
+        native.use(before)
+    return [*small, *_images_of(_dumps()[:3])]
+
+
+def _images_of(dumps: list[bytes]) -> list[bytes]:
+    made = []
+    for number, text in enumerate(dumps):
+        try:
+            made.append(write_image(parse_dump(text), min_version=number % 2, max_version=1))
+        except CfsError:
+            continue
+    return [image for image in made if len(image) <= _LARGEST]
+
+
+def _envelopes() -> list[bytes]:
+    statement = make_statement(b"a", ImageDigests(size=4096, sha256=bytes(32), fsverity=bytes(32)), "v1-sha256-12")
+    one = sign_envelope(statement, [Trusting()])
+    several = json.loads(one)
+    several["signatures"] = [*several["signatures"] * 2, {"keyid": "cd" * 32, "sig": "AAAA"}, {"sig": "AAAA"}]
+    empty = {"payloadType": "application/vnd.in-toto+json", "payload": "e30=", "signatures": []}
+    return [one, *(json.dumps(other).encode() for other in (several, empty))]
+
+
+def _documents() -> list[bytes]:
+    layout = making.image([making.hello()], "+gzip")
+    return [data for data in layout.values() if data[:1] == b"{"]
+
+
+def _tars() -> list[bytes]:
+    paths = sorted((_TESTS / "fixtures/tar-edge").glob("*.tar"))
+    small = [path.read_bytes() for path in paths if path.stat().st_size <= _LARGEST]
+    return [*small, *(making.tar(*members) for members in _members())]
+
+
+def _members() -> list[list[tuple[tarfile.TarInfo, bytes]]]:
+    usr = making.member("usr/")
+    return [
+        [
+            usr,
+            making.member("usr/a", b"x" * 600),
+            making.member("usr/.wh.b", b""),
+            making.member("usr/.wh..wh..opq", b""),
+        ],
+        [usr, making.member("../up", b"y"), making.member("/usr/abs", b"z")],
+    ]
