@@ -243,12 +243,14 @@ def _write_all(fd: int, data: Buffer, offset: int) -> None:
         offset += done
 
 
-def find_objects(store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int, int]]) -> bytes:
+def find_objects(
+    store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int] | tuple[bytes, int, int]]
+) -> bytes:
     """For each (digest, size, …) a byte: 1 if the store has a regular file of that name and size, else 0.
 
     *prefixes* holds 256 ints: descriptors of the store's directories that are open already, else -1.
     """
-    return bytes([_find_object(store_fd, prefixes, digest, size) > 0 for digest, size, *_ in wanted])
+    return bytes([_find_object(store_fd, prefixes, one[0], one[1]) > 0 for one in wanted])
 
 
 def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:

@@ -12,7 +12,11 @@ from pathlib import Path
 from cfstools import native
 from cfstools.errors import CfsError
 from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.composefs_check import check_composefs, check_every_rule
+from cfstools.formats.composefs_info import image_info
+from cfstools.formats.composefs_reader import TreeReader, read_ordinary
+from cfstools.formats.dump import dump_text, parse_dump, print_dump
+from cfstools.formats.erofs.reader import Image
 from cfstools.native import _pure
 from cfstools.verity import Algorithm, Params
 from cfstools.verity.descriptor import descriptor
@@ -55,6 +59,29 @@ def hashing(data: bytes) -> None:
         ranged = native.digest_range(algorithm, source, offset, length, block_size, padded, copy)
         assert ranged == _pure.digest_range(algorithm, source, offset, length, block_size, padded, other)
         assert _contents(copy) == _contents(other)
+
+
+def reading(data: bytes) -> None:
+    """An image read natively is what Python reads, is printed alike, and has the findings of a check of every rule."""
+    disk = Image(data, allow_tail=True)
+    tree = read_ordinary(disk)
+    if native.IMPLEMENTATION == "pure":
+        return
+    if tree is None:
+        raise CfsError("left to Python, which other targets try")
+    before = native.IMPLEMENTATION
+    native.use("pure")
+    try:
+        reader = TreeReader(disk)
+        lines = list(print_dump(reader.read()))
+        info = image_info(data, allow_tail=True)
+    finally:
+        native.use(before)
+    assert tree.algorithm is reader.algorithm
+    assert list(print_dump(tree.root)) == lines
+    assert b"".join(dump_text(tree.root)) == b"".join(lines)
+    assert image_info(data, allow_tail=True) == info
+    assert check_composefs(data, allow_tail=True) == check_every_rule(data, allow_tail=True)
 
 
 def files(data: bytes) -> None:

@@ -41,6 +41,7 @@ def _made(target: str) -> list[bytes]:
     makers: dict[str, Callable[[], list[bytes]]] = {
         "image": _images,
         "canonical": _images,
+        "reading": _images,
         "dump": _dumps,
         "encoding": _dumps,
         "tar": _tars,

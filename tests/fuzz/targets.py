@@ -30,7 +30,7 @@ from cfstools.signing import ImageDigests, judge, parse_envelope
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
 from tests.bounds import bounded
-from tests.fuzz.native_targets import encoding, files, hashing
+from tests.fuzz.native_targets import encoding, files, hashing, reading
 from tests.fuzz.trust import Trusting
 
 Target = Callable[[bytes], None]
@@ -152,5 +152,5 @@ def envelope(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (image, canonical, dump, tar, layer, documents, envelope, hashing, files, encoding)
+    for function in (image, canonical, reading, dump, tar, layer, documents, envelope, hashing, files, encoding)
 }

@@ -21,7 +21,7 @@ from cfstools.tree import NO_XATTRS, Device, Directory, External, HardLink, Regu
 from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm
 from tests.formats.images import SAMPLE
-from tests.fuzz.corpus import seeds
+from tests.fuzz.seeds import seeds
 from tests.strategies import trees
 
 _native = pytest.importorskip("cfstools.native._native")
