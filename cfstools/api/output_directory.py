@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -128,7 +127,7 @@ def empty_directory(fd: int) -> None:
     """
     with suppress(OSError):
         os.fchmod(fd, _PRIVATE)
-        fresh = (b".%s.%d.tmp" % (secrets.token_hex(8).encode(), number) for number in itertools.count())
+        fresh = (b".%s.%d.tmp" % (os.urandom(8).hex().encode(), number) for number in itertools.count())
         stuck: set[bytes] = set()
         while names := set(map(os.fsencode, os.listdir(fd))) - stuck:
             for name in names:

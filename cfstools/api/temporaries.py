@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +27,7 @@ Remove = Callable[[bytes, int], object]
 
 def temporary_name(name: bytes) -> bytes:
     """A name for a temporary of the output *name* that nothing has."""
-    return b".%s.%s.tmp" % (name[:_KEPT], secrets.token_hex(8).encode())
+    return b".%s.%s.tmp" % (name[:_KEPT], os.urandom(8).hex().encode())
 
 
 def hold(fd: int) -> None:

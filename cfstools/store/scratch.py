@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -95,7 +94,7 @@ class Scratch:
             if self._closed:
                 raise OSError(errno.EBADF, "the writer is closed")
             if self._stage_fd < 0:
-                name = STAGE_PREFIX + secrets.token_hex(8).encode()
+                name = STAGE_PREFIX + os.urandom(8).hex().encode()
                 os.mkdir(name, 0o700, dir_fd=self._store.fd)
                 self._stage_name = name
                 self._stage_fd = os.open(
