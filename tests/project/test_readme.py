@@ -47,3 +47,14 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_every_document_is_listed() -> None:
     listed = set(re.findall(r"^- \[(docs/[^]]+)\]", README, re.MULTILINE))
     assert listed == {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
+
+
+def test_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = README.partition("## As a library\n")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "rootfs/file").write_bytes(b"x" * 1000)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    digest, new = capsys.readouterr().out.split()
+    assert (len(digest), new) == (64, "1")
+    assert (tmp_path / "image.cfs").stat().st_size > 0
