@@ -66,6 +66,16 @@ static int is_as_stamped(const struct file *file, const struct stat *status) {
            file->mtime == mtime && file->ctime == ctime;
 }
 
+/* Whether the last name is not empty, and none before it is empty or "..": the same paths as in _pure.py. Others are
+ * left to the caller. */
+static int is_plain(const char *path) {
+    const char *name = path;
+    for (const char *end; (end = strchr(name, '/')) != NULL; name = end + 1)
+        if (end == name || (end - name == 2 && name[0] == '.' && name[1] == '.'))
+            return 0;
+    return *name != '\0';
+}
+
 /* Takes (path, stamp or None) apart; -1 with an exception for anything else. */
 static int parse_file(PyObject *item, struct file *file) {
     PyObject *path = PyTuple_Check(item) && PyTuple_Size(item) == 2 ? PyTuple_GetItem(item, 0) : NULL;
@@ -79,7 +89,7 @@ static int parse_file(PyObject *item, struct file *file) {
     if (PyBytes_AsStringAndSize(path, &text, &length) < 0)
         return -1;
     memset(file, 0, sizeof *file);
-    file->path = length < PATH_MAX && strlen(text) == (size_t)length ? text : NULL;
+    file->path = length < PATH_MAX && strlen(text) == (size_t)length && is_plain(text) ? text : NULL;
     if (stamp == Py_None)
         return 0;
     file->stamped = 1;

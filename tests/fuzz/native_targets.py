@@ -85,7 +85,7 @@ def reading(data: bytes) -> None:
 
 
 def files(data: bytes) -> None:
-    """Files are read, found in a store and written as the pure functions do it, whatever their names and sizes are."""
+    """Files are looked at, read, found in a store and written as the pure functions do it, whatever names they have."""
     taken = Taken(data)
     top, store = _directories()
     names = [b"f0", b"f1", b"f2", b"f3"]
@@ -95,6 +95,9 @@ def files(data: bytes) -> None:
         os.close(fd)
     names.insert(taken.number() % 4, taken.piece(taken.number() % 64))
     names.insert(taken.number() % 4, b"d/" + taken.piece(taken.number() % 8))
+    # Names come from the kernel, which knows no zeros in them.
+    plain = [name.replace(b"\0", b"") for name in names]
+    assert native.stat_names(top, plain, True) == _pure.stat_names(top, plain, True)
     _digest_files(taken, top, store, names)
     _find_objects(taken, store)
     _write_files(taken, store)

@@ -24,19 +24,19 @@ CORPUS = Path(__file__).parent / "corpus"
 FINDINGS = Path(__file__).parent / "findings"
 
 
-def kept(target: str) -> list[bytes]:
-    """The inputs of a target that are kept as files: its corpus, and whatever was found with it before."""
-    paths = [*sorted((CORPUS / target).glob("*")), *sorted(FINDINGS.glob(f"{target}-*"))]
-    return [path.read_bytes() for path in paths]
+def kept(target: str) -> list[Path]:
+    """The inputs of a target that are kept as files: its corpus, and whatever was found with it and is not mended."""
+    return [*sorted((CORPUS / target).glob("*")), *sorted(FINDINGS.glob(f"{target}-*"))]
 
 
 @cache
 def seeds(target: str) -> list[bytes]:
     """All inputs that a target starts from."""
-    return [*_made(target), *kept(target)]
+    return [*made(target), *(path.read_bytes() for path in kept(target))]
 
 
-def _made(target: str) -> list[bytes]:
+def made(target: str) -> list[bytes]:
+    """The inputs of a target that are made here."""
     plain = [b"\0\0", bytes(range(256)) * 40, b"\x02\x10" + bytes(60_000)]
     makers: dict[str, Callable[[], list[bytes]]] = {
         "image": _images,
@@ -45,7 +45,7 @@ def _made(target: str) -> list[bytes]:
         "dump": _dumps,
         "encoding": _dumps,
         "tar": _tars,
-        "layer": _tars,
+        "layer": _layers,
         "documents": _documents,
         "envelope": _envelopes,
         "hashing": lambda: plain,
@@ -92,14 +92,25 @@ def _envelopes() -> list[bytes]:
 
 
 def _documents() -> list[bytes]:
-    layout = making.image([making.hello()], "+gzip")
-    return [data for data in layout.values() if data[:1] == b"{"]
+    layout = making.Layout()
+    one = layout.manifest([making.hello()], compression="+gzip", platform={"architecture": "arm64", "os": "linux"})
+    two = layout.manifest([making.hello()], annotations={"a": "b"})
+    files = layout.tag(layout.index([one, two]), "latest").files()
+    return [data for data in files.values() if data[:1] == b"{"]
 
 
 def _tars() -> list[bytes]:
     paths = sorted((_TESTS / "fixtures/tar-edge").glob("*.tar"))
     small = [path.read_bytes() for path in paths if path.stat().st_size <= _LARGEST]
     return [*small, *(making.tar(*members) for members in _members())]
+
+
+def _layers() -> list[bytes]:
+    """Layers as they are and packed, and archives of whole images."""
+    plain = [making.hello(), *(making.tar(*members) for members in _members())]
+    packed = [making.COMPRESSORS[name](layer) for layer in plain for name in ("+gzip", "+zstd")]
+    archives = [making.archive(made) for made in (making.image(plain, "+gzip"), making.docker(plain))]
+    return [*_tars(), *packed, *archives]
 
 
 def _members() -> list[list[tuple[tarfile.TarInfo, bytes]]]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.fuzz.seeds import seeds
+from tests.fuzz.seeds import CORPUS, kept, made
 from tests.fuzz.targets import TARGETS, guarded
 from tests.fuzz.unguided import fuzz
 from tests.requirements import REPOSITORY
@@ -15,10 +15,27 @@ from tests.requirements import REPOSITORY
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_seeds(name: str) -> None:
-    inputs = seeds(name)
+    inputs = made(name)
     assert len(inputs) > 1
     taken = sum(guarded(TARGETS[name], data) for data in inputs)
     assert taken > 0, "the target takes none of its inputs: nothing is fuzzed behind its first check"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus(name: str) -> None:
+    paths = kept(name)
+    assert paths
+    for path in paths:
+        try:
+            guarded(TARGETS[name], path.read_bytes())
+        except Exception as error:
+            error.add_note(f"with {path}")
+            raise
+
+
+def test_the_corpus_is_small_and_all_of_it_is_used() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
+    assert sum(path.stat().st_size for path in CORPUS.glob("*/*")) < 300_000
 
 
 @pytest.mark.parametrize("name", TARGETS)
