@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import FormatError, InputError, LimitExceeded, OciError, UsageError, naming, os_error
+from cfstools.linux.files import close
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
@@ -95,7 +96,7 @@ def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | 
         with naming(path):
             return _recognise_file(_reader(fd), limits)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _recognise_file(read: Read, limits: DecompressionLimits | None) -> Form | None:
@@ -206,7 +207,7 @@ def _layer_opener(path: bytes, stdin: int | None) -> Callable[[], AbstractContex
             try:
                 yield _reader(fd)
             finally:
-                os.close(fd)
+                close(fd)
 
     return opener
 
@@ -243,7 +244,7 @@ def _open_file(path: bytes) -> int:
         try:
             os.set_blocking(fd, True)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return fd
     except OSError as error:

@@ -65,13 +65,21 @@ def test_a_failing_call(trial: Trial) -> None:
 def test_killed_at_a_call(trial: Trial) -> None:
     kills = [trial.kill(nth) for nth in range(1, trial.calls + 1, STRIDE)]
     print(f"{len(kills)} kills")
-    assert all(ended.fired for ended in kills)
+    assert not trial.command.steady or all(ended.fired for ended in kills)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_at_a_random_moment(trial: Trial) -> None:
-    chance = random.Random(6)
-    ends = [trial.kill(seconds=chance.uniform(0.0, trial.seconds / 2)).code for _ in range(RANDOM_KILLS)]
-    print(f"{ends.count(-9)} of {len(ends)} killed before they were done")
-    assert -9 in ends
+    chance, longest = random.Random(6), trial.seconds / 2
+    killed = tries = 0
+    while killed < RANDOM_KILLS:
+        ended = trial.kill(seconds=chance.uniform(0.0, longest))
+        tries += 1
+        assert tries < 20 * RANDOM_KILLS, "the command is always done before it is killed"
+        if ended.code == -9:
+            killed += 1
+        else:
+            # What a run takes was measured once, and the machine may have been slower then.
+            longest = max(longest * 0.9, 0.001)
+    print(f"{killed} killed, {tries - killed} were done before")
