@@ -15,6 +15,7 @@ from typing import Self
 from cfstools.errors import CheckFailed, InputError, ObjectMissing, StoreError
 from cfstools.formats.escape import escape
 from cfstools.linux import verity as kernel_verity
+from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store import Store
 from cfstools.tree import Directory, External, Leaf, RegularFile, Symlink, Unread
@@ -142,7 +143,7 @@ class Contents:
     def close(self) -> None:
         """Close the object. Closing twice is allowed."""
         if self.fd is not None:
-            os.close(self.fd)
+            close(self.fd)
             self.fd = None
 
     def pieces(self) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from cfstools.api.output_directory import output_directory
 from cfstools.api.stores import open_stores
 from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error, shown_path
 from cfstools.formats.escape import escape
-from cfstools.linux.files import open_below
+from cfstools.linux.files import close, open_below
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import MAX_PATH
@@ -284,7 +284,7 @@ class _Open:
         return self._fd
 
     def __exit__(self, *_error: object) -> None:
-        os.close(self._fd)
+        close(self._fd)
 
 
 def _size(inode: Directory | Leaf) -> int:

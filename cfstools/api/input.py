@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cfstools.errors import InputError, LimitExceeded, naming, os_error
+from cfstools.linux.files import close
 
 MAX_IMAGE_FILE = 1 << 32
 _PIECE = 1 << 16
@@ -34,7 +35,7 @@ def opened_image(path: bytes) -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def read_image(fd: int) -> memoryview:
@@ -66,7 +67,7 @@ def read_small(path: bytes, most: int, *, regular: bool = False) -> bytes:
         try:
             return read_descriptor(fd, most)
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def read_descriptor(fd: int, most: int) -> bytes:
@@ -84,6 +85,6 @@ def _open_regular(path: bytes) -> int:
     # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+        close(fd)
         raise InputError("is not a regular file")
     return fd

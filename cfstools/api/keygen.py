@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cfstools.errors import naming, os_error, shown_path
-from cfstools.linux.files import write_all
+from cfstools.linux.files import close, write_all
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
 
@@ -75,4 +75,4 @@ def _create(path: bytes, data: bytes, mode: int) -> None:
                 raise os_error(error, "cannot write") from error
             raise
         finally:
-            os.close(fd)
+            close(fd)

@@ -24,6 +24,7 @@ from cfstools.errors import (
 )
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
+from cfstools.linux.files import close
 from cfstools.mount import Layers, ObjectCheck, mount_image
 from cfstools.mount.overlay import SOURCE
 from cfstools.report import Report
@@ -202,7 +203,7 @@ def _directory(path: bytes, failure: type[InputError | StoreError]) -> Iterator[
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _digest(data: memoryview, algorithm: Algorithm) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cfstools.api.temporaries import hold, make_held, remove_stale, temporary_name
 from cfstools.errors import InputError, naming, os_error
-from cfstools.linux.files import link_tmpfile, open_tmpfile, write_all
+from cfstools.linux.files import close, link_tmpfile, open_tmpfile, write_all
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -83,7 +83,7 @@ def _in_place(path: bytes) -> Iterator[OutputFile]:
         yield output
         output.sync()
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
@@ -107,9 +107,9 @@ def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
                     os.unlink(temporary, dir_fd=directory_fd)
             raise
         finally:
-            os.close(fd)
+            close(fd)
     finally:
-        os.close(directory_fd)
+        close(directory_fd)
 
 
 def _temporary(directory_fd: int, name: bytes) -> tuple[bytes, int, bool]:
@@ -124,7 +124,7 @@ def _temporary(directory_fd: int, name: bytes) -> tuple[bytes, int, bool]:
     try:
         hold(fd)
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     return temporary_name(name), fd, False
 

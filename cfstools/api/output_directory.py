@@ -11,7 +11,7 @@ from functools import partial
 
 from cfstools.api.temporaries import make_held, remove_stale
 from cfstools.errors import InputError, os_error, shown_path
-from cfstools.linux.files import rename_noreplace, syncfs
+from cfstools.linux.files import close, rename_noreplace, syncfs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = 0o700
@@ -64,11 +64,11 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
                 remove(temporary, fd)
             raise
         finally:
-            os.close(fd)
+            close(fd)
         if sync:
             os.fsync(place)
     finally:
-        os.close(place)
+        close(place)
 
 
 def _make(place: int, name: bytes) -> int:
@@ -107,7 +107,7 @@ def _existing(fd: int, subject: str, *, sync: bool) -> Iterator[int]:
                 os.fchmod(fd, mode)
             raise
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _take_acls(fd: int) -> dict[str, bytes]:
@@ -147,10 +147,10 @@ def _remove(top: int, name: bytes, fresh: Iterator[bytes]) -> None:
                 try:
                     os.unlink(child, dir_fd=fd)
                 except IsADirectoryError:
-                    os.close(_open_to_empty(fd, child))
+                    close(_open_to_empty(fd, child))
                     os.rename(child, next(fresh), src_dir_fd=fd, dst_dir_fd=top)
         finally:
-            os.close(fd)
+            close(fd)
         os.rmdir(name, dir_fd=top)
 
 

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
+from cfstools.linux.files import close
+
 _KEPT = 200  # of the output's name, so that the temporary's is not too long
 # A file is opened for writing, without which a network file system may not lock it.
 _OPEN = {stat.S_IFREG: os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY, stat.S_IFDIR: os.O_RDONLY | os.O_DIRECTORY}
@@ -55,10 +57,10 @@ def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[
         except BaseException:
             with suppress(OSError):
                 remove(temporary, fd)
-            os.close(fd)
+            close(fd)
             raise
         # Somebody who cleaned up locked it before we did, and took it for a killed writer's.
-        os.close(fd)
+        close(fd)
 
 
 def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
@@ -85,7 +87,7 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
         if os.path.samestat(status, os.fstat(fd)) and _leads_to(directory, name, fd):
             remove(name, fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _leads_to(directory: int, name: bytes, fd: int) -> bool:

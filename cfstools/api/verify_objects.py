@@ -12,6 +12,7 @@ from cfstools import native
 from cfstools.api.problems import Problem, ProblemKind, shown
 from cfstools.errors import InputError, ObjectMissing, StoreError
 from cfstools.linux import verity as kernel_verity
+from cfstools.linux.files import close
 from cfstools.progress import Progress
 from cfstools.store import DirectoryStore, Store
 from cfstools.tree import Directory, External, Leaf, RegularFile
@@ -245,7 +246,7 @@ class _ObjectCheck:
             found = hash_files([(fd, item.size) for item, fd, _ in queue], self._params, self._progress)
         finally:
             for _, fd, _ in queue:
-                os.close(fd)
+                close(fd)
         for (item, _, store), digest in zip(queue, found, strict=True):
             if isinstance(digest, InputError):
                 tally.problems.append(item.problem(ProblemKind.UNREADABLE, digest.what, item.place_in(store)))
@@ -277,7 +278,7 @@ class _ObjectCheck:
             self._progress.advance(item.size)
         finally:
             if not keep:
-                os.close(fd)
+                close(fd)
 
     def _open(self, item: NeededObject) -> tuple[int, Store]:
         """The object in the first store that has it, and that store."""

@@ -13,6 +13,7 @@ import os
 import resource
 import stat
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cfstools.linux.ioctl import IOC_WRITE, ioctl_number
@@ -96,6 +97,15 @@ def rename_noreplace(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes) -> 
     os.unlink(src, dir_fd=src_dirfd)
 
 
+def close(fd: int) -> None:
+    """Close *fd*, whatever the kernel says: it is closed then as well, and must not be closed a second time.
+
+    Not for files that were written to and are not synced: there it may say that contents did not arrive.
+    """
+    with suppress(OSError):
+        os.close(fd)
+
+
 def syncfs(fd: int) -> None:
     """Bring everything on the file system that holds *fd* to stable storage."""
     if _libc.syncfs(fd):
@@ -177,12 +187,12 @@ def open_below(dirfd: int, path: bytes, flags: int) -> int:
             there = open_beneath(here, path[:cut], os.O_PATH | os.O_DIRECTORY)
             path = path[cut + 1 :]
             if here != dirfd:
-                os.close(here)
+                close(here)
             here = there
         return open_beneath(here, path or b".", flags)
     finally:
         if here != dirfd:
-            os.close(here)
+            close(here)
 
 
 def _open_stepwise(dirfd: int, path: bytes, flags: int, mode: int) -> int:
@@ -197,12 +207,12 @@ def _open_stepwise(dirfd: int, path: bytes, flags: int, mode: int) -> int:
                 continue
             there = _open_here(here, name, os.O_PATH | os.O_DIRECTORY, 0)
             if here != dirfd:
-                os.close(here)
+                close(here)
             here = there
         return _open_here(here, last, flags, mode)
     finally:
         if here != dirfd:
-            os.close(here)
+            close(here)
 
 
 def _open_here(dirfd: int, name: bytes, flags: int, mode: int) -> int:

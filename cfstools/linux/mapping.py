@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from cfstools.errors import InputError, LimitExceeded, naming, os_error
+from cfstools.linux.files import close
 
 MAX_STREAM = 1 << 30
 """Most bytes of a pipe or device: they are held in memory, which a mapping is not."""
@@ -39,7 +40,7 @@ def mapped_file(path: bytes) -> Iterator[memoryview]:
         except OSError as error:
             raise os_error(error, "cannot read") from error
         finally:
-            os.close(fd)
+            close(fd)
         if mapping is None:
             yield memoryview(streamed or b"").toreadonly()
             return

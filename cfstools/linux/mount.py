@@ -15,6 +15,8 @@ import struct
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from cfstools.linux.files import close
+
 MS_RDONLY = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -80,7 +82,7 @@ class FsContext:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        close(self._fd)
 
     def set_flag(self, key: bytes) -> None:
         """Set an option that has no value."""
@@ -193,7 +195,7 @@ def attach_loop(fd: int, size: int) -> tuple[bytes, int]:
             try:
                 _configure_loop(device, fd, size)
             except OSError as error:
-                os.close(device)
+                close(device)
                 # Somebody else took the device since we were told that it is free.
                 if error.errno != errno.EBUSY:
                     raise

@@ -8,6 +8,7 @@ import os
 from cfstools.errors import CfsError, InputError, Unsupported, os_error
 from cfstools.formats.erofs import layout as fmt
 from cfstools.linux import mount as linux
+from cfstools.linux.files import close
 from cfstools.mount.kernel_needs import cannot, missing
 
 
@@ -56,7 +57,7 @@ def mount_erofs_by_loop(image_fd: int, directory_fd: int, *, size: int, idmap_fd
     except OSError as error:
         raise _translated(error) from error
     finally:
-        os.close(device_fd)
+        close(device_fd)
 
 
 def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None) -> None:
@@ -80,7 +81,7 @@ def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None
             _map_ids(mount_fd, idmap_fd)
         linux.move_mount(mount_fd, directory_fd)
     finally:
-        os.close(mount_fd)
+        close(mount_fd)
 
 
 def mount_erofs_classic(source: bytes, directory_fd: int, *, acls: bool) -> None:

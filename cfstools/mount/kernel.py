@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from cfstools.errors import os_error
 from cfstools.linux import mount as linux
+from cfstools.linux.files import close
 from cfstools.mount.erofs import mount_erofs
 from cfstools.mount.layers import Layers, Mounting
 from cfstools.mount.overlay import mount_overlay
@@ -42,7 +43,7 @@ def _hidden_place() -> Iterator[tuple[bytes, int]]:
         yield place, fd
     finally:
         if fd >= 0:
-            os.close(fd)
+            close(fd)
         with suppress(OSError):  # nothing was mounted
             linux.umount(place, detach=True)
         os.rmdir(place)
@@ -60,4 +61,4 @@ def _namespace(path: bytes | None) -> Iterator[int | None]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from cfstools.errors import CfsError, InputError, StoreError, Unsupported
 from cfstools.linux import mount as linux
+from cfstools.linux.files import close
 from cfstools.mount.kernel_needs import cannot, missing
 from cfstools.mount.layers import Layers, ObjectCheck
 
@@ -107,7 +108,7 @@ def _mount(image: bytes, layers: Layers, directory_fd: int) -> bool:
     try:
         linux.move_mount(mount_fd, directory_fd)
     finally:
-        os.close(mount_fd)
+        close(mount_fd)
     return checked
 
 

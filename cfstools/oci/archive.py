@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cfstools.errors import InputError, LimitExceeded, OciError, TarError, os_error
+from cfstools.linux.files import close
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import DecompressionLimits
 from cfstools.oci.compression import Compression, Decompressed, open_compressed, sniff
@@ -106,7 +107,7 @@ class ArchiveFiles:
         """Close the archive."""
         self._stream = None
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
     def _extent(self, path: str) -> Extent | None:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from cfstools.errors import OciError, naming, os_error
-from cfstools.linux.files import open_beneath
+from cfstools.linux.files import close, open_beneath
 from cfstools.oci.bytesource import Read
 from cfstools.oci.jsontext import quoted
 
@@ -85,7 +85,7 @@ class DirectoryFiles:
         try:
             return _status(fd, path).st_size
         finally:
-            os.close(fd)
+            close(fd)
 
     @contextmanager
     def open(self, path: str) -> Iterator[Read]:
@@ -103,12 +103,12 @@ class DirectoryFiles:
         try:
             yield read
         finally:
-            os.close(fd)
+            close(fd)
 
     def close(self) -> None:
         """Close the directory."""
         if self._root >= 0:
-            os.close(self._root)
+            close(self._root)
             self._root = -1
 
     def _open(self, path: str) -> int | None:
@@ -127,7 +127,7 @@ class DirectoryFiles:
             if not stat.S_ISREG(_status(fd, path).st_mode):
                 raise OciError("not a regular file", where=path)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return fd
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cfstools.errors import FormatError, InputError, LimitExceeded, UsageError, naming, os_error
+from cfstools.linux.files import close
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
@@ -41,7 +42,7 @@ def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | 
         with naming(path):
             return _recognise_file(_reader(fd), limits)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _recognise_file(read: Read, limits: DecompressionLimits | None) -> Form | None:
@@ -152,7 +153,7 @@ def _layer_opener(path: bytes, stdin: int | None) -> Callable[[], AbstractContex
             try:
                 yield _reader(fd)
             finally:
-                os.close(fd)
+                close(fd)
 
     return opener
 
@@ -189,7 +190,7 @@ def _open_file(path: bytes) -> int:
         try:
             os.set_blocking(fd, True)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return fd
     except OSError as error:

@@ -361,7 +361,7 @@ def _connect(store: DirectoryStore, *, create: bool) -> sqlite3.Connection | Non
     except FileNotFoundError:
         return None
     finally:
-        os.close(directory)
+        files.close(directory)
 
 
 def _open(path: bytes, *, create: bool) -> sqlite3.Connection | None:

@@ -74,7 +74,7 @@ class DirectoryStore:
         with self._lock:
             for fd in (*self._prefixes.values(), self.fd):
                 if fd >= 0:
-                    os.close(fd)
+                    files.close(fd)
             self._prefixes.clear()
             self.prefix_fds = array("i", [-1]) * 256
             self.fd = -1
@@ -149,7 +149,7 @@ class DirectoryStore:
                         if not regular or entry.is_file(follow_symlinks=False)
                     ]
             finally:
-                os.close(own)
+                files.close(own)
         except OSError as error:
             raise store_error(error, "cannot list the store", self.path) from error
 
@@ -178,7 +178,7 @@ class DirectoryStore:
             kept = other is not None or len(self._prefixes) < self._keep
             if other is not None:
                 # Another thread was faster; its descriptor is the one that stays.
-                os.close(fd)
+                files.close(fd)
                 fd = other
             elif kept:
                 self._prefixes[prefix] = fd
@@ -187,7 +187,7 @@ class DirectoryStore:
             yield fd
         finally:
             if not kept:
-                os.close(fd)
+                files.close(fd)
 
     @contextmanager
     def locked(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
@@ -213,7 +213,7 @@ class DirectoryStore:
                 held = False
             yield held
         finally:
-            os.close(fd)
+            files.close(fd)
 
 
 def _open_object(opener: Callable[[], int], subject: str) -> int:
@@ -229,9 +229,9 @@ def _open_object(opener: Callable[[], int], subject: str) -> int:
     try:
         mode = os.fstat(fd).st_mode
     except OSError as error:
-        os.close(fd)
+        files.close(fd)
         raise store_error(error, "cannot look up the object", subject) from error
     if not stat.S_ISREG(mode):
-        os.close(fd)
+        files.close(fd)
         raise StoreError("not a regular file", subject=subject)
     return fd

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from cfstools.errors import InputError, StoreError, os_error
+from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.verity import Algorithm, Params, hash_fd
@@ -97,13 +98,13 @@ def _closing(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def check_donor(path: bytes) -> None:
     """Raise ``InputError`` unless *path* is a directory that can be read."""
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except NotADirectoryError as error:
         raise InputError("is not a directory", subject=os.fsdecode(path)) from error
     except OSError as error:

@@ -15,6 +15,7 @@ from enum import Enum
 from cfstools import native
 from cfstools.errors import InputError, StoreBusy, StoreError, os_error
 from cfstools.linux import verity as kernel_verity
+from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import split_digest
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
@@ -242,7 +243,7 @@ def is_intact(store: DirectoryStore, digest: bytes) -> bool:
     except InputError:
         return False
     finally:
-        os.close(fd)
+        close(fd)
 
 
 class ObjectCheck:
@@ -327,7 +328,7 @@ class ObjectCheck:
         try:
             actual, size = self._digest(fd, found, result)
         finally:
-            os.close(fd)
+            close(fd)
         if found.digest is None:
             self._judge_foreign(found, actual, result)
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ObjectMissing
-from cfstools.linux.files import write_all
+from cfstools.linux.files import close, write_all
 from cfstools.store.base import digest_of, store_error
 from cfstools.verity import DEFAULT, Params, digest_bytes
 
@@ -72,7 +72,7 @@ def _memory_file(data: bytes, subject: str) -> int:
             write_all(fd, data)
             os.lseek(fd, 0, os.SEEK_SET)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
     except OSError as error:
         raise store_error(error, "cannot open the object", subject) from error

@@ -174,7 +174,7 @@ class _Replacing:
         except OSError:
             return False
         finally:
-            os.close(fd)
+            files.close(fd)
 
     def _bench(self, digest: bytes) -> Workbench:
         key = (len(digest), digest in self._sealed)
@@ -204,7 +204,8 @@ class _Replacing:
                 continue
             with suppress(InputError):
                 if hash_fd(temporary.fd, Params(algorithm=Algorithm.from_digest_size(len(actual))))[0] == actual:
-                    temporary.close()
+                    with suppress(OSError):  # nothing was written through it
+                        temporary.close()
                     self._put(actual, bench, temporary, "its wrong place")
                     continue
             bench.drop(temporary)

@@ -50,10 +50,10 @@ class Temporary:
         self.size = 0
 
     def close(self) -> None:
-        """Close the descriptor; an anonymous temporary vanishes."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the descriptor; an anonymous temporary vanishes. ``OSError`` if contents did not arrive."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Scratch:
@@ -111,16 +111,18 @@ class Scratch:
                 os.fchmod(temporary.fd, self._mode)
             if self._fs_verity != "off":
                 self._enable_verity(temporary)
+            if temporary.name is not None:
+                temporary.close()
         except OSError as error:
             raise store_error(error, "cannot complete an object", self._store.path) from error
-        if temporary.name is not None:
-            temporary.close()
 
     def _enable_verity(self, temporary: Temporary) -> None:
         """The kernel refuses while anyone can write to the file, so it is opened again, for reading only."""
         reader = os.open(f"/proc/self/fd/{temporary.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        temporary.close()
-        temporary.fd = reader
+        try:
+            temporary.close()
+        finally:
+            temporary.fd = reader
         params = self._params
         try:
             kernel_verity.enable(reader, params.algorithm.number, params.block_size, params.salt)
@@ -185,7 +187,8 @@ class Scratch:
 
     def drop(self, temporary: Temporary) -> None:
         """Forget the temporary and its contents."""
-        temporary.close()
+        with suppress(OSError):
+            temporary.close()
         if temporary.name is not None:
             # A stage that is left behind is recognised as stale later; nothing to report now.
             self._remove(temporary.name)
@@ -204,7 +207,7 @@ class Scratch:
                 with suppress(OSError):
                     for name in os.listdir(self._stage_fd):
                         self._remove(name)
-                os.close(self._stage_fd)
+                files.close(self._stage_fd)
                 self._stage_fd = -1
                 with suppress(OSError):
                     os.rmdir(self._stage_name, dir_fd=self._store.fd)

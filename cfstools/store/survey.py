@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from cfstools.linux.files import close
 from cfstools.store.base import digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import STAGE_PREFIX, is_temporary
@@ -133,7 +134,7 @@ def _listing(directory: int) -> list[tuple[bytes, os.stat_result]]:
                 except FileNotFoundError:
                     continue
     finally:
-        os.close(own)
+        close(own)
     found.sort(key=lambda item: item[0])
     return found
 
@@ -159,7 +160,7 @@ def remove_temporary(store: DirectoryStore, found: Found) -> bool:
                     return False
                 os.unlink(name, dir_fd=stage)
         finally:
-            os.close(stage)
+            close(stage)
         os.rmdir(found.path, dir_fd=store.fd)
     except FileNotFoundError:
         return True

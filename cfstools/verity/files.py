@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.errors import UsageError, naming, os_error
+from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.verity.algorithm import DEFAULT, Params
 from cfstools.verity.merkle import MerkleHasher
@@ -133,7 +134,7 @@ def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1
         try:
             return digest_fd(fd, params, threads=threads, progress=progress)
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def object_path(digest: bytes) -> bytes:

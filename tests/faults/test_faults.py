@@ -65,7 +65,7 @@ def test_a_failing_call(trial: Trial) -> None:
 def test_killed_at_a_call(trial: Trial) -> None:
     kills = [trial.kill(nth) for nth in range(1, trial.calls + 1, STRIDE)]
     print(f"{len(kills)} kills")
-    assert all(ended.fired for ended in kills)
+    assert not trial.command.steady or all(ended.fired for ended in kills)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cfstools.linux import files
+from cfstools.store.scratch import Temporary
 
 # No process of the tests holds so many files open.
 NO_FD = 1_000_000_000
@@ -288,3 +289,24 @@ def test_raise_fd_limit() -> None:
 def test_unlimited_fds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert files.fd_limit() == 1 << 20
+
+
+def test_a_close_that_fails_is_a_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing = os.close
+
+    def fail(fd: int) -> None:
+        closing(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    fd = os.open("/", os.O_RDONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        files.close(fd)
+        kept = Temporary(os.open("/", os.O_RDONLY), None)
+        with pytest.raises(OSError, match="Input/output error"):
+            kept.close()
+        # The number may be another file's by now.
+        assert kept.fd == -1
+        kept.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
