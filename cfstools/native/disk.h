@@ -8,14 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum outcome { DONE, LEFT, FAILED };
-
-#define TRY(expression)                                                                                                \
-    do {                                                                                                               \
-        const enum outcome tried = (expression);                                                                       \
-        if (tried != DONE)                                                                                             \
-            return tried;                                                                                              \
-    } while (0)
+#include "outcome.h"
 
 enum { MODE_TYPE = 0xf000, MODE_FIFO = 0x1000, MODE_CHR = 0x2000, MODE_DIR = 0x4000, MODE_BLK = 0x6000,
        MODE_REG = 0x8000, MODE_LNK = 0xa000, MODE_SOCK = 0xc000 };

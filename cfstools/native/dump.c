@@ -4,15 +4,14 @@
  * Python, which says what the text means and what is wrong with it. */
 #include <string.h>
 
-#include "disk.h"
 #include "model.h"
 #include "native.h"
+#include "outcome.h"
 
 #define NAME_LENGTH_MAX 255
 #define PAYLOAD_LENGTH_MAX 4095
 #define INLINE_LENGTH_MAX 5000
 #define EXTERNAL_SIZE_MAX ((uint64_t)1024 << 43)
-#define DIGEST_MAX 64
 
 enum { PATH, SIZE, MODE, NLINK, UID, GID, RDEV, MTIME, PAYLOAD, CONTENT, DIGEST, XATTRS, FIELDS };
 enum { TYPE_FIFO = 0x1, TYPE_CHR = 0x2, TYPE_DIR = 0x4, TYPE_BLK = 0x6, TYPE_REG = 0x8, TYPE_LNK = 0xa, TYPE_SOCK = 0xc };
@@ -41,8 +40,6 @@ struct parser {
     size_t xattr_size;
     PyObject *xattr_value;
 };
-
-
 
 /* After a call that failed: an ordinary exception is for Python to raise again, with the place. */
 static enum outcome leave(void) {

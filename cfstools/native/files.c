@@ -1,4 +1,4 @@
-/* Files in batches: read and hashed, looked up in a store, written into one and given their names there.
+/* Files in batches: read, hashed and looked up in a store; and ranges of large files.
  *
  * Only what goes as expected is done here. A file that cannot be opened, is not the one it should be, or changes
  * under the reader gets no result, and the caller looks at it again in Python, where errors are found out and named. */
@@ -18,8 +18,6 @@
 #define DESCRIPTOR_SIZE 256
 #define DESCRIPTOR_DATA_SIZE_AT 8
 #define DESCRIPTOR_ROOT_AT 16
-#define DIGEST_MAX 64
-#define PREFIXES 256
 #define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
 
 #define OPEN_FLAGS (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
@@ -267,31 +265,6 @@ static int hash_files(struct batch *batch) {
     return more < 0 ? -1 : finish_digests(batch);
 }
 
-/* --- stores --- */
-
-/* 1: an object of this size is there, 0: nothing is there, -1: something else or cannot tell. */
-static int find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
-    char name[2 * DIGEST_MAX + 1], prefix[3];
-    struct stat status;
-    native_hex(digest, digest_size, name);
-    memcpy(prefix, name, 2);
-    prefix[2] = 0;
-    int fd = prefixes[digest[0]];
-    const int opened = fd < 0;
-    if (opened) {
-        fd = openat(store_fd, prefix, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd < 0)
-            return errno == ENOENT ? 0 : -1;
-    }
-    const int failed = fstatat(fd, name + 2, &status, AT_SYMLINK_NOFOLLOW);
-    const int missing = failed && errno == ENOENT;
-    if (opened)
-        close(fd);
-    if (failed)
-        return missing ? 0 : -1;
-    return S_ISREG(status.st_mode) && (uint64_t)status.st_size == size ? 1 : -1;
-}
-
 static void find_files(struct batch *batch) {
     if (batch->store_fd < 0)
         return;
@@ -299,7 +272,7 @@ static void find_files(struct batch *batch) {
         struct file *file = &batch->files[i];
         if (file->state != HASHED)
             continue;
-        const int found = find_object(batch->store_fd, batch->prefixes, file->root, batch->algorithm->digest_size,
+        const int found = native_find_object(batch->store_fd, batch->prefixes, file->root, batch->algorithm->digest_size,
                                       (uint64_t)file->size);
         file->state = found < 0 ? UNDONE : found ? FOUND : HASHED;
     }
@@ -410,18 +383,6 @@ struct range {
     struct sha2_start start;
 };
 
-static int write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
-    while (size > 0) {
-        const ssize_t done = pwrite(fd, data, size, offset);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done < 0)
-            return -1;
-        data += done, size -= (size_t)done, offset += done;
-    }
-    return 0;
-}
-
 /* Fills `piece` as far as the file goes. */
 static ssize_t read_piece(int fd, uint8_t *piece, size_t size, off_t offset) {
     size_t done = 0;
@@ -461,7 +422,7 @@ static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwrit
             errno = ENOMEM;
             return -1;
         }
-        if (range->copy_fd >= 0 && write_whole(range->copy_fd, piece, (size_t)got, at)) {
+        if (range->copy_fd >= 0 && native_write_whole(range->copy_fd, piece, (size_t)got, at)) {
             *unwritten = errno;
             break;
         }
@@ -520,184 +481,5 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
         }
     }
     PyBuffer_Release(&salt);
-    return result;
-}
-
-/* --- looking up, writing and linking --- */
-
-PyObject *native_find_objects(PyObject *module, PyObject *args) {
-    (void)module;
-    int store_fd;
-    Py_buffer prefixes;
-    PyObject *wanted, *result = NULL, *items = NULL;
-    if (!PyArg_ParseTuple(args, "iy*O", &store_fd, &prefixes, &wanted))
-        return NULL;
-    struct {
-        const uint8_t *digest;
-        size_t digest_size;
-        uint64_t size;
-    } *objects = NULL;
-    if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int))
-        PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
-    else
-        items = PySequence_Tuple(wanted);
-    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
-    if (items != NULL && (objects = PyMem_Malloc((size_t)count * sizeof *objects + 1)) == NULL)
-        PyErr_NoMemory();
-    Py_ssize_t parsed = 0;
-    for (; objects != NULL && parsed < count; parsed++) {
-        const char *digest;
-        Py_ssize_t digest_size;
-        unsigned long long size;
-        Py_ssize_t place;
-        PyObject *item = PyTuple_GetItem(items, parsed);
-        if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "an object is (digest, size)");
-            break;
-        }
-        if (!PyArg_ParseTuple(item, "y#K|n", &digest, &digest_size, &size, &place))
-            break;
-        if (digest_size < 1 || digest_size > DIGEST_MAX) {
-            PyErr_SetString(PyExc_ValueError, "a digest is 1 to 64 bytes long");
-            break;
-        }
-        objects[parsed].digest = (const uint8_t *)digest;
-        objects[parsed].digest_size = (size_t)digest_size;
-        objects[parsed].size = size;
-    }
-    if (objects != NULL && parsed == count && (result = PyBytes_FromStringAndSize(NULL, count)) != NULL) {
-        char *out = PyBytes_AsString(result);
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < count; i++)
-            out[i] = (char)(find_object(store_fd, prefixes.buf, objects[i].digest, objects[i].digest_size,
-                                        objects[i].size) > 0);
-        Py_END_ALLOW_THREADS
-    }
-    PyMem_Free(objects);
-    Py_XDECREF(items);
-    PyBuffer_Release(&prefixes);
-    return result;
-}
-
-/* A new file without a name that holds these bytes; -1 when that did not work. */
-static int write_unnamed(int store_fd, mode_t mode, const uint8_t *data, size_t size) {
-    const int fd = openat(store_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
-    if (fd < 0 || write_whole(fd, data, size, 0) == 0)
-        return fd;
-    close(fd);
-    return -1;
-}
-
-PyObject *native_write_files(PyObject *module, PyObject *args) {
-    (void)module;
-    int store_fd;
-    unsigned mode;
-    Py_buffer arena;
-    PyObject *spans, *items = NULL, *result = NULL;
-    if (!PyArg_ParseTuple(args, "iy*OI", &store_fd, &arena, &spans, &mode))
-        return NULL;
-    struct {
-        size_t offset, size;
-        int fd;
-    } *files = NULL;
-    items = PySequence_Tuple(spans);
-    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
-    if (items != NULL && (files = PyMem_Malloc((size_t)count * sizeof *files + 1)) == NULL)
-        PyErr_NoMemory();
-    Py_ssize_t parsed = 0, done = 0;
-    for (; files != NULL && parsed < count; parsed++) {
-        Py_ssize_t offset, size;
-        PyObject *item = PyTuple_GetItem(items, parsed);
-        if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a span is (offset, size)");
-            break;
-        }
-        if (!PyArg_ParseTuple(item, "nn", &offset, &size))
-            break;
-        if (offset < 0 || size < 0 || offset > arena.len || size > arena.len - offset) {
-            PyErr_SetString(PyExc_ValueError, "a span is outside of the arena");
-            break;
-        }
-        files[parsed].offset = (size_t)offset;
-        files[parsed].size = (size_t)size;
-    }
-    if (files != NULL && parsed == count) {
-        Py_BEGIN_ALLOW_THREADS
-        for (; done < count; done++) {
-            files[done].fd = write_unnamed(store_fd, (mode_t)mode, (const uint8_t *)arena.buf + files[done].offset,
-                                           files[done].size);
-            if (files[done].fd < 0)
-                break;
-        }
-        Py_END_ALLOW_THREADS
-        result = PyList_New(done);
-        for (Py_ssize_t i = 0; result != NULL && i < done; i++) {
-            PyObject *fd = PyLong_FromLong(files[i].fd);
-            if (fd == NULL)
-                Py_CLEAR(result);
-            else
-                PyList_SetItem(result, i, fd);
-        }
-        for (Py_ssize_t i = 0; result == NULL && i < done; i++)
-            close(files[i].fd);
-    }
-    PyMem_Free(files);
-    Py_XDECREF(items);
-    PyBuffer_Release(&arena);
-    return result;
-}
-
-/* 0 or an error number. Without the privilege for the first way, the kernel wants the second. */
-static int link_unnamed(int fd, int directory, const char *name) {
-    char path[40];
-    if (linkat(fd, "", directory, name, AT_EMPTY_PATH) == 0)
-        return 0;
-    if (errno == EEXIST)
-        return EEXIST;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
-}
-
-PyObject *native_link_files(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *wanted, *result = NULL;
-    if (!PyArg_ParseTuple(args, "O", &wanted))
-        return NULL;
-    PyObject *items = PySequence_Tuple(wanted);
-    if (items == NULL)
-        return NULL;
-    const Py_ssize_t count = PyTuple_Size(items);
-    struct {
-        int fd, directory, error;
-        const char *name;
-    } *links = PyMem_Malloc((size_t)count * sizeof *links + 1);
-    Py_ssize_t parsed = 0;
-    if (links == NULL)
-        PyErr_NoMemory();
-    for (; links != NULL && parsed < count; parsed++) {
-        PyObject *item = PyTuple_GetItem(items, parsed);
-        if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a link is (descriptor, directory, name)");
-            break;
-        }
-        if (!PyArg_ParseTuple(item, "iiy", &links[parsed].fd, &links[parsed].directory, &links[parsed].name))
-            break;
-    }
-    if (links != NULL && parsed == count) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < count; i++)
-            links[i].error = link_unnamed(links[i].fd, links[i].directory, links[i].name);
-        Py_END_ALLOW_THREADS
-        result = PyList_New(count);
-        for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
-            PyObject *number = PyLong_FromLong(links[i].error);
-            if (number == NULL)
-                Py_CLEAR(result);
-            else
-                PyList_SetItem(result, i, number);
-        }
-    }
-    PyMem_Free(links);
-    Py_DECREF(items);
     return result;
 }

@@ -4,8 +4,6 @@
 #include "model.h"
 #include "native.h"
 
-#define DIGEST_MAX 64
-
 void native_hex(const uint8_t *digest, size_t size, char *out) {
     static const char digits[] = "0123456789abcdef";
     for (size_t i = 0; i < size; i++) {

@@ -4,6 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <sys/types.h>
 
 #include "sha2.h"
 
@@ -21,9 +22,21 @@ PyObject *native_ask_pure(const char *function, PyObject *args);
 /* files.c */
 PyObject *native_digest_files(PyObject *module, PyObject *args);
 PyObject *native_digest_range(PyObject *module, PyObject *args);
+
+/* objects.c */
 PyObject *native_find_objects(PyObject *module, PyObject *args);
 PyObject *native_write_files(PyObject *module, PyObject *args);
 PyObject *native_link_files(PyObject *module, PyObject *args);
+
+/* The first two digits of a name are a directory; this many may be open already. */
+#define PREFIXES 256
+#define DIGEST_MAX 64
+
+/* 1: an object of this size is there, 0: nothing is there, -1: something else or cannot tell. */
+int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size);
+
+/* Writes all of it to this place of a file; negative with errno. */
+int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset);
 
 /* known.c */
 PyObject *native_make_contents(PyObject *module, PyObject *args);

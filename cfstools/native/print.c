@@ -11,7 +11,6 @@
 
 #define DIRENT_SIZE 12
 #define TAIL_MAX (BLOCK / 2)
-#define DIGEST_MAX 64
 #define REMEMBERED 256
 
 struct text {

@@ -1,0 +1,221 @@
+/* Objects of a store: looked up, written without names, and given their names. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "native.h"
+
+int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
+    char name[2 * DIGEST_MAX + 1], prefix[3];
+    struct stat status;
+    native_hex(digest, digest_size, name);
+    memcpy(prefix, name, 2);
+    prefix[2] = 0;
+    int fd = prefixes[digest[0]];
+    const int opened = fd < 0;
+    if (opened) {
+        fd = openat(store_fd, prefix, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+            return errno == ENOENT ? 0 : -1;
+    }
+    const int failed = fstatat(fd, name + 2, &status, AT_SYMLINK_NOFOLLOW);
+    const int missing = failed && errno == ENOENT;
+    if (opened)
+        close(fd);
+    if (failed)
+        return missing ? 0 : -1;
+    return S_ISREG(status.st_mode) && (uint64_t)status.st_size == size ? 1 : -1;
+}
+
+int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
+    while (size > 0) {
+        const ssize_t done = pwrite(fd, data, size, offset);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return -1;
+        data += done, size -= (size_t)done, offset += done;
+    }
+    return 0;
+}
+
+PyObject *native_find_objects(PyObject *module, PyObject *args) {
+    (void)module;
+    int store_fd;
+    Py_buffer prefixes;
+    PyObject *wanted, *result = NULL, *items = NULL;
+    if (!PyArg_ParseTuple(args, "iy*O", &store_fd, &prefixes, &wanted))
+        return NULL;
+    struct {
+        const uint8_t *digest;
+        size_t digest_size;
+        uint64_t size;
+    } *objects = NULL;
+    if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int))
+        PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
+    else
+        items = PySequence_Tuple(wanted);
+    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
+    if (items != NULL && (objects = PyMem_Malloc((size_t)count * sizeof *objects + 1)) == NULL)
+        PyErr_NoMemory();
+    Py_ssize_t parsed = 0;
+    for (; objects != NULL && parsed < count; parsed++) {
+        const char *digest;
+        Py_ssize_t digest_size;
+        unsigned long long size;
+        Py_ssize_t place;
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "an object is (digest, size)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "y#K|n", &digest, &digest_size, &size, &place))
+            break;
+        if (digest_size < 1 || digest_size > DIGEST_MAX) {
+            PyErr_SetString(PyExc_ValueError, "a digest is 1 to 64 bytes long");
+            break;
+        }
+        objects[parsed].digest = (const uint8_t *)digest;
+        objects[parsed].digest_size = (size_t)digest_size;
+        objects[parsed].size = size;
+    }
+    if (objects != NULL && parsed == count && (result = PyBytes_FromStringAndSize(NULL, count)) != NULL) {
+        char *out = PyBytes_AsString(result);
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            out[i] = (char)(native_find_object(store_fd, prefixes.buf, objects[i].digest, objects[i].digest_size,
+                                        objects[i].size) > 0);
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_Free(objects);
+    Py_XDECREF(items);
+    PyBuffer_Release(&prefixes);
+    return result;
+}
+
+/* A new file without a name that holds these bytes; -1 when that did not work. */
+static int write_unnamed(int store_fd, mode_t mode, const uint8_t *data, size_t size) {
+    const int fd = openat(store_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+    if (fd < 0 || native_write_whole(fd, data, size, 0) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+PyObject *native_write_files(PyObject *module, PyObject *args) {
+    (void)module;
+    int store_fd;
+    unsigned mode;
+    Py_buffer arena;
+    PyObject *spans, *items = NULL, *result = NULL;
+    if (!PyArg_ParseTuple(args, "iy*OI", &store_fd, &arena, &spans, &mode))
+        return NULL;
+    struct {
+        size_t offset, size;
+        int fd;
+    } *files = NULL;
+    items = PySequence_Tuple(spans);
+    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
+    if (items != NULL && (files = PyMem_Malloc((size_t)count * sizeof *files + 1)) == NULL)
+        PyErr_NoMemory();
+    Py_ssize_t parsed = 0, done = 0;
+    for (; files != NULL && parsed < count; parsed++) {
+        Py_ssize_t offset, size;
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a span is (offset, size)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "nn", &offset, &size))
+            break;
+        if (offset < 0 || size < 0 || offset > arena.len || size > arena.len - offset) {
+            PyErr_SetString(PyExc_ValueError, "a span is outside of the arena");
+            break;
+        }
+        files[parsed].offset = (size_t)offset;
+        files[parsed].size = (size_t)size;
+    }
+    if (files != NULL && parsed == count) {
+        Py_BEGIN_ALLOW_THREADS
+        for (; done < count; done++) {
+            files[done].fd = write_unnamed(store_fd, (mode_t)mode, (const uint8_t *)arena.buf + files[done].offset,
+                                           files[done].size);
+            if (files[done].fd < 0)
+                break;
+        }
+        Py_END_ALLOW_THREADS
+        result = PyList_New(done);
+        for (Py_ssize_t i = 0; result != NULL && i < done; i++) {
+            PyObject *fd = PyLong_FromLong(files[i].fd);
+            if (fd == NULL)
+                Py_CLEAR(result);
+            else
+                PyList_SetItem(result, i, fd);
+        }
+        for (Py_ssize_t i = 0; result == NULL && i < done; i++)
+            close(files[i].fd);
+    }
+    PyMem_Free(files);
+    Py_XDECREF(items);
+    PyBuffer_Release(&arena);
+    return result;
+}
+
+/* 0 or an error number. Without the privilege for the first way, the kernel wants the second. */
+static int link_unnamed(int fd, int directory, const char *name) {
+    char path[40];
+    if (linkat(fd, "", directory, name, AT_EMPTY_PATH) == 0)
+        return 0;
+    if (errno == EEXIST)
+        return EEXIST;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+}
+
+PyObject *native_link_files(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *wanted, *result = NULL;
+    if (!PyArg_ParseTuple(args, "O", &wanted))
+        return NULL;
+    PyObject *items = PySequence_Tuple(wanted);
+    if (items == NULL)
+        return NULL;
+    const Py_ssize_t count = PyTuple_Size(items);
+    struct {
+        int fd, directory, error;
+        const char *name;
+    } *links = PyMem_Malloc((size_t)count * sizeof *links + 1);
+    Py_ssize_t parsed = 0;
+    if (links == NULL)
+        PyErr_NoMemory();
+    for (; links != NULL && parsed < count; parsed++) {
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a link is (descriptor, directory, name)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "iiy", &links[parsed].fd, &links[parsed].directory, &links[parsed].name))
+            break;
+    }
+    if (links != NULL && parsed == count) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            links[i].error = link_unnamed(links[i].fd, links[i].directory, links[i].name);
+        Py_END_ALLOW_THREADS
+        result = PyList_New(count);
+        for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
+            PyObject *number = PyLong_FromLong(links[i].error);
+            if (number == NULL)
+                Py_CLEAR(result);
+            else
+                PyList_SetItem(result, i, number);
+        }
+    }
+    PyMem_Free(links);
+    Py_DECREF(items);
+    return result;
+}
