@@ -6,18 +6,23 @@ for writes and keeps others out. It is mounted like a disk after the power came 
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from cfstools.store import DirectoryStore, StoreWriter
 from tests import requirements
+from tests.mkcfs import mkcfs, unmeasured
 from tests.store.conftest import assert_whole, listing, loop_mount
 
 CUTS = 5
@@ -35,12 +40,35 @@ from cfstools.linux import files
 from cfstools.store import DirectoryStore, StoreWriter
 if sys.argv[2] == "careless":
     files.syncfs = lambda _fd: None
-with DirectoryStore(sys.argv[1], create=True) as store, StoreWriter(store, batch_files=150) as writer:
+with DirectoryStore(sys.argv[1] + "/store", create=True) as store, StoreWriter(store, batch_files=150) as writer:
     number = 0
     while True:
         writer.add_bytes(b"%09d" % number * 900)
         number += 1
 """
+
+# Builds one new tree after another to one image, each with a process of its own, and notes each before and after.
+BUILDS = """
+import itertools, pathlib, shutil, subprocess, sys
+from cfstools.api.build import build
+disk, place, manner = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+command = [sys.executable, "-c", "from cfstools.cli import main; main()"]
+if manner == "careless":
+    careless = "import os; from cfstools.linux import files; os.fsync = files.syncfs = lambda fd: None; "
+    command[2] = careless + command[2]
+for number in itertools.count():
+    source = place / f"source{number}"
+    source.mkdir()
+    for name in range(300):
+        (source / str(name)).write_bytes(b"%09d" % (number * 1000 + name) * 900)
+    with (place / "notes").open("a") as notes:
+        print("begin", build(bytes(source), None).digest, file=notes, flush=True)
+        words = ["build", source, disk / "image.cfs", "--store", disk / "store", "-j", "1"]
+        subprocess.run([*command, *words], check=True)
+        print("end", file=notes, flush=True)
+    shutil.rmtree(source)
+"""
+T = TypeVar("T")
 
 
 @contextmanager
@@ -51,33 +79,52 @@ def mounted(image: Path, place: Path, options: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # A writer that was killed may hold it until its last call has ended.
+        deadline = time.monotonic() + 60
+        while subprocess.run(["umount", str(place)], check=False, capture_output=True).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         # The loop device lets go of the image a little later, and until then what the image lies on is busy.
         while subprocess.run(["losetup", "-j", str(image)], check=True, capture_output=True).stdout:
             time.sleep(0.02)
 
 
-def power_cuts(disks: Path, kind: str, manner: str, work: Path) -> Iterator[Path]:
-    """The store after each of some power cuts, mounted; clones are made while a writer runs."""
+def power_cuts(
+    disks: Path, kind: str, program: str, *words: str, work: Path, apart: float = APART, before: Callable[[], T]
+) -> Iterator[tuple[Path, T]]:
+    """The disk after each of some power cuts, mounted; clones are made while a program writes to it.
+
+    The program's first word is the disk. With each disk comes what *before* said just before the cut.
+    """
     options, while_written, afterwards = INNER[kind]
     disk = disks / "disk"
     with disk.open("wb") as file:
         file.truncate(512 << 20)
     subprocess.run([f"mkfs.{kind}", *options, str(disk)], check=True, capture_output=True)
     with mounted(disk, work / "mnt", while_written) as place:
-        writer = subprocess.Popen([sys.executable, "-c", PROGRAM, str(place / "store"), manner])
+        writer = subprocess.Popen(
+            [sys.executable, "-c", program, str(place), *words], env=unmeasured(), start_new_session=True
+        )
         try:
             wait_for(place / "store")
+            said = []
             for number in range(CUTS):
-                time.sleep(APART)
+                time.sleep(apart)
+                said.append(before())
                 subprocess.run(["cp", "--reflink=always", str(disk), str(disks / f"cut{number}")], check=True)
             assert writer.poll() is None
         finally:
-            writer.kill()
+            os.killpg(writer.pid, signal.SIGKILL)
             writer.wait()
     for number in range(CUTS):
         with mounted(disks / f"cut{number}", work / "mnt", afterwards) as place:
-            yield place / "store"
+            yield place, said[number]
+
+
+def stores(disks: Path, kind: str, manner: str, work: Path) -> Iterator[Path]:
+    """The store after each power cut."""
+    for place, _ in power_cuts(disks, kind, PROGRAM, manner, work=work, before=lambda: None):
+        yield place / "store"
 
 
 def wait_for(store: Path) -> None:
@@ -100,7 +147,7 @@ def disks(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("kind", sorted(INNER))
 def test_only_whole_objects_are_visible_after_a_power_cut(disks: Path, kind: str, tmp_path: Path) -> None:
     counts = []
-    for store in power_cuts(disks, kind, "careful", tmp_path):
+    for store in stores(disks, kind, "careful", tmp_path):
         counts.append(assert_whole(store) if store.exists() else 0)
         # Life goes on with what is left.
         with DirectoryStore(str(store), create=True) as opened, StoreWriter(opened) as writer:
@@ -117,7 +164,7 @@ def test_only_whole_objects_are_visible_after_a_power_cut(disks: Path, kind: str
 def test_a_careless_writer_is_found_out(disks: Path, tmp_path: Path) -> None:
     """Without the sync before names are given, the same cuts do leave torn objects: the test above can fail."""
     torn = 0
-    for store in power_cuts(disks, "ext4", "careless", tmp_path):
+    for store in stores(disks, "ext4", "careless", tmp_path):
         if store.exists():
             try:
                 assert_whole(store)
@@ -125,3 +172,85 @@ def test_a_careless_writer_is_found_out(disks: Path, tmp_path: Path) -> None:
                 torn += 1
         shutil.rmtree(store, ignore_errors=True)
     assert torn > 0
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What was known at some moment of the builds: the digests of those begun, and how many had ended well."""
+
+    digests: list[str]
+    ended: int
+
+    @classmethod
+    def read(cls, path: Path) -> Notes:
+        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+        digests = [line.split()[1] for line in lines if line.startswith("begin ")]
+        return cls(digests, lines.count("end"))
+
+
+def builds(disks: Path, kind: str, manner: str, work: Path) -> Iterator[tuple[Path, Notes]]:
+    """The disk after each power cut while trees are built, and the notes from just before it."""
+    place = work / "sources"
+    place.mkdir()
+    cuts = 0
+
+    def look() -> Notes:
+        nonlocal cuts
+        cuts += 1
+        notes, deadline = Notes.read(place / "notes"), time.monotonic() + 60
+        # However slow the machine is, an image is replaced before the last cut.
+        while cuts == CUTS and notes.ended < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+            notes = Notes.read(place / "notes")
+        return notes
+
+    for disk, before in power_cuts(disks, kind, BUILDS, str(place), manner, work=work, apart=0.7, before=look):
+        # What began after the notes were read may be there as well.
+        yield disk, Notes(Notes.read(place / "notes").digests, before.ended)
+
+
+def assert_image(disk: Path, notes: Notes) -> str | None:
+    """Objects are whole; the image is the last that was reported built, or a later one, with all that it needs."""
+    if (disk / "store").exists():
+        assert_whole(disk / "store")
+    if not (disk / "image.cfs").exists():
+        assert not notes.ended, "an image that was reported built is lost"
+        return None
+    digest = mkcfs("digest", "--compact", disk / "image.cfs").stdout.decode().strip()
+    assert digest in notes.digests[max(0, notes.ended - 1) :]
+    mkcfs("verify", disk / "image.cfs", "--digest", digest, "--store", disk / "store")
+    return digest
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(INNER))
+def test_an_image_that_is_visible_after_a_power_cut_is_complete(disks: Path, kind: str, tmp_path: Path) -> None:
+    seen: list[str | None] = []
+    ended = 0
+    source = tmp_path / "more"
+    source.mkdir()
+    (source / "file").write_bytes(b"more" * 1000)
+    for disk, notes in builds(disks, kind, "careful", tmp_path):
+        seen.append(assert_image(disk, notes))
+        ended = notes.ended
+        # Life goes on with what is left.
+        mkcfs("build", source, disk / "image.cfs", "--store", disk / "store")
+        mkcfs("verify", disk / "image.cfs", "--store", disk / "store")
+        assert {name.name for name in disk.iterdir()} <= {"image.cfs", "store", "lost+found"}
+    assert ended > 1
+    print(f"{len(seen)} cuts, {len(set(seen) - {None})} images, {ended} builds had ended before the last cut")
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_careless_builds_are_found_out(disks: Path, tmp_path: Path) -> None:
+    """Without the syncs the same cuts do leave broken objects or images: the test above can fail."""
+    broken = 0
+    for disk, notes in builds(disks, "ext4", "careless", tmp_path):
+        try:
+            assert_image(disk, notes)
+        except AssertionError:
+            broken += 1
+    print(f"{broken} of {CUTS} cuts left something broken")
+    assert broken > 0
