@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
@@ -19,7 +19,7 @@ from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
 from cfstools.sources.find import find_image
-from cfstools.sources.oci_request import ImagePlace, OciRequest
+from cfstools.sources.oci_request import NO_WISHES, ImagePlace, OciRequest
 from cfstools.sources.open import SourceTree, open_source
 from cfstools.store import Blobs, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
 from cfstools.store.scratch import FsVerity
@@ -56,7 +56,7 @@ class BuildOptions:
     exclude: tuple[bytes, ...] = ()
     from_file: bool = False
     strict: bool = False
-    oci: OciRequest = field(default_factory=OciRequest)
+    oci: OciRequest = NO_WISHES
     for_containers: tuple[str, ...] = ()
     for_dumps: tuple[str, ...] = ()
 
@@ -78,8 +78,7 @@ class BuildOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectOptions:
+class ObjectOptions(NamedTuple):
     """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be).
 
     Without ``cache`` files are read that the store's digest cache knows, and nothing is remembered.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.output import Sink, output_file
 from cfstools.verity import MerkleHasher, Params
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from cfstools.signing import Signer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signing:
+class Signing(NamedTuple):
     """With which keys a new image is signed, and where: beside it in *output* or ``IMAGE.sig``, or attached."""
 
     keys: Sequence[Signer]

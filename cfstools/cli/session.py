@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -72,11 +71,15 @@ def use_color() -> bool:
 
 def print_json(document: Json) -> None:
     """Print exactly one JSON document on standard output."""
+    import json
+
     click.echo(json.dumps(document, indent=2))
 
 
 def print_json_lines(documents: Iterable[Json]) -> None:
     """Print one JSON document a line on standard output."""
+    import json
+
     for document in documents:
         click.echo(json.dumps(document))
 

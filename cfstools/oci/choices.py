@@ -5,8 +5,8 @@ Apart from what does it, so that command lines and options can name these withou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Mapping(Enum):
@@ -24,8 +24,7 @@ class KeptXattrs(Enum):
     ALL = "all"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecompressionLimits:
+class DecompressionLimits(NamedTuple):
     """What a compressed stream may grow to, in bytes; beyond one of them is a :class:`LimitExceeded`.
 
     The ratio counts only once *ratio_from* bytes have come out: zeros reach 1030:1 in gzip and more in zstd,
@@ -38,8 +37,7 @@ class DecompressionLimits:
     window: int = 64 << 20  # history the decoder must keep in memory: what zstd --ultra -21 and xz -9 need
 
 
-@dataclass(frozen=True, kw_only=True)
-class TarLimits:
+class TarLimits(NamedTuple):
     """Named maxima of what an archive may ask for; sizes in bytes. Beyond one of them is a ``TarError``."""
 
     extension: int = 1 << 20  # data of one extended header (PAX records, GNU long names)

@@ -12,9 +12,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
@@ -51,8 +50,7 @@ class FileReader(Protocol):
         """Read nothing more, and do not come back before nothing is being read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WalkOptions:
+class WalkOptions(NamedTuple):
     """What of a directory becomes part of the tree.
 
     ``exclude`` has the patterns of :mod:`cfstools.tree.globs`; excluded names are not read and do not count as

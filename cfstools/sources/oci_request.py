@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import OciError, UsageError
 from cfstools.linux.lookup import file_type
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from cfstools.oci.descriptor import Digest, Platform
 
 
-@dataclass(frozen=True, kw_only=True)
-class OciOptions:
+class OciOptions(NamedTuple):
     """How an image becomes a tree.
 
     *xattrs* left open is ``security.capability`` for the canonical mapping and all for the plain one. *rules* say
@@ -31,8 +29,8 @@ class OciOptions:
     mapping: Mapping = Mapping.COMPOSEFS
     xattrs: KeptXattrs | None = None
     rules: LayerRules = DEFAULT_RULES
-    tar_limits: TarLimits = field(default_factory=TarLimits)
-    decompression_limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    tar_limits: TarLimits = TarLimits()
+    decompression_limits: DecompressionLimits = DecompressionLimits()
     skip_unknown: bool = False
 
     @property
@@ -55,8 +53,7 @@ class Form(Enum):
     LAYERS = "layers"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
+class Reference(NamedTuple):
     """What a user wrote: the form, the path, and the image's name or digest if one was given."""
 
     form: Form
@@ -106,8 +103,7 @@ def is_layout(path: bytes) -> bool:
     return all(file_type(file) == stat.S_IFREG for file in files)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OciRequest:
+class OciRequest(NamedTuple):
     """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
     further *layers*, which go over the source as one more layer tar each."""
 
@@ -116,11 +112,13 @@ class OciRequest:
     layers: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImagePlace:
+class ImagePlace(NamedTuple):
     """Where a container image is and which one is meant; without *form* standard input holds it."""
 
     form: Form | None
     path: bytes
     name: str | None = None
     digest: Digest | None = None
+
+
+NO_WISHES = OciRequest()

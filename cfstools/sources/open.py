@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.errors import FormatError, UsageError, naming
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
@@ -31,8 +30,7 @@ _DUMP_START = b"/ "
 _STDIN = b"-"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceTree:
+class SourceTree(NamedTuple):
     """A source opened: its tree, and where contents still unread come from (``None``: there are none)."""
 
     root: Directory

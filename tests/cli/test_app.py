@@ -339,7 +339,9 @@ def test_interrupted_build_leaves_nothing_half_written(number: signal.Signals, t
     process = subprocess.Popen(
         [*COMMAND, "build", root, tmp_path / "image.cfs", "--store", tmp_path / "objects"], stderr=subprocess.PIPE
     )
-    time.sleep(0.4)
+    while not (tmp_path / "objects").exists() and process.poll() is None:
+        time.sleep(0.01)  # before it builds, it may not yet listen to signals
+    time.sleep(0.05)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     if process.returncode != 0:  # it may have been quicker than the signal
