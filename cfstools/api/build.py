@@ -21,8 +21,7 @@ from cfstools.sources.directory import WalkOptions
 from cfstools.sources.find import find_image
 from cfstools.sources.oci_request import NO_WISHES, ImagePlace, OciRequest
 from cfstools.sources.open import SourceTree, open_source
-from cfstools.store import Blobs, DirectoryStore, Ingest, RootedBlobs, StoreReport, StoreWriter
-from cfstools.store.scratch import FsVerity
+from cfstools.store import Ingest, RootedBlobs
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
@@ -30,6 +29,8 @@ from cfstools.verity import Algorithm, Params
 
 if TYPE_CHECKING:
     from cfstools.sources.oci import OciReport
+    from cfstools.store import Blobs, StoreWriter
+    from cfstools.store.base import FsVerity
     from cfstools.store.cache import DigestCache
 
 
@@ -87,9 +88,6 @@ class ObjectOptions(NamedTuple):
     mode: int = 0o644
     fs_verity: FsVerity = "auto"
     cache: bool = True
-
-
-NOTHING_STORED = StoreReport(objects_new=0, bytes_new=0, objects_shared=0, bytes_shared=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +183,7 @@ def build(
             # Objects that a later layer or a filter took out of the tree are not kept.
             writer.commit(object_digests(tree.root) if container else None)
         digest = output.write(plan, params)
-        stored = writer.report if writer is not None else NOTHING_STORED
+        stored = writer.report if writer is not None else None
     missing = _count_missing(tree, stores)
     inside = _inside(source, [image, *stores], options) if walked else ()
     return BuildReport(
@@ -195,10 +193,10 @@ def build(
         image_size=plan.size,
         inodes=plan.inode_count - automatic_whiteouts(tree.root),
         store=shown_path(stores[0]) if stores else None,
-        objects_new=stored.objects_new,
-        objects_shared=stored.objects_shared,
-        bytes_new=stored.bytes_new,
-        bytes_shared=stored.bytes_shared,
+        objects_new=stored.objects_new if stored else 0,
+        objects_shared=stored.objects_shared if stored else 0,
+        bytes_new=stored.bytes_new if stored else 0,
+        bytes_shared=stored.bytes_shared if stored else 0,
         objects_missing=missing,
         source=tree.image,
         signature=output.signature,
@@ -294,6 +292,8 @@ def _writer(
     if not stores:
         yield None
         return
+    from cfstools.store import DirectoryStore, StoreWriter
+
     with ExitStack() as stack:
         # Only the first is created, and not before the others are there.
         others = [stack.enter_context(DirectoryStore(path)) for path in stores[1:] if path != stores[0]]

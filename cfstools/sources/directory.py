@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
@@ -21,11 +21,13 @@ from cfstools.linux.files import open_below
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
-from cfstools.store import Blobs
 from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Symlink, Unread
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import Leaf
 from cfstools.tree.xattrs import XattrPolicy
+
+if TYPE_CHECKING:
+    from cfstools.store import Blobs
 
 MAX_PATH = 16384
 """The longest path inside a source, in bytes: four times what one system call takes."""

@@ -13,7 +13,6 @@ from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
 from cfstools.sources.oci_request import ImagePlace, OciRequest
-from cfstools.store import Blobs, StoreWriter
 from cfstools.tree import Directory
 from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.globs import GlobSet
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from cfstools.oci.descriptor import Platform
     from cfstools.sources.oci import OciReport
     from cfstools.sources.oci_describe import ImageDescription
+    from cfstools.store import Blobs, StoreWriter
 
 _IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _DUMP_START = b"/ "

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cfstools.errors import StoreError
+
+FsVerity = Literal["off", "auto", "require"]
+"""Whether fs-verity is turned on for new objects: never, where the file system has it, or else that is an error."""
 
 _PREFIX = re.compile(rb"[0-9a-f]{2}")
 # The rest of a SHA-256 or SHA-512 digest, lower case.

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cfstools import native
-from cfstools.store.writer import StoreWriter
 from cfstools.tree.model import KINDS, Content, Unread
 from cfstools.verity import Params
 from cfstools.verity.descriptor import descriptor
 
+if TYPE_CHECKING:
+    from cfstools.store.writer import StoreWriter
+
 # Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
 ARENA_BYTES = 2 << 20
 BATCH_FILES = 256
-# Larger files are read one at a time.
 SMALL = 1 << 20
+"""Larger files, in bytes, are read one at a time."""
 
 
 class BatchReader:

@@ -13,9 +13,7 @@ from cfstools import native
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, BatchReader
-from cfstools.store.stream import SMALL
-from cfstools.store.writer import StoreWriter
+from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
 from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from cfstools.store.cache import DigestCache, Known
+    from cfstools.store.writer import StoreWriter
 
 # Files of up to this size are kept inside the image (composefs format, section 5.2).
 INLINE_THRESHOLD = 64

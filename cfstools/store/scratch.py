@@ -14,13 +14,12 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Literal
 
 from cfstools import native
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
-from cfstools.store.base import store_error
+from cfstools.store.base import FsVerity, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.verity import Params
 
@@ -28,8 +27,6 @@ STAGE_PREFIX = b".mkcfs-tmp-"
 
 # What the composefs C tools leave behind when they are killed.
 FOREIGN_TEMPORARY_PREFIX = b".tmp"
-
-FsVerity = Literal["off", "auto", "require"]
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from cfstools.store.base import FsVerity
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
-from cfstools.store.scratch import FsVerity, Scratch, Temporary
+from cfstools.store.scratch import Scratch, Temporary
 from cfstools.verity import Params
 
 

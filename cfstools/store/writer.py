@@ -12,10 +12,10 @@ from cfstools import native
 from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
-from cfstools.store.base import Store, store_error
+from cfstools.store.base import FsVerity, Store, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.publisher import Publisher, StoredObject, StoreReport
-from cfstools.store.scratch import FsVerity, Scratch, Temporary
+from cfstools.store.scratch import Scratch, Temporary
 from cfstools.store.stream import SMALL, ObjectStream, add_small
 from cfstools.verity import DEFAULT, CopyFailed, Params, hash_fd
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import CfsError, InputError, SourceChanged, StoreError, UsageError
-from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, ingest, stamp
+from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, stamp
+from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.store.conftest import assert_whole

@@ -14,7 +14,8 @@ import pytest
 
 from cfstools.errors import StoreError
 from cfstools.linux import files
-from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, ingest, is_temporary
+from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, is_temporary
+from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, RegularFile
 from cfstools.verity import digest_bytes
 from tests.store.conftest import assert_whole, listing, loop_mount
@@ -235,7 +236,7 @@ def test_an_ordinary_user_who_may_not_write(tmp_path: Path) -> None:
         "except StoreError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import cfstools.store, cfstools.errors\n" + program, str(path)],
+        [sys.executable, "-c", "import cfstools.store.directory, cfstools.store.writer, cfstools.errors\n" + program, str(path)],
         check=True,
         capture_output=True,
         text=True,
@@ -247,7 +248,8 @@ def test_ingest_killed_midway(tmp_path: Path) -> None:
     """The whole of an ingest with threads, killed: the next run completes the store."""
     program = """
 import sys
-from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, ingest
+from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter
+from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, RegularFile
 blobs, root = MemoryBlobs(), Directory(mode=0o40755)
 for number in range(500):

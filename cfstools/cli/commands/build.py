@@ -18,7 +18,7 @@ from cfstools.cli.session import Session, binary_stdout, print_json
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
-from cfstools.store.scratch import FsVerity
+from cfstools.store.base import FsVerity
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
