@@ -24,12 +24,11 @@ from cfstools.formats.dump import parse_dump, print_dump
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.primary_names import restore_primary_names
-from cfstools.oci.compression import DecompressionLimits
+from cfstools.oci.choices import DecompressionLimits, TarLimits
 from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
-from cfstools.oci.tar import TarLimits, TarReader
+from cfstools.oci.tar import TarReader
 from cfstools.signing import ImageDigests, judge, parse_envelope
-from cfstools.sources.oci import OciOptions
-from cfstools.sources.open import OciRequest
+from cfstools.sources.oci_request import OciOptions, OciRequest
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
 from tests.bounds import bounded

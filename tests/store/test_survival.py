@@ -236,7 +236,12 @@ def test_an_ordinary_user_who_may_not_write(tmp_path: Path) -> None:
         "except StoreError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import cfstools.store.directory, cfstools.store.writer, cfstools.errors\n" + program, str(path)],
+        [
+            sys.executable,
+            "-c",
+            "import cfstools.store.directory, cfstools.store.writer, cfstools.errors\n" + program,
+            str(path),
+        ],
         check=True,
         capture_output=True,
         text=True,
