@@ -9,7 +9,7 @@ import click
 
 from cfstools.cli.params import PATH, given
 from cfstools.errors import UsageError
-from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping
+from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
 from cfstools.sources.oci_request import OciOptions, OciRequest
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 
@@ -74,7 +74,7 @@ _OPTIONS = (
         default=_DEFAULT_LIMITS.total,
         show_default=True,
         metavar="BYTES",
-        help="Refuse a layer that unpacks to more than this.",
+        help="Refuse a layer that unpacks to more than this, or makes up more zeros for sparse files.",
     ),
     click.option(
         "--max-ratio",
@@ -128,6 +128,7 @@ def oci_request(words: OciWords) -> OciRequest:
                 strict=words["oci_strict"],
                 max_entries=words["max_entries"],
             ),
+            tar_limits=TarLimits(holes=words["max_unpacked"]),
             decompression_limits=DecompressionLimits(
                 total=words["max_unpacked"], ratio=words["max_ratio"], window=words["max_window"]
             ),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
-from cfstools.linux.files import open_below
+from cfstools.linux.files import close, open_below
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
@@ -91,7 +91,7 @@ class DirectorySource:
         try:
             self.check(unread, fd)
         except BaseException:
-            os.close(fd)
+            close(fd)
             raise
         return fd
 
@@ -110,7 +110,7 @@ class DirectorySource:
     def close(self) -> None:
         """Close the directory. Closing twice is allowed."""
         if self.root_fd >= 0:
-            os.close(self.root_fd)
+            close(self.root_fd)
             self.root_fd = -1
 
     def __enter__(self) -> Self:
@@ -156,7 +156,7 @@ def open_directory(
         # Threads must not read through a descriptor that is closed, and perhaps given to something else.
         if files is not None:
             files.stop()
-        os.close(fd)
+        close(fd)
         raise
     return source
 
@@ -232,7 +232,7 @@ class _Walk:
                     frame.directory.entries[name] = self._enter(name, path, frame.fd, status)
         finally:
             for frame in stack[self._first_open :]:
-                os.close(frame.fd)
+                close(frame.fd)
         return root
 
     def _need_proc(self, fd: int) -> None:
@@ -374,7 +374,7 @@ class _Walk:
         if len(self._stack) - self._first_open > MAX_OPEN:
             frame = self._stack[self._first_open]
             self._first_open += 1
-            os.close(frame.fd)
+            close(frame.fd)
             frame.fd = -1
 
     def _leave(self) -> None:
@@ -389,7 +389,7 @@ class _Walk:
         if self._first_open and self._first_open == len(self._stack) - 1:
             self._reopen_parent(self._stack[-2], frame)
         self._stack.pop()
-        os.close(frame.fd)
+        close(frame.fd)
 
     def _reopen_parent(self, parent: _Frame, child: _Frame) -> None:
         try:

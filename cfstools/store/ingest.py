@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from cfstools import native
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
+from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
@@ -72,7 +73,7 @@ class MemoryBlobs:
     def close(self) -> None:
         """Let go of all contents."""
         while self._files:
-            os.close(self._files.popitem()[1])
+            close(self._files.popitem()[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +390,7 @@ class _Run:
             except OSError as error:
                 raise os_error(error, "cannot read") from error
             finally:
-                os.close(fd)
+                close(fd)
             was = unread.stamp
             if (size, now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
                 file.size,

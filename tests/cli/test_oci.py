@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,6 +192,19 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
     assert done.code == 1
     assert b"--max-unpacked" in done.stderr
     assert not (tmp_path / "app.cfs").exists()
+
+
+def test_holes_count_as_unpacked(tmp_path: Path) -> None:
+    records = {"GNU.sparse.size": "3000000", "GNU.sparse.numblocks": "0", "GNU.sparse.map": "", "GNU.sparse.name": "f"}
+    (tmp_path / "layer.tar").write_bytes(
+        making.tar(making.member("f", b"", pax_headers=records), form=tarfile.PAX_FORMAT)
+    )
+    words: list[str | Path] = ["build", tmp_path / "layer.tar", "--print-digest-only"]
+    assert mkcfs(*words).code == 0
+    done = mkcfs(*words, "--max-unpacked", "1000000", check=False)
+    assert done.code == 1
+    assert b"holes" in done.stderr
+    assert b"--max-unpacked" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--tree", "--layout"])

@@ -280,7 +280,10 @@ class TarReader(Stream):
                 found = sparse.pax_header_map(extension, packed, limits)
         self._holes += found.size - self._left
         if self._holes > limits.holes:
-            raise TarError(f"sparse files have more than {limits.holes} bytes of holes")
+            raise TarError(
+                f"sparse files have more than {limits.holes} bytes of holes",
+                hint="if the source is trusted, raise the limit: --max-unpacked",
+            )
         member.sparse = found
         member.size = found.size
 
