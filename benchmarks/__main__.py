@@ -36,8 +36,9 @@ def jobs(reference: Reference, scratch: Path, stack: ExitStack, *, quick: bool) 
     yield from kernel.jobs(1 if quick else 4)
     yield from build_directory.jobs(reference, "Debian root", debian, scratch, _DEBIAN)
     yield from build_directory.jobs(reference, f"{files} small files", small, scratch, _SMALL)
-    loop = stack.enter_context(build_directory.loop_ext4(scratch))
-    yield build_directory.cold(reference, f"{files} small files, cold store on loop", small, loop, Target(12, 18))
+    loop, renew = stack.enter_context(build_directory.loop_ext4(scratch))
+    name = f"{files} small files, cold store on loop"
+    yield build_directory.cold(reference, name, small, loop, Target(12, 18), before=renew)
     for label, source in (("Debian root", debian), (f"{files} small files", small)):
         yield from verify.jobs(label, source, scratch)
     dump = build_dump.dump_of(reference, small, scratch)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.runner import MKCFS, Job, Target
+from benchmarks.runner import MKCFS, Job, Target, set_aside
 from tests.reference import Reference
 
 BUILD = [*MKCFS, "build", "--no-hardlinks"]
@@ -42,19 +40,21 @@ def jobs(reference: Reference, label: str, source: Path, scratch: Path, targets:
     yield digest_only(reference, label, source, targets.digest)
 
 
-def cold(reference: Reference, name: str, source: Path, place: Path, target: Target | None) -> Job:
-    """Return the job that fills an empty store below *place*."""
-
-    def empty_stores() -> None:
-        for side in ("ours", "theirs"):
-            shutil.rmtree(place / side, ignore_errors=True)
-        os.sync()
-
+def cold(
+    reference: Reference,
+    name: str,
+    source: Path,
+    place: Path,
+    target: Target | None,
+    *,
+    before: Callable[[], None] | None = None,
+) -> Job:
+    """Return the job that fills an empty store below *place*, which *before* empties."""
     return Job(
         name=name,
         ours=[*BUILD, str(source), str(place / "ours.cfs"), "--store", str(place / "ours")],
         theirs=_theirs(reference, source, place),
-        before=empty_stores,
+        before=before or (lambda: set_aside(place / "ours", place / "theirs")),
         target=target,
         pure=True,
     )
@@ -77,17 +77,26 @@ def digest_only(reference: Reference, label: str, source: Path, target: Target |
 
 
 @contextmanager
-def loop_ext4(scratch: Path) -> Iterator[Path]:
-    """A new ext4 of its own in a file, mounted; needs root."""
+def loop_ext4(scratch: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """An ext4 of its own in a file, mounted, and what makes it anew; needs root."""
     image, place = scratch / "loop.img", scratch / "loop"
-    with image.open("wb") as file:
-        file.truncate(_LOOP_SIZE)
     place.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "200000", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    try:
-        yield place
-    finally:
+
+    def take_off() -> None:
         subprocess.run(["umount", str(place)], check=True)
-        place.rmdir()
         image.unlink()
+
+    def renew() -> None:
+        if image.exists():
+            take_off()
+        with image.open("wb") as file:
+            file.truncate(_LOOP_SIZE)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "200000", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+
+    renew()
+    try:
+        yield place, renew
+    finally:
+        take_off()
+        place.rmdir()

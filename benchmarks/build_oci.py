@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from benchmarks import inputs
-from benchmarks.runner import MKCFS, Job, Target
+from benchmarks.runner import MKCFS, Job, Target, set_aside
 from tests.oci import making
 from tests.reference import Reference
 
@@ -33,10 +33,9 @@ def jobs(reference: Reference, scratch: Path, *, size: int) -> Iterator[Job]:
     ours, theirs = scratch / "oci", scratch / "unpacked"
 
     def start_over() -> None:
+        set_aside(ours, theirs)
         for directory in (ours, theirs):
-            shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir()
-        os.sync()
 
     source = f"oci-archive:{place / 'image.tar'}"
     store = b"--digest-store=" + reference.seen(theirs / "objects")

@@ -72,6 +72,18 @@ class Result:
     pure: list[Measured] = field(default_factory=list)
 
 
+def set_aside(*paths: Path) -> None:
+    """Rename what earlier runs left at *paths*; it is removed with the scratch directory.
+
+    Deleting it would slow the next run down: for a minute ext4 looks at every inode that was deleted lately before it
+    gives out another.
+    """
+    for path in paths:
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.{time.monotonic_ns()}"))
+    os.sync()
+
+
 def run_once(command: Command, extra: Mapping[str, str] | None = None) -> Measured:
     """Run a command to its end, with *extra* in its environment and its output thrown away."""
     quiet = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]

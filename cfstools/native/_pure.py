@@ -29,6 +29,7 @@ _PATH_MAX = 4096
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIECE = 1 << 18
+_NEVER = (1 << 63) - 1
 
 
 def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes) -> bytes:
@@ -111,28 +112,37 @@ def make_contents(digested: Sequence[Digested], kinds: tuple[type, ...]) -> list
 
 
 def match_stamps(
-    stamps: Sequence[Stamp], rows: list[tuple[Any, ...]], device: int, digest_size: int, inline_limit: int
-) -> list[Digested]:
-    """What *rows* say of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
+    stamps: Sequence[Stamp], text: str, device: int, digest_size: int, inline_limit: int
+) -> tuple[list[Digested], int]:
+    """What *text* says of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
 
-    A row is inode number (as a signed one), size, mtime and ctime in nanoseconds, whether what follows are the
-    contents, and those or else the digest. It counts for a file on *device* that it fits, if it can be true.
+    A line is inode number (as a signed one), size, mtime and ctime in nanoseconds, whether what comes last are the
+    contents (else the digest), the day it was written, and contents or digest in hexadecimal digits. It counts for a
+    file on *device* that it fits, if it can be true. With it comes the oldest day (a large number if there is none).
     """
-    known = {row[0]: row[1:6] for row in rows}
-    return [_match(stamp, known, device, digest_size, inline_limit) for stamp in stamps]
+    known = {line[0]: line for line in map(_parse_known, text.split("\n")) if line is not None}
+    oldest = min([line[5] for line in known.values()], default=_NEVER)
+    return [_match(stamp, known, device, digest_size, inline_limit) for stamp in stamps], oldest
 
 
-def _match(
-    stamp: Stamp, known: dict[int, tuple[Any, ...]], device: int, digest_size: int, inline_limit: int
-) -> Digested:
+_Known = tuple[int, int, int, int, bool, int, bytes]
+
+
+def _parse_known(line: str) -> _Known | None:
+    try:
+        inode, size, mtime, ctime, inlined, day, value = line.split(" ")
+        return int(inode), int(size), int(mtime), int(ctime), int(inlined) != 0, int(day), bytes.fromhex(value)
+    except ValueError:
+        return None
+
+
+def _match(stamp: Stamp, known: dict[int, _Known], device: int, digest_size: int, inline_limit: int) -> Digested:
     inode = stamp[1]
-    row = known.get(inode - (1 << 64) if inode >> 63 else inode)
-    if row is None or stamp[0] != device or row[:3] != stamp[2:]:
+    line = known.get(inode - (1 << 64) if inode >> 63 else inode)
+    if line is None or stamp[0] != device or line[1:4] != stamp[2:]:
         return None
-    size, _, _, inlined, value = row
-    if not isinstance(value, bytes) or bool(inlined) != (size <= inline_limit):
-        return None
-    if len(value) != (size if inlined else digest_size):
+    _, size, _, _, inlined, _, value = line
+    if inlined != (size <= inline_limit) or len(value) != (size if inlined else digest_size):
         return None
     return value if inlined else (value, size, -1)
 

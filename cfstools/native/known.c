@@ -1,4 +1,6 @@
 /* What files hold, as far as it is known: from digests to the contents of a tree, and from stamps to digests. */
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model.h"
@@ -56,92 +58,144 @@ PyObject *native_make_contents(PyObject *module, PyObject *args) {
 
 /* --- files known by their stamps --- */
 
-enum { STAMP_DEVICE, STAMP_INODE, STAMP_SIZE, STAMP_MTIME, STAMP_CTIME, STAMP_FIELDS };
-enum { ROW_INODE, ROW_SIZE, ROW_MTIME, ROW_CTIME, ROW_INLINED, ROW_VALUE, ROW_FIELDS };
+/* One line of what a cache says. */
+struct known {
+    long long inode, size, mtime, ctime, day;
+    const char *value; /* hexadecimal */
+    size_t value_size;
+    int inlined, is_used;
+};
 
-/* The rows by the inode numbers that they have as signed numbers. */
-static PyObject *rows_by_inode(PyObject *rows) {
-    PyObject *found = PyDict_New();
-    for (Py_ssize_t i = 0; found != NULL && i < PyList_Size(rows); i++) {
-        PyObject *row = PyList_GetItem(rows, i);
-        if (!PyTuple_Check(row) || PyTuple_Size(row) < ROW_FIELDS) {
-            PyErr_SetString(PyExc_TypeError, "a row must be a tuple of six values or more");
-            Py_CLEAR(found);
-        } else if (PyDict_SetItem(found, PyTuple_GetItem(row, ROW_INODE), row)) {
-            Py_CLEAR(found);
-        }
-    }
-    return found;
-}
+struct table {
+    struct known *slots;
+    size_t mask;
+};
 
-/* Inode numbers are kept as signed ones; this is a new reference to the number of a stamp as such. */
-static PyObject *signed_inode(PyObject *stamp) {
-    PyObject *inode = PyTuple_GetItem(stamp, STAMP_INODE);
-    const unsigned long long number = PyLong_AsUnsignedLongLong(inode);
-    if (number == (unsigned long long)-1 && PyErr_Occurred())
-        return NULL;
-    return number >> 63 ? PyLong_FromLongLong((long long)number) : Py_NewRef(inode);
-}
-
-static int are_equal(PyObject *stamp, PyObject *row) {
-    for (int i = 0; i < 3; i++) {
-        const int equal = PyObject_RichCompareBool(PyTuple_GetItem(stamp, STAMP_SIZE + i),
-                                                   PyTuple_GetItem(row, ROW_SIZE + i), Py_EQ);
-        if (equal <= 0)
-            return equal;
-    }
+/* A number and the space behind it; 0 if that is not what is there. */
+static int take_number(const char **at, long long *out) {
+    char *end;
+    *out = strtoll(*at, &end, 10);
+    if (end == *at || *end != ' ')
+        return 0;
+    *at = end + 1;
     return 1;
 }
 
-/* What a row that fits says: contents, or (digest, size, -1); None if it cannot be so. */
-static PyObject *said_by(PyObject *row, Py_ssize_t digest_size, unsigned long long inline_limit) {
-    PyObject *value = PyTuple_GetItem(row, ROW_VALUE), *size = PyTuple_GetItem(row, ROW_SIZE);
-    const unsigned long long bytes = PyLong_AsUnsignedLongLong(size);
-    const int inlined = PyObject_IsTrue(PyTuple_GetItem(row, ROW_INLINED));
-    if (inlined < 0 || (bytes == (unsigned long long)-1 && PyErr_Occurred()))
-        return NULL;
-    if (!PyBytes_Check(value) || inlined != (bytes <= inline_limit) ||
-        (unsigned long long)PyBytes_Size(value) != (inlined ? bytes : (unsigned long long)digest_size))
-        return Py_NewRef(Py_None);
-    return inlined ? Py_NewRef(value) : Py_BuildValue("(OOi)", value, size, -1);
+static int parse_line(const char *line, const char *end, struct known *out) {
+    long long inlined;
+    if (!take_number(&line, &out->inode) || !take_number(&line, &out->size) || !take_number(&line, &out->mtime) ||
+        !take_number(&line, &out->ctime) || !take_number(&line, &inlined) || !take_number(&line, &out->day) || line > end)
+        return 0;
+    out->inlined = inlined != 0;
+    out->value = line;
+    out->value_size = (size_t)(end - line);
+    out->is_used = 1;
+    return 1;
 }
 
-static PyObject *match(PyObject *stamp, PyObject *rows, PyObject *device, Py_ssize_t digest_size,
-                       unsigned long long inline_limit) {
-    if (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != STAMP_FIELDS) {
+static struct known *find_slot(const struct table *table, long long inode) {
+    size_t at = (size_t)((uint64_t)inode * 0x9e3779b97f4a7c15ULL >> 32);
+    while (table->slots[at & table->mask].is_used && table->slots[at & table->mask].inode != inode)
+        at++;
+    return &table->slots[at & table->mask];
+}
+
+/* The lines of `text` by inode number, and the oldest day in them; -1 when memory is short. */
+static int table_open(struct table *table, const char *text, long long *oldest) {
+    size_t lines = 1;
+    for (const char *at = text; (at = strchr(at, '\n')) != NULL; at++)
+        lines++;
+    table->mask = 15;
+    while (table->mask < 2 * lines)
+        table->mask = 2 * table->mask + 1;
+    if ((table->slots = calloc(table->mask + 1, sizeof *table->slots)) == NULL)
+        return -1;
+    *oldest = LLONG_MAX;
+    while (*text != 0) {
+        const char *end = strchr(text, '\n');
+        struct known known;
+        if (end == NULL)
+            end = text + strlen(text);
+        if (parse_line(text, end, &known)) {
+            *find_slot(table, known.inode) = known;
+            if (known.day < *oldest)
+                *oldest = known.day;
+        }
+        text = *end != 0 ? end + 1 : end;
+    }
+    return 0;
+}
+
+static int hex_digit(char byte) {
+    return byte >= '0' && byte <= '9' ? byte - '0' : byte >= 'A' && byte <= 'F' ? byte - 'A' + 10 : -1;
+}
+
+static PyObject *value_of(const struct known *known) {
+    const size_t size = known->value_size / 2;
+    PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    for (size_t i = 0; value != NULL && i < size; i++) {
+        const int high = hex_digit(known->value[2 * i]), low = hex_digit(known->value[2 * i + 1]);
+        if (high < 0 || low < 0) {
+            Py_DECREF(value);
+            return Py_NewRef(Py_None);
+        }
+        PyBytes_AsString(value)[i] = (char)(high << 4 | low);
+    }
+    return value;
+}
+
+/* What a line that fits says: contents, or (digest, size, -1); None if it cannot be so. */
+static PyObject *said_by(const struct known *known, size_t digest_size, long long inline_limit) {
+    const int is_inline = known->size <= inline_limit;
+    const uint64_t length = known->inlined ? (uint64_t)known->size : digest_size;
+    if (known->inlined != is_inline || known->value_size != 2 * length)
+        return Py_NewRef(Py_None);
+    PyObject *value = value_of(known);
+    if (value == NULL || value == Py_None || known->inlined)
+        return value;
+    return Py_BuildValue("(NLi)", value, known->size, -1);
+}
+
+static PyObject *match(const struct table *table, PyObject *stamp, uint64_t device, size_t digest_size,
+                       long long inline_limit) {
+    if (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5) {
         PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple of five numbers");
         return NULL;
     }
-    PyObject *inode = signed_inode(stamp);
-    PyObject *row = inode != NULL ? PyDict_GetItemWithError(rows, inode) : NULL;
-    Py_XDECREF(inode);
-    if (row == NULL)
-        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    int fits = PyObject_RichCompareBool(PyTuple_GetItem(stamp, STAMP_DEVICE), device, Py_EQ);
-    if (fits > 0)
-        fits = are_equal(stamp, row);
-    return fits < 0 ? NULL : fits ? said_by(row, digest_size, inline_limit) : Py_NewRef(Py_None);
+    const uint64_t on = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 0));
+    const uint64_t inode = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 1));
+    long long rest[3];
+    for (int i = 0; i < 3; i++)
+        rest[i] = PyLong_AsLongLong(PyTuple_GetItem(stamp, 2 + i));
+    if (PyErr_Occurred())
+        return NULL;
+    const struct known *known = find_slot(table, (long long)inode);
+    if (!known->is_used || on != device || known->size != rest[0] || known->mtime != rest[1] || known->ctime != rest[2])
+        return Py_NewRef(Py_None);
+    return said_by(known, digest_size, inline_limit);
 }
 
 PyObject *native_match_stamps(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *stamps, *rows, *device, *results = NULL;
+    PyObject *stamps, *results = NULL;
+    const char *text;
+    unsigned long long device;
     Py_ssize_t digest_size;
-    unsigned long long inline_limit;
-    if (!PyArg_ParseTuple(args, "O!O!OnK", &PyList_Type, &stamps, &PyList_Type, &rows, &device, &digest_size,
-                          &inline_limit))
+    long long inline_limit, oldest;
+    struct table table;
+    if (!PyArg_ParseTuple(args, "O!sKnL", &PyList_Type, &stamps, &text, &device, &digest_size, &inline_limit))
         return NULL;
-    PyObject *known = rows_by_inode(rows);
-    if (known != NULL)
-        results = PyList_New(PyList_Size(stamps));
+    if (table_open(&table, text, &oldest))
+        return PyErr_NoMemory();
+    results = PyList_New(PyList_Size(stamps));
     for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
         PyObject *stamp = PyList_GetItem(stamps, i);
-        PyObject *said = stamp != NULL ? match(stamp, known, device, digest_size, inline_limit) : NULL;
+        PyObject *said = stamp != NULL ? match(&table, stamp, device, (size_t)digest_size, inline_limit) : NULL;
         if (said == NULL)
             Py_CLEAR(results);
         else
             PyList_SetItem(results, i, said);
     }
-    Py_XDECREF(known);
-    return results;
+    free(table.slots);
+    return results != NULL ? Py_BuildValue("(NL)", results, oldest) : NULL;
 }

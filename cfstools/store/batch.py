@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
 ARENA_BYTES = 2 << 20
-BATCH_FILES = 256
+BATCH_FILES = 1024
 SMALL = 1 << 20
 """Larger files, in bytes, are read one at a time."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from cfstools import native
 from cfstools.linux import files
@@ -55,9 +55,11 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+# One row for all files asked for: with a row each, the lock of the interpreter would be given up for each.
 _ASK = (
-    "SELECT inode, size, mtime, ctime, inlined, value, day FROM files "
-    "WHERE volume = ? AND algorithm = ? AND inode IN (marks)"
+    "SELECT group_concat("
+    "printf('%d %d %d %d %d %d %s', inode, size, mtime, ctime, inlined, day, hex(value)), char(10)"
+    ") FROM files WHERE volume = ? AND algorithm = ? AND inode IN (marks)"
 ).replace("marks", ",".join("?" * _ASK_TOGETHER))
 _STORE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
@@ -159,27 +161,29 @@ class DigestCache:
 
     def find(self, stamps: list[Stamp], inline_threshold: int) -> list[Found]:
         """What is known of the files with these *stamps*, of which those up to the threshold are kept in images."""
-        rows: list[tuple[Any, ...]] = []
+        lines: list[str] = []
         with self._using() as database:
             for first in range(0, len(stamps) if database else 0, _ASK_TOGETHER):
                 assert database is not None
                 inodes = [_signed(stamp.inode) for stamp in stamps[first : first + _ASK_TOGETHER]]
                 inodes += [0] * (_ASK_TOGETHER - len(inodes))
-                rows += database.execute(_ASK, (self._volume, self._algorithm.number, *inodes)).fetchall()
-        digest_size = self._algorithm.digest_size
-        results = native.match_stamps(stamps, rows, self._device, digest_size, inline_threshold)
+                (found,) = database.execute(_ASK, (self._volume, self._algorithm.number, *inodes)).fetchone()
+                lines.append(found or "")
+        text = "\n".join(lines)
+        results, oldest = native.match_stamps(stamps, text, self._device, self._algorithm.digest_size, inline_threshold)
         hits = len(stamps) - results.count(None)
         with self._lock:
             self._hits += hits
             self._misses += len(stamps) - hits
-        if rows and self._today - min([row[6] for row in rows]) > _REFRESH_DAYS:
-            self._refresh(stamps, results, {row[0] for row in rows if self._today - row[6] > _REFRESH_DAYS})
+        if self._today - oldest > _REFRESH_DAYS:
+            self._refresh(stamps, results, text)
         return results
 
-    def _refresh(self, stamps: Sequence[Stamp], results: Sequence[Found], old: set[int]) -> None:
-        """Remember anew what was found in *old* rows, so that it is not dropped for its age."""
+    def _refresh(self, stamps: Sequence[Stamp], results: Sequence[Found], text: str) -> None:
+        """Remember anew what was found in old lines of *text*, so that it is not dropped for its age."""
+        days = {int(words[0]): int(words[5]) for words in map(str.split, text.split("\n")) if words}
         for stamp, found in zip(stamps, results, strict=True):
-            if found is not None and _signed(stamp.inode) in old:
+            if found is not None and self._today - days[_signed(stamp.inode)] > _REFRESH_DAYS:
                 self._remember(stamp, (True, found) if isinstance(found, bytes) else (False, found[0]))
 
     def unusable(self, count: int) -> None:

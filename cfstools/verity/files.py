@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 READ_SIZE = 1 << 20
-SEGMENT = 4 << 20
+SEGMENT = 16 << 20
 """A large file is hashed in pieces of so many bytes."""
 
 _DIGEST_TEXT = re.compile(r"(?:(sha256|sha512):)?([0-9A-Fa-f]*)")

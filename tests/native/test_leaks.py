@@ -109,7 +109,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     root = parse_dump(DUMP)
     header = METACOPY_HEADERS[Algorithm.SHA256]
     holes = memoryview(bytes(8192))[::2]
-    stamp, row = (5, 1, 3, 7, 8), (1, 3, 7, 8, 0, b"abcd", 0)
+    stamp, row = (5, 1, 3, 7, 8), "1 3 7 8 0 0 0A0B0C0D"
     maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
     closing(large)
@@ -149,9 +149,9 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: refused(lambda: n.stat_names(fd, names, True, b"", (KINDS, int, NO_XATTRS, {}, False, True))),
         lambda: n.list_names(fd),
         lambda: refused(lambda: n.list_names(999_999)),
-        lambda: n.match_stamps([stamp] * 9, [row], 5, 4, 2),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, [row, 1], 5, 4, 2)),
-        lambda: refused(lambda: n.match_stamps([stamp, 1], [row], 5, 4, 2)),
+        lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2),
+        lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 4, 2)),
+        lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 4, 2)),
         lambda: n.make_contents([(bytes(32), 1, -1), b"inline", None], KINDS),
         lambda: refused(lambda: n.make_contents([(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
         lambda: refused(lambda: n.digest_range("sha256", 999_999, 0, 4096, 4096, b"", -1)),

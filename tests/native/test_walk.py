@@ -176,20 +176,37 @@ STAMPS = st.tuples(
     st.just(7),
     st.integers(8, 9),
 )
-ROWS = st.tuples(
-    st.sampled_from([1, -(2**63) + 1, -1]), st.integers(0, 3), st.just(7), st.integers(8, 9), st.integers(0, 1),
-    st.one_of(st.binary(max_size=4), st.none()), st.just(0),
-)  # fmt: skip
+LINES = st.one_of(
+    st.builds(
+        lambda *fields: " ".join(map(str, fields)),
+        st.sampled_from([1, -(2**63) + 1, -1]),
+        st.integers(0, 3),
+        st.just(7),
+        st.integers(8, 9),
+        st.integers(0, 1),
+        st.integers(-5, 5),
+        st.binary(max_size=4).map(lambda value: value.hex().upper()),
+    ),
+    st.text(alphabet="0123456789 AF-", max_size=12),
+)
 
 
-@given(st.lists(STAMPS), st.lists(ROWS))
-def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], rows: list[tuple[object, ...]]) -> None:
-    expected = _pure.match_stamps(stamps, rows, 5, 4, 2)
-    assert _native.match_stamps(stamps, rows, 5, 4, 2) == expected
+@given(st.lists(STAMPS), st.lists(LINES))
+def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], lines: list[str]) -> None:
+    text = "\n".join(lines)
+    expected = _pure.match_stamps(stamps, text, 5, 4, 2)
+    assert _native.match_stamps(stamps, text, 5, 4, 2)[0] == expected[0]
 
 
-def test_wrong_rows_are_refused() -> None:
-    stamp = (5, 1, 2, 7, 8)
-    for stamps, rows in (([stamp], [1]), ([stamp], [(1, 2)]), ([1], []), ([(5, "x", 2, 7, 8)], []), ((), [])):
+def test_lines_that_say_something() -> None:
+    stamps = [(5, 2**64 - 1, 3, 7, 8), (5, 1, 2, 7, 8), (6, 1, 2, 7, 8)]
+    text = "-1 3 7 8 0 20 0A0B0C0D\n1 2 7 8 1 10 AAFF"
+    for module in (_native, _pure):
+        assert module.match_stamps(stamps, text, 5, 4, 2) == ([(b"\x0a\x0b\x0c\x0d", 3, -1), b"\xaa\xff", None], 10)
+        assert module.match_stamps(stamps, "", 5, 4, 2) == ([None] * 3, 2**63 - 1)
+
+
+def test_wrong_stamps_are_refused() -> None:
+    for stamps in ([1], [(5, "x", 2, 7, 8)], [(5, 1)], ()):
         with pytest.raises(TypeError):
-            _native.match_stamps(stamps, rows, 5, 4, 2)
+            _native.match_stamps(stamps, "", 5, 4, 2)
