@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfstools.errors import FormatError
-from cfstools.formats.composefs import plan_image
+from cfstools.formats.composefs import first_difference, plan_image
 from cfstools.formats.erofs.regions import regions
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
@@ -18,17 +18,12 @@ def canonical_difference(image: memoryview, root: Directory, version: int, algor
         plan = plan_image(root, min_version=version, max_version=version, algorithm=algorithm)
     except FormatError as error:
         return f"its tree cannot be written: {error}"
-    position = 0
-    for chunk in plan.chunks():
-        end = position + len(chunk)
-        if image[position:end] != chunk:
-            ours = memoryview(chunk)
-            same = next((at for at, byte in enumerate(image[position:end]) if byte != ours[at]), len(image) - position)
-            return _describe(image, position + same)
-        position = end
-    if position != len(image):
+    position = first_difference(plan, image)
+    if position is None:
+        return None
+    if position == plan.size:
         return f"a canonical writer would have stopped after {position} bytes, there are {len(image)}"
-    return None
+    return _describe(image, position)
 
 
 def _describe(image: memoryview, offset: int) -> str:

@@ -142,6 +142,29 @@ def plan_image(
     return place(nodes, header)
 
 
+def first_difference(plan: ImagePlan, image: memoryview) -> int | None:
+    """Where *image* is not what *plan* would write, its end or the plan's included; ``None`` if it is all of it."""
+    position = 0
+    for chunk in plan.chunks():
+        end = position + len(chunk)
+        if image[position:end] != chunk:
+            return position + _length_of_same(image[position:end], memoryview(chunk))
+        position = end
+    return None if position == len(image) else position
+
+
+def _length_of_same(one: memoryview, other: memoryview) -> int:
+    """How many bytes two pieces begin with that are the same in both."""
+    same, end = 0, min(len(one), len(other))
+    while same < end:
+        middle = (same + end + 1) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            end = middle - 1
+    return same
+
+
 def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
     """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
     check_xattr_space(xattrs)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cfstools.errors import FormatError, ImageError
-from cfstools.formats.composefs import plan_image
+from cfstools.formats.composefs import first_difference, plan_image
 from cfstools.formats.composefs_reader import OrdinaryTree, parse_metacopy, parse_redirect, read_ordinary
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.check import Finding, Severity, check_image
@@ -68,14 +68,7 @@ def read_written_anew(data: Buffer, *, allow_tail: bool = False) -> OrdinaryTree
         plan = plan_image(tree.root, min_version=version, max_version=version, algorithm=algorithm)
     except FormatError:
         return None
-    if plan.size != image.length:
-        return None
-    position = 0
-    for chunk in plan.chunks():
-        if image.data[position : position + len(chunk)] != chunk:
-            return None
-        position += len(chunk)
-    return tree
+    return tree if first_difference(plan, image.data[: image.length]) is None else None
 
 
 def _links_agree(root: Directory) -> bool:

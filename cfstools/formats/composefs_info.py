@@ -132,6 +132,7 @@ class _Tally:
         _, redirect, metacopy, whiteout = split_xattrs(inode, self._image.xattrs(inode))
         identifiers = self._image.shared_ids(inode)
         self._shared.update(identifiers)
+        self._shared_count = len(self._shared)
         self._references += len(identifiers)
         kind = WHITEOUT if whiteout else _KINDS[inode.kind]
         self._kinds[kind] += 1
@@ -201,7 +202,7 @@ class _Tally:
             objects=len(self._objects),
             objects_shared=sum(uses > 1 for uses in self._uses.values()),
             object_bytes=sum(self._objects.values()),
-            shared_xattrs=self._shared_count or len(self._shared),
+            shared_xattrs=self._shared_count,
             xattr_references=self._references,
             largest=tuple(sorted(self._largest, key=lambda item: (-item[0], item[1]))),
         )
