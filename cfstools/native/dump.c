@@ -230,17 +230,8 @@ static enum outcome make_external(struct parser *p, const struct line *line, PyO
         }
         value = PyBytes_FromStringAndSize((const char *)raw, (Py_ssize_t)(digest.size / 2));
     }
-    *out = model_new(&p->model, K_EXTERNAL);
-    if (*out == NULL) {
-        Py_XDECREF(value);
-        return FAILED;
-    }
-    if (model_set_taken(&p->model, *out, A_DIGEST, value) ||
-        model_set_taken(&p->model, *out, A_PAYLOAD, is_unset(payload) ? Py_NewRef(Py_None) : bytes_of(payload))) {
-        Py_CLEAR(*out);
-        return FAILED;
-    }
-    return DONE;
+    *out = model_new_external(&p->model, value, is_unset(payload) ? Py_NewRef(Py_None) : bytes_of(payload));
+    return *out != NULL ? DONE : FAILED;
 }
 
 static enum outcome make_content(struct parser *p, const struct line *line, PyObject **out) {

@@ -29,11 +29,7 @@ static PyObject *external_of(const struct model *model, PyObject *item) {
     native_hex((const uint8_t *)digest, 1, name);
     name[2] = '/';
     native_hex((const uint8_t *)digest + 1, (size_t)size - 1, name + 3);
-    PyObject *external = model_new(model, K_EXTERNAL);
-    if (external != NULL && (model_set(model, external, A_DIGEST, PyTuple_GetItem(item, 0)) ||
-                             model_set_taken(model, external, A_PAYLOAD, PyBytes_FromStringAndSize(name, 2 * size + 1))))
-        Py_CLEAR(external);
-    return external;
+    return model_new_external(model, Py_NewRef(PyTuple_GetItem(item, 0)), PyBytes_FromStringAndSize(name, 2 * size + 1));
 }
 
 PyObject *native_make_contents(PyObject *module, PyObject *args) {

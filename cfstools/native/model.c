@@ -82,6 +82,15 @@ int model_set_taken(const struct model *model, PyObject *object, enum attribute 
     return failed;
 }
 
+PyObject *model_new_external(const struct model *model, PyObject *digest, PyObject *payload) {
+    PyObject *external = digest != NULL && payload != NULL ? model_new(model, K_EXTERNAL) : NULL;
+    if (external != NULL && (model_set(model, external, A_DIGEST, digest) || model_set(model, external, A_PAYLOAD, payload)))
+        Py_CLEAR(external);
+    Py_XDECREF(digest);
+    Py_XDECREF(payload);
+    return external;
+}
+
 PyObject *numbers_get(struct numbers *numbers, uint64_t value) {
     const size_t at = (value ^ value >> 17) % NUMBERS;
     if (numbers->objects[at] == NULL || numbers->values[at] != value) {

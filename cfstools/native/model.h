@@ -33,6 +33,9 @@ PyObject *model_new(const struct model *model, enum kind kind);
 /* As model_set; takes over the reference to `value`, which may be NULL with an exception. */
 int model_set_taken(const struct model *model, PyObject *object, enum attribute attribute, PyObject *value);
 
+/* Contents outside of the image; takes over both references, either of which may be NULL with an exception. */
+PyObject *model_new_external(const struct model *model, PyObject *digest, PyObject *payload);
+
 /* Numbers met lately: those that repeat are one object. All zero at first. */
 #define NUMBERS 1024
 struct numbers {

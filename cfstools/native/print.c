@@ -95,20 +95,14 @@ static int put_optional(struct text *text, PyObject *bytes) {
 }
 
 static int put_hex(struct text *text, PyObject *bytes) {
-    static const char digits[] = "0123456789abcdef";
     char *data;
     Py_ssize_t size;
-    if (bytes == Py_None)
-        return put(text, "-", 1);
     if (PyBytes_AsStringAndSize(bytes, &data, &size) < 0)
         return -1;
-    char *at = make_room(text, 2 * (size_t)size);
+    char *at = make_room(text, 2 * (size_t)size + 1);
     if (at == NULL)
         return -1;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        *at++ = digits[(uint8_t)data[i] >> 4];
-        *at++ = digits[(uint8_t)data[i] & 15];
-    }
+    native_hex((const uint8_t *)data, (size_t)size, at);
     text->size += 2 * (size_t)size;
     return 0;
 }
@@ -178,7 +172,7 @@ static int put_contents(struct printer *p, PyObject *content) {
         return put(&p->out, "- ", 2) || put_optional(&p->out, content) || put(&p->out, " -", 2) ? -1 : 0;
     PyObject *payload = model_get(&p->model, content, A_PAYLOAD), *digest = model_get(&p->model, content, A_DIGEST);
     const int failed = payload == NULL || digest == NULL || put_optional(&p->out, payload) || put(&p->out, " - ", 3) ||
-                       put_hex(&p->out, digest);
+                       (digest == Py_None ? put(&p->out, "-", 1) : put_hex(&p->out, digest));
     Py_XDECREF(payload);
     Py_XDECREF(digest);
     return failed ? -1 : 0;

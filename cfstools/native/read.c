@@ -244,18 +244,8 @@ static enum outcome external_of(struct reader *r, const struct meaning *meaning,
     PyObject *payload = meaning->redirect != NULL
                             ? bytes_at(meaning->redirect->value + 1, meaning->redirect->value_size - 1)
                             : Py_NewRef(Py_None);
-    *out = model_new(&r->model, K_EXTERNAL);
-    if (*out == NULL) {
-        Py_DECREF(digest);
-        Py_XDECREF(payload);
-        return FAILED;
-    }
-    const int failed = model_set_taken(&r->model, *out, A_DIGEST, digest);
-    if (model_set_taken(&r->model, *out, A_PAYLOAD, payload) || failed) {
-        Py_CLEAR(*out);
-        return FAILED;
-    }
-    return DONE;
+    *out = model_new_external(&r->model, digest, payload);
+    return *out != NULL ? DONE : FAILED;
 }
 
 /* The bytes of an inode that are in the image. */

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given, settings
 
@@ -16,14 +14,7 @@ from cfstools.tree.model import KINDS
 from tests.strategies import trees
 
 _native = pytest.importorskip("cfstools.native._native")
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = native.IMPLEMENTATION
-    native.use("native")
-    yield
-    native.use(before)
+pytestmark = pytest.mark.usefixtures("native_in_use")
 
 
 def compare(root: Directory) -> None:

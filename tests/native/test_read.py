@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -25,14 +24,7 @@ from tests.fuzz.seeds import seeds
 from tests.strategies import trees
 
 _native = pytest.importorskip("cfstools.native._native")
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = native.IMPLEMENTATION
-    native.use("native")
-    yield
-    native.use(before)
+pytestmark = pytest.mark.usefixtures("native_in_use")
 
 
 def by_python(data: bytes) -> tuple[Directory, Algorithm | None, ImageInfo]:
