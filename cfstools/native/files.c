@@ -13,12 +13,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "mapping.h"
 #include "native.h"
 
 #define DESCRIPTOR_SIZE 256
 #define DESCRIPTOR_DATA_SIZE_AT 8
 #define DESCRIPTOR_ROOT_AT 16
 #define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
+#define WINDOW ((size_t)4 << 20) /* of a mapped file: large enough to cost nothing, small enough to hold nothing up */
 
 #define OPEN_FLAGS (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 #define SYS_OPENAT2 437
@@ -399,26 +401,44 @@ static ssize_t read_piece(int fd, uint8_t *piece, size_t size, off_t offset) {
     return (ssize_t)done;
 }
 
-/* Returns how many bytes were met, -1 with errno. An error of writing goes to `*unwritten` and ends the work. */
-static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwritten) {
-    uint8_t *piece = malloc(PIECE);
-    size_t met = 0;
-    while (piece != NULL && met < range->length) {
+/* Hashes whole blocks where the kernel keeps them, as far as that goes, and returns how many bytes that is. What is
+ * copied is read instead: the copy must be of the very bytes that were hashed, whoever writes to the file meanwhile. */
+static size_t hash_mapped(const struct range *range, uint8_t *out) {
+    struct stat status;
+    if (range->copy_fd >= 0 || fstat(range->fd, &status) < 0 || !S_ISREG(status.st_mode) ||
+        status.st_size <= range->offset)
+        return 0;
+    const size_t there = (size_t)(status.st_size - range->offset);
+    const size_t whole = (there < range->length ? there : range->length) / range->block_size * range->block_size;
+    for (size_t met = 0; met < whole;) {
+        struct window window;
+        const size_t size = whole - met < WINDOW ? whole - met : WINDOW, blocks = size / range->block_size;
+        if (window_open(&window, range->fd, range->offset + (off_t)met, size) < 0)
+            return met;
+        const int failed = native_hash(range->algorithm, range->kernel, &range->start, window.data, range->block_size,
+                                       blocks, out);
+        if (window_close(&window) < 0 || failed)
+            return met;
+        out += blocks * range->algorithm->digest_size;
+        met += size;
+    }
+    return whole;
+}
+
+/* Reads and hashes from `met` on. Returns how many bytes were met in all, -1 with errno. */
+static ssize_t hash_read(const struct range *range, size_t met, uint8_t *piece, uint8_t *out, int *unwritten) {
+    out += met / range->block_size * range->algorithm->digest_size;
+    while (met < range->length) {
         const size_t wanted = range->length - met < PIECE ? range->length - met : PIECE;
         const off_t at = range->offset + (off_t)met;
         const ssize_t got = read_piece(range->fd, piece, wanted, at);
-        if (got <= 0) {
-            if (got == 0)
-                break;
-            const int why = errno;
-            free(piece);
-            errno = why;
+        if (got < 0)
             return -1;
-        }
+        if (got == 0)
+            break;
         const size_t blocks = ((size_t)got + range->block_size - 1) / range->block_size;
         memset(piece + got, 0, blocks * range->block_size - (size_t)got);
         if (native_hash(range->algorithm, range->kernel, &range->start, piece, range->block_size, blocks, out)) {
-            free(piece);
             errno = ENOMEM;
             return -1;
         }
@@ -431,12 +451,20 @@ static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwrit
         if ((size_t)got < wanted)
             break;
     }
-    if (piece == NULL) {
-        errno = ENOMEM;
-        return -1;
-    }
-    free(piece);
     return (ssize_t)met;
+}
+
+/* Returns how many bytes were met, -1 with errno. An error of writing goes to `*unwritten` and ends the work. */
+static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwritten) {
+    const size_t mapped = hash_mapped(range, out);
+    if (mapped == range->length)
+        return (ssize_t)mapped;
+    uint8_t *piece = malloc(PIECE);
+    const ssize_t met = piece != NULL ? hash_read(range, mapped, piece, out, unwritten) : -1;
+    const int why = piece != NULL ? errno : ENOMEM;
+    free(piece);
+    errno = why;
+    return met;
 }
 
 PyObject *native_digest_range(PyObject *module, PyObject *args) {
