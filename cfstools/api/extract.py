@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cfstools.api.extract_inodes import DEVICES, CopyMode, InodeOptions, InodeWriter, Spot, Tally
@@ -22,6 +21,7 @@ from cfstools.tree import Directory, HardLink, Leaf, RegularFile
 from cfstools.tree.select import select
 from cfstools.tree.walk import inode_of, iter_entries, iter_inodes, iter_names
 from cfstools.view import View
+from cfstools.workers import Call, Workers
 
 __all__ = ["CopyMode", "ExtractOptions", "ExtractReport", "LeftOut", "extract", "extract_view"]
 
@@ -169,18 +169,17 @@ class _Extraction:
         return self._tally
 
     def _in_threads(self, jobs: Iterator[_Job], threads: int) -> None:
-        with ThreadPoolExecutor(threads, thread_name_prefix="extract") as pool:
-            waiting: deque[Future[Tally]] = deque()
+        with Workers(threads, "extract") as workers:
+            waiting: deque[Call[Tally]] = deque()
             try:
                 for job in jobs:
-                    waiting.append(pool.submit(self._make, job))
+                    waiting.append(workers.submit(self._make, job))
                     if len(waiting) > threads * _AHEAD:
                         self._tally.add(waiting.popleft().result())
                 while waiting:
                     self._tally.add(waiting.popleft().result())
             except BaseException:
                 self._writer.stopped = True
-                pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
     def _jobs(self) -> Iterator[_Job]:

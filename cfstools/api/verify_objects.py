@@ -18,10 +18,12 @@ from cfstools.store import DirectoryStore, Store
 from cfstools.tree import Directory, External, Leaf, RegularFile
 from cfstools.tree.walk import inode_of, iter_directories, iter_entries
 from cfstools.verity import DEFAULT, Algorithm, Params, descriptor, digest_bytes, hash_fd, object_path
+from cfstools.workers import map_ahead
 
 SHOWN_PATHS = 3
 _BATCH_FILES = 256
 _BATCH_BYTES = 1 << 20
+_BATCHES_AHEAD = 8
 _OPEN_FILES = 16  # how many objects a thread holds open
 _WHOLE = 1 << 20  # files up to this size are read with one call
 _SMALL = 1 << 18  # files up to this size are hashed in batches
@@ -139,17 +141,7 @@ def check_objects(
     right size. ``progress`` is advanced in bytes.
     """
     check = _ObjectCheck(stores, Params(algorithm=algorithm), deep=deep, progress=progress)
-    if threads <= 1:
-        yield from map(check, _batches(needed))
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            yield from pool.map(check, _batches(needed))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    yield from map_ahead(check, _batches(needed), threads=threads, ahead=_BATCHES_AHEAD, name="verify")
 
 
 def _batches(needed: Iterable[NeededObject]) -> Iterator[list[NeededObject]]:

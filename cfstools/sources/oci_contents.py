@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +10,7 @@ from cfstools.oci.tar import Member, TarReader
 from cfstools.store import INLINE_THRESHOLD, StoreWriter
 from cfstools.tree.model import Content, External
 from cfstools.verity import MerkleHasher, Params, digest_bytes, object_path
+from cfstools.workers import Call, Workers
 
 SMALL = 1 << 18  # up to this size contents are taken at once
 _BATCH = 1 << 20
@@ -31,8 +31,8 @@ class LayerContents:
     def __init__(self, writer: StoreWriter | None, params: Params) -> None:
         self._writer = writer
         self._params = params
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="contents")
-        self._waiting: deque[Future[None]] = deque()
+        self._thread = Workers(1, "contents")
+        self._waiting: deque[Call[None]] = deque()
         self._batch: _Batch = []
         self._batch_bytes = 0
 
@@ -42,7 +42,7 @@ class LayerContents:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.stop()
 
     def __call__(self, reader: TarReader, member: Member) -> Content:
         """Take the contents of one file, which is not empty. Raises ``StoreError``, also for files before this one."""

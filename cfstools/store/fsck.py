@@ -6,9 +6,7 @@ import os
 import re
 import stat
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,6 +21,7 @@ from cfstools.store.locking import in_turn, silently
 from cfstools.store.survey import Found, Kind, is_stale, survey, temporaries
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, hash_fd, object_path
 from cfstools.verity.descriptor import descriptor
+from cfstools.workers import map_ahead
 
 OBJECT_MODE = 0o644
 _WHOLE = 1 << 20  # files up to this size are read with one call
@@ -31,7 +30,7 @@ _TASK_FILES = 256
 _TASK_BYTES = 1 << 20
 # What the small files of a task take in memory: blocks are not shared, and the last file may go over the limit.
 _ARENA_BYTES = _TASK_BYTES + _SMALL + (_TASK_FILES + 1) * DEFAULT.block_size
-_TASKS_AHEAD = 8
+_TASKS_AHEAD = 8  # not all at once: a store may hold millions
 
 # A file name that holds all of a digest but perhaps its first two digits, in whatever case: an object gone astray.
 _ASTRAY = re.compile(rb"[0-9a-fA-F]{62,}")
@@ -124,7 +123,8 @@ def fsck(
         progress.start("check", total, "B")
         check = ObjectCheck(store, measure=measure, progress=progress)
         tasks = _tasks(_to_hash(store, result.problems, now, stale))
-        for part in _run(check, tasks, threads or len(os.sched_getaffinity(0))):
+        threads = threads or len(os.sched_getaffinity(0))
+        for part in map_ahead(check, tasks, threads=threads, ahead=_TASKS_AHEAD, name="fsck"):
             result.add(part)
         progress.finish()
         classify(store, result.problems)
@@ -144,25 +144,6 @@ def _to_hash(store: DirectoryStore, problems: list[Problem], now: float, stale: 
 def has_telling_contents(found: Found) -> bool:
     """Whether it takes a digest to judge this: an object, or a file that may be one under another name."""
     return found.kind is Kind.OBJECT or (found.kind is Kind.FOREIGN and _astray_params(found) is not None)
-
-
-def _run(check: ObjectCheck, tasks: Iterator[list[Found]], threads: int) -> Iterator[FsckResult]:
-    if threads <= 1:
-        yield from map(check, tasks)
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="fsck") as pool:
-        waiting: deque[Future[FsckResult]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(check, task))
-                # Not all at once: a store may hold millions.
-                if len(waiting) > threads * _TASKS_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _tasks(objects: Iterable[Found]) -> Iterator[list[Found]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import deque
-from contextlib import nullcontext
+from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import count
 
 from cfstools import native
 from cfstools.errors import UsageError, naming, os_error
@@ -16,9 +15,7 @@ from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.verity.algorithm import DEFAULT, Params
 from cfstools.verity.merkle import MerkleHasher
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+from cfstools.workers import map_ahead
 
 READ_SIZE = 1 << 20
 SEGMENT = 16 << 20
@@ -56,27 +53,15 @@ def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Pr
     """Hash a regular file in segments, in order, some of them ahead on other processors."""
     hasher = MerkleHasher(params)
     segment = partial(_segment, fd, params, copy_fd)
-    # One byte more than there is: so the last segment is short and says that this is the end.
-    segments = -(-(os.fstat(fd).st_size + 1) // SEGMENT)
-    workers = min(threads, segments)
-    with _pool(workers) if workers > 1 else nullcontext() as pool:
-        ahead: deque[Future[tuple[bytes, int]]] = deque()
-        number = 0
-        while True:
-            while pool is not None and len(ahead) < 2 * workers and number + len(ahead) < segments:
-                ahead.append(pool.submit(segment, (number + len(ahead)) * SEGMENT))
-            hashes, met = ahead.popleft().result() if ahead else segment(number * SEGMENT)
+    threads = min(threads, os.fstat(fd).st_size // SEGMENT + 1)
+    # The first segment that is not full is the end, wherever that was when the file was opened.
+    with closing(map_ahead(segment, count(0, SEGMENT), threads=threads, ahead=2, name="hash")) as segments:
+        for hashes, met in segments:
             hasher.update_hashed(hashes, met)
             progress.advance(met)
             if met < SEGMENT:
-                return hasher.digest(), hasher.size
-            number += 1
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - most commands have no use for threads
-
-    return ThreadPoolExecutor(workers, "hash")
+                break
+    return hasher.digest(), hasher.size
 
 
 def _segment(fd: int, params: Params, copy_fd: int, offset: int) -> tuple[bytes, int]:
