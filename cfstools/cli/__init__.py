@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn
 
-def main() -> None:
+
+def main() -> NoReturn:
     """Run ``mkcfs`` with the process' arguments and exit with its documented code."""
     from cfstools.cli.app import run
 
-    raise SystemExit(run())
+    code = run()
+    # What was printed before an error. That it cannot be written was said, or there is a code that says more.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    # What is left is to give back memory, object by object, which the kernel does at once.
+    os._exit(code)

@@ -152,7 +152,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _PIPE_CLOSED
     except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
         return _report(error, debug=_wants_debug(arguments))
-    gc.freeze()  # the collection at the end of the process would go through all that is about to be given up
     return code if isinstance(code, int) else 0
 
 

@@ -355,3 +355,25 @@ def test_interrupted_build_leaves_nothing_half_written(number: signal.Signals, t
 def test_progress_is_only_for_terminals(tmp_path: Path) -> None:
     done = mkcfs("build", small_tree(tmp_path), tmp_path / "image.cfs")
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("output", "printed"), [("pipe", b"some output"), ("full", b"")])
+def test_what_was_printed_before_an_error_comes_out(output: str, printed: bytes) -> None:
+    program = """
+import sys
+from cfstools.cli import app, main
+def run():
+    sys.stdout.write("some output")
+    return 3
+app.run = run
+main()
+"""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE if output == "pipe" else full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout or b"", ended.stderr) == (3, printed, b"")

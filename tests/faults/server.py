@@ -34,9 +34,6 @@ def child(request: dict[str, Any], out: int) -> None:
         sys.argv = ["mkcfs", *request["words"]]
         SHIM.fault_arm(os.fsencode(request["place"]), request["nth"], request["errno"])
         main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     sys.stdout.flush()
