@@ -23,7 +23,7 @@ IMPLEMENTATION: str = "pure"
 # What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
 digest_files = _pure.digest_files
-make_contents = _pure.make_contents
+give_contents = _pure.give_contents
 match_stamps = _pure.match_stamps
 digest_range = _pure.digest_range
 find_objects = _pure.find_objects
@@ -39,7 +39,7 @@ print_entries = _pure.print_entries
 FUNCTIONS = (
     "hash_blocks",
     "digest_files",
-    "make_contents",
+    "give_contents",
     "match_stamps",
     "digest_range",
     "find_objects",

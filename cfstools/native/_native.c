@@ -181,7 +181,7 @@ static PyMethodDef methods[] = {
     {"digest_files", native_digest_files, METH_VARARGS,
      "digest_files(root_fd, files, arena, algorithm, block_size, salt_prefix, descriptor, inline_limit, store_fd, "
      "prefixes)\n\nAs in _pure.py."},
-    {"make_contents", native_make_contents, METH_VARARGS, "make_contents(digested, kinds)\n\nAs in _pure.py."},
+    {"give_contents", native_give_contents, METH_VARARGS, "give_contents(files, digested, kinds)\n\nAs in _pure.py."},
     {"match_stamps", native_match_stamps, METH_VARARGS,
      "match_stamps(stamps, rows, device, digest_size, inline_limit)\n\nAs in _pure.py."},
     {"digest_range", native_digest_range, METH_VARARGS,

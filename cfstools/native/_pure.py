@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import hashlib
+
     from typing_extensions import Buffer
 
 # device, inode, size, mtime in nanoseconds, ctime in nanoseconds
@@ -32,6 +33,12 @@ _PIECE = 1 << 18
 _NEVER = (1 << 63) - 1
 
 
+def _hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
+    import hashlib  # noqa: PLC0415 - it loads the system's library, which the C copy does without
+
+    return hashlib.new(algorithm, data)
+
+
 def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes) -> bytes:
     """Digests of each *block_size* block of *data*, one after another; the last block is zero padded.
 
@@ -45,7 +52,7 @@ def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: byte
         return b""
     if view.format != "B" or view.ndim != 1:
         view = view.cast("B")
-    start = hashlib.new(algorithm, salt_prefix).copy
+    start = _hasher(algorithm, salt_prefix).copy
     whole = len(view) // block_size * block_size
     digests = []
     for offset in range(0, whole, block_size):
@@ -102,13 +109,34 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
     return results
 
 
-def make_contents(digested: Sequence[Digested], kinds: tuple[type, ...]) -> list[Any]:
-    """What :func:`digest_files` gave, with an object's name (``External`` of *kinds*) in place of each digest."""
+def give_contents(
+    files: list[Any], digested: list[Digested | Any], kinds: tuple[type, ...]
+) -> tuple[int, int, int, int, int]:
+    """Make what :func:`digest_files` gave the ``content`` of *files*, with an ``External`` of *kinds* for each digest.
+
+    Where it gave nothing a file is left as it is; contents of any other kind are taken as they are. Returns how many
+    files lie outside of the image and their bytes, how many inside and their bytes, and how many are empty.
+    """
     external = kinds[7]
-    return [
-        external(one[0], b"%b/%b" % ((name := one[0].hex().encode())[:2], name[2:])) if isinstance(one, tuple) else one
-        for one in digested
-    ]
+    outside = outside_bytes = inside = inside_bytes = empty = 0
+    for file, one in zip(files, digested, strict=True):
+        if one is None:
+            continue
+        size = file.size
+        if isinstance(one, bytes):
+            inside += size != 0
+            inside_bytes += size
+            empty += size == 0
+        else:
+            outside += 1
+            outside_bytes += size
+        file.content = external(one[0], _object_path(one[0])) if isinstance(one, tuple) else one
+    return outside, outside_bytes, inside, inside_bytes, empty
+
+
+def _object_path(digest: bytes) -> bytes:
+    name = digest.hex().encode()
+    return b"%b/%b" % (name[:2], name[2:])
 
 
 def match_stamps(
@@ -200,11 +228,11 @@ def _open_below(root_fd: int, path: bytes) -> int:
 def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes, descriptor: bytes) -> bytes:
     size = memoryview(data).nbytes
     root = hash_blocks(algorithm, data, block_size, salt_prefix)
-    length = hashlib.new(algorithm).digest_size
+    length = _hasher(algorithm).digest_size
     while len(root) > length:
         root = hash_blocks(algorithm, root, block_size, salt_prefix)
     text = descriptor[:8] + size.to_bytes(8, "little") + root + descriptor[16 + length :]
-    return hashlib.new(algorithm, text).digest()
+    return _hasher(algorithm, text).digest()
 
 
 def digest_range(  # noqa: PLR0917 - likewise

@@ -32,24 +32,50 @@ static PyObject *external_of(const struct model *model, PyObject *item) {
     return model_new_external(model, Py_NewRef(PyTuple_GetItem(item, 0)), PyBytes_FromStringAndSize(name, 2 * size + 1));
 }
 
-PyObject *native_make_contents(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *digested, *kinds, *results = NULL;
-    struct model model;
-    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &digested, &PyTuple_Type, &kinds))
-        return NULL;
-    if (model_open(&model, kinds) == 0)
-        results = PyList_New(PyList_Size(digested));
-    for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
-        PyObject *item = PyList_GetItem(digested, i); /* borrowed; nothing here changes the list */
-        PyObject *made = item == NULL ? NULL : PyTuple_Check(item) ? external_of(&model, item) : Py_NewRef(item);
-        if (made == NULL)
-            Py_CLEAR(results);
-        else
-            PyList_SetItem(results, i, made);
+/* How many files have which contents, and their sizes. */
+struct tally {
+    long long external, external_size, inlined, inlined_size, empty;
+};
+
+/* Gives the file what was found out about it, unless that is nothing. */
+static int give(const struct model *model, PyObject *file, PyObject *item, struct tally *tally) {
+    if (item == Py_None)
+        return 0;
+    PyObject *number = model_get(model, file, A_SIZE);
+    const long long size = number != NULL ? PyLong_AsLongLong(number) : -1;
+    Py_XDECREF(number);
+    if (size < 0 && PyErr_Occurred())
+        return -1;
+    if (PyBytes_Check(item)) {
+        tally->inlined += size != 0;
+        tally->inlined_size += size;
+        tally->empty += size == 0;
+    } else {
+        tally->external++;
+        tally->external_size += size;
     }
+    return model_set_taken(model, file, A_CONTENT, PyTuple_Check(item) ? external_of(model, item) : Py_NewRef(item));
+}
+
+PyObject *native_give_contents(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *files, *digested, *kinds, *result = NULL;
+    struct model model;
+    struct tally tally = {0};
+    if (!PyArg_ParseTuple(args, "O!O!O!", &PyList_Type, &files, &PyList_Type, &digested, &PyTuple_Type, &kinds))
+        return NULL;
+    int failed = model_open(&model, kinds);
+    if (!failed && PyList_Size(files) != PyList_Size(digested)) {
+        PyErr_SetString(PyExc_ValueError, "there must be one result for each file");
+        failed = -1;
+    }
+    for (Py_ssize_t i = 0; !failed && i < PyList_Size(files); i++)
+        failed = give(&model, PyList_GetItem(files, i), PyList_GetItem(digested, i), &tally);
+    if (!failed)
+        result = Py_BuildValue("(LLLLL)", tally.external, tally.external_size, tally.inlined, tally.inlined_size,
+                               tally.empty);
     model_close(&model);
-    return results;
+    return result;
 }
 
 /* --- files known by their stamps --- */

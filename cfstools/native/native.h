@@ -39,7 +39,7 @@ int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest,
 int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset);
 
 /* known.c */
-PyObject *native_make_contents(PyObject *module, PyObject *args);
+PyObject *native_give_contents(PyObject *module, PyObject *args);
 PyObject *native_match_stamps(PyObject *module, PyObject *args);
 
 /* Hexadecimal digits of a digest, with a zero behind them. */

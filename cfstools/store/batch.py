@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cfstools import native
-from cfstools.tree.model import KINDS, Content, Unread
+from cfstools.tree.model import Unread
 from cfstools.verity import Params
 from cfstools.verity.descriptor import descriptor
 
 if TYPE_CHECKING:
+    from cfstools.native._pure import Digested
     from cfstools.store.writer import StoreWriter
 
 # Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
@@ -39,8 +40,8 @@ class BatchReader:
         self._inline_threshold = inline_threshold
         self._local = threading.local()
 
-    def read(self, files: Sequence[Unread]) -> list[Content | None]:
-        """The contents of *files*, ``None`` for those that are left to the caller. Raises ``StoreError``."""
+    def read(self, files: Sequence[Unread]) -> list[Digested]:
+        """What ``native.digest_files`` says: ``None`` for files left to the caller. Raises ``StoreError``."""
         arena = self._arena()
         params = self._params
         store = self._writer.lookup if self._writer is not None else None
@@ -58,7 +59,7 @@ class BatchReader:
         )
         if self._writer is not None:
             self._writer.add_hashed(arena, [result for result in found if isinstance(result, tuple)])
-        return native.make_contents(found, KINDS)
+        return found
 
     def _arena(self) -> bytearray:
         arena: bytearray | None = getattr(self._local, "arena", None)

@@ -18,15 +18,17 @@ from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
 from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
+from cfstools.workers import Call, Workers
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     from cfstools.store.cache import DigestCache, Known
     from cfstools.store.writer import StoreWriter
 
 # Files of up to this size are kept inside the image (composefs format, section 5.2).
 INLINE_THRESHOLD = 64
+
+# What was found out about a file: its contents, those of the tree or as ``native.digest_files`` says; or nothing.
+Result = Content | tuple[bytes, int, int] | None
 
 
 class Blobs(Protocol):
@@ -145,8 +147,8 @@ class Ingest:
         self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
         self._block_size = params.block_size
         self._progress = progress
-        self._pool = _pool(threads) if threads > 1 else None
-        self._futures: list[Future[None]] = []
+        self._workers = Workers(threads, "ingest") if threads > 1 else None
+        self._calls: list[Call[None]] = []
         self._tasks: list[tuple[int, list[RegularFile]]] = []
         self._count = 0
         self._small: list[RegularFile] = []
@@ -184,8 +186,8 @@ class Ingest:
     def _submit(self, files: list[RegularFile]) -> None:
         first = self._count
         self._count += len(files)
-        if self._pool is not None:
-            self._futures.append(self._pool.submit(self._run.read, first, files))
+        if self._workers is not None:
+            self._calls.append(self._workers.submit(self._run.read, first, files))
         else:
             self._tasks.append((first, files))
 
@@ -197,8 +199,8 @@ class Ingest:
         try:
             for first, files in self._tasks:
                 self._run.read(first, files)
-            for future in self._futures:
-                future.result()
+            for call in self._calls:
+                call.result()
         finally:
             self.stop()
         report = self._run.report()
@@ -208,8 +210,8 @@ class Ingest:
     def stop(self) -> None:
         """Leave out what is not done yet and wait for the threads."""
         self._run.stop(-1)
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._workers is not None:
+            self._workers.stop()
 
 
 def _unread(file: RegularFile) -> Unread:
@@ -218,24 +220,20 @@ def _unread(file: RegularFile) -> Unread:
     return content
 
 
-def _sizes(files: Sequence[RegularFile], contents: Sequence[Content | None]) -> int:
-    """How many bytes the files have whose contents are there."""
-    return sum([file.size for file, content in zip(files, contents, strict=True) if content is not None])
+def _sizes(files: Sequence[RegularFile], found: Sequence[Result]) -> int:
+    """How many bytes the files have of which something was found out."""
+    return sum([file.size for file, one in zip(files, found, strict=True) if one is not None])
 
 
-def _knowledge(read: Iterable[tuple[RegularFile, Content | None]]) -> Iterator[tuple[Stamp, Known]]:
+def _knowledge(read: Iterable[tuple[RegularFile, Result]]) -> Iterator[tuple[Stamp, Known]]:
     """What the cache is to remember of files that were read."""
-    for file, content in read:
-        if isinstance(content, External) and content.digest is not None:
-            yield _unread(file).stamp, (False, content.digest)
-        elif isinstance(content, bytes):
-            yield _unread(file).stamp, (True, content)
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - most commands have no use for threads
-
-    return ThreadPoolExecutor(threads, thread_name_prefix="ingest")
+    for file, one in read:
+        if isinstance(one, bytes):
+            yield _unread(file).stamp, (True, one)
+            continue
+        digest = one[0] if isinstance(one, tuple) else one.digest if isinstance(one, External) else None
+        if digest is not None:
+            yield _unread(file).stamp, (False, digest)
 
 
 class _LateProgress:
@@ -321,62 +319,57 @@ class _Run:
         if position > self._last:
             return
         try:
-            contents = self._recall(files)
-            left = [number for number, content in enumerate(contents) if content is None]
+            found = self._recall(files)
+            left = [number for number, one in enumerate(found) if one is None]
             if left and self._cache is not None:
                 self._cache.settle()
-            for number, content in zip(left, self._read_together([files[number] for number in left]), strict=True):
-                contents[number] = content
-                if content is None:
+            for number, one in zip(left, self._read_together([files[number] for number in left]), strict=True):
+                found[number] = one
+                if one is None:
                     position = first + number
                     if position > self._last:
                         return
-                    contents[number] = self._contents(files[number])
+                    found[number] = self._contents(files[number])
             if left and self._cache is not None:
-                self._cache.remember(_knowledge((files[number], contents[number]) for number in left))
+                self._cache.remember(_knowledge((files[number], found[number]) for number in left))
         except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
             self.stop(position, error)
         else:
-            self._settle(files, contents)
+            self._settle(files, found)
 
-    def _recall(self, files: Sequence[RegularFile]) -> list[Content | None]:
-        """The contents of *files* that the cache knows and, if they are objects, the store has."""
+    def _recall(self, files: Sequence[RegularFile]) -> list[Result]:
+        """What the cache knows of *files* and, if they are objects, the store has."""
         writer = self._writer
         if self._cache is None or writer is None:
             return [None] * len(files)
-        found = self._cache.find([_unread(file).stamp for file in files], self._inline_threshold)
+        found: list[Result] = [*self._cache.find([_unread(file).stamp for file in files], self._inline_threshold)]
         objects = [one for one in found if isinstance(one, tuple)]
         there = writer.find_objects(objects)
         lost = there.count(0)
         if lost:
             there_too = iter(there)
             found = [None if isinstance(one, tuple) and not next(there_too) else one for one in found]
-        writer.count_shared([one[1] for one in found if isinstance(one, tuple)])
+            objects = [one for one in found if isinstance(one, tuple)]
+        writer.count_shared([one[1] for one in objects])
         self._cache.unusable(lost)
-        contents: list[Content | None] = native.make_contents(found, KINDS)
-        self.progress.advance(_sizes(files, contents))
-        return contents
+        self.progress.advance(_sizes(files, found))
+        return found
 
-    def _read_together(self, files: list[RegularFile]) -> Sequence[Content | None]:
+    def _read_together(self, files: list[RegularFile]) -> Sequence[Result]:
         if self._batch is None or not files or files[0].size > SMALL:
             return [None] * len(files)
-        contents = self._batch.read([_unread(file) for file in files])
-        self.progress.advance(_sizes(files, contents))
-        return contents
+        found = self._batch.read([_unread(file) for file in files])
+        self.progress.advance(_sizes(files, found))
+        return found
 
-    def _settle(self, files: Sequence[RegularFile], contents: Sequence[Content | None]) -> None:
-        outside: list[int] = []
-        inside: list[int] = []
-        for file, content in zip(files, contents, strict=True):
-            assert content is not None
-            file.content = content
-            (outside if type(content) is External else inside).append(file.size)
+    def _settle(self, files: list[RegularFile], found: list[Result]) -> None:
+        external, external_bytes, inline, inline_bytes, empty = native.give_contents(files, found, KINDS)
         with self._lock:
-            self._external[0] += len(outside)
-            self._external[1] += sum(outside)
-            self._empty += inside.count(0)
-            self._inline[0] += len(inside) - inside.count(0)
-            self._inline[1] += sum(inside)
+            self._external[0] += external
+            self._external[1] += external_bytes
+            self._inline[0] += inline
+            self._inline[1] += inline_bytes
+            self._empty += empty
 
     def _contents(self, file: RegularFile) -> Content:
         unread = _unread(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -45,6 +44,8 @@ class Algorithm(Enum):
 
     def new(self, data: bytes = b"") -> Hash:
         """A fresh ``hashlib`` object that has taken in *data*."""
+        import hashlib  # noqa: PLC0415 - it loads the system's library, which the native functions do without
+
         return hashlib.new(self.value, data)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from cfstools import native
 from cfstools.verity.algorithm import Algorithm, Params
 
 # struct fsverity_descriptor (linux/fsverity.h), little endian:
@@ -31,7 +32,7 @@ def descriptor(root_hash: bytes, data_size: int, params: Params) -> bytes:
 
 def file_digest(root_hash: bytes, data_size: int, params: Params) -> bytes:
     """The fs-verity digest: the hash of the descriptor (composefs format, section 5.1)."""
-    return params.algorithm.new(descriptor(root_hash, data_size, params)).digest()
+    return native.hash_blocks(params.algorithm.value, descriptor(root_hash, data_size, params), DESCRIPTOR_SIZE, b"")
 
 
 def formatted_digest(digest: bytes) -> bytes:

@@ -22,7 +22,7 @@ from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.overlay import METACOPY_HEADERS
 from cfstools.native._pure import Maker
-from cfstools.tree import NO_XATTRS, Directory
+from cfstools.tree import NO_XATTRS, Directory, RegularFile
 from cfstools.tree.model import KINDS, Stamp
 from cfstools.verity import Algorithm, Params
 from cfstools.verity.descriptor import descriptor
@@ -111,6 +111,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     holes = memoryview(bytes(8192))[::2]
     stamp, row = (5, 1, 3, 7, 8), "1 3 7 8 0 0 0A0B0C0D"
     maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
+    regular = RegularFile(mode=0o100644, size=3, content=b"old")
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
     closing(large)
 
@@ -152,8 +153,9 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2),
         lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 4, 2)),
         lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 4, 2)),
-        lambda: n.make_contents([(bytes(32), 1, -1), b"inline", None], KINDS),
-        lambda: refused(lambda: n.make_contents([(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
+        lambda: n.give_contents([regular] * 3, [(bytes(32), 1, -1), b"inline", None], KINDS),
+        lambda: refused(lambda: n.give_contents([regular] * 2, [(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
+        lambda: refused(lambda: n.give_contents([regular, None], [b"", b""], KINDS)),
         lambda: refused(lambda: n.digest_range("sha256", 999_999, 0, 4096, 4096, b"", -1)),
         lambda: n.digest_range("sha256", large, 0, 20_000, 4096, b"", -1),
         lambda: n.digest_range("sha512", large, 4096, 8192, 4096, b"s" * 128, -1),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from cfstools import native
 from cfstools.native import _pure
 from cfstools.sources.directory import WalkOptions, open_directory
 from cfstools.sources.inodes import InodeReader, Place
-from cfstools.tree import Directory, Entry, External, HardLink, Unread
+from cfstools.tree import Directory, Entry, External, HardLink, RegularFile, Unread
 from cfstools.tree.model import KINDS
 from cfstools.tree.walk import inode_of, iter_entries
 from cfstools.tree.xattrs import XattrPolicy
@@ -149,10 +150,16 @@ def test_ordinary_entries_are_made_at_once(tmp_path: Path) -> None:
     )
 )
 def test_the_same_contents(digested: list[bytes | tuple[bytes, int, int] | None]) -> None:
-    def plain(contents: list[object]) -> list[object]:
-        return [(one.digest, one.payload) if isinstance(one, External) else one for one in contents]
+    def outcome(module: ModuleType) -> tuple[object, list[object]]:
+        files = [RegularFile(mode=0o100644, size=number % 3, content=b"?") for number in range(len(digested))]
+        tally = module.give_contents(files, digested, KINDS)
+        contents = [file.content for file in files]
+        return tally, [(one.digest, one.payload) if isinstance(one, External) else one for one in contents]
 
-    assert plain(_native.make_contents(digested, KINDS)) == plain(_pure.make_contents(digested, KINDS))
+    assert outcome(_native) == outcome(_pure)
+    for module in (_native, _pure):
+        with pytest.raises(ValueError, match=r"one result|argument 2"):
+            module.give_contents([], [None], KINDS)
 
 
 def test_the_same_names(tmp_path: Path) -> None:
