@@ -45,8 +45,8 @@ _LOOK_TOGETHER = 1024
 class FileReader(Protocol):
     """Takes files that are to be read, one after another; ``cfstools.store.ingest.Ingest`` is one."""
 
-    def add(self, file: RegularFile) -> None:
-        """Read *file* now or later."""
+    def add(self, files: Sequence[RegularFile]) -> None:
+        """Read *files* now or later."""
 
     def stop(self) -> None:
         """Read nothing more, and do not come back before nothing is being read."""
@@ -133,7 +133,7 @@ def open_directory(
 
     The root of the tree is the directory itself. The names of one inode are hard links: the first, depth-first in
     byte order, is primary and ``nlink`` is their number. What *reader* gives is handed each file that is to be read
-    as soon as it is met, in tree order, and is stopped if the walk fails.
+    soon after it is met, in tree order, and is stopped if the walk fails.
 
     Raises :class:`InputError` for what cannot be read,
     :class:`SourceChanged` for what changes or vanishes meanwhile, :class:`TreeError` for more extended attributes
@@ -149,7 +149,7 @@ def open_directory(
         files = reader(source) if reader is not None else None
         progress.start("walk", None, "entry")
         try:
-            source.root = _Walk(Place(path), options, globs, files.add if files else None, progress).run(fd)
+            source.root = _Walk(Place(path), options, globs, files.add if files else _add_none, progress).run(fd)
         finally:
             progress.finish()
     except BaseException:
@@ -159,6 +159,10 @@ def open_directory(
         close(fd)
         raise
     return source
+
+
+def _add_none(_files: Sequence[RegularFile]) -> None:
+    pass
 
 
 def _open_root(path: bytes) -> int:
@@ -199,7 +203,7 @@ class _Walk:
         place: Place,
         options: WalkOptions,
         globs: GlobSet,
-        add: Callable[[RegularFile], None] | None,
+        add: Callable[[Sequence[RegularFile]], None],
         progress: Progress,
     ) -> None:
         self._place = place
@@ -211,6 +215,7 @@ class _Walk:
         self._read_xattrs = self._inodes.xattrs.read
         self._maker = self._inodes.maker(hardlinks=options.hardlinks)
         self._advance = progress.advance
+        self._met: list[RegularFile] = []
         self._stack: list[_Frame] = []
         self._first_open = 0
         self._linked: dict[tuple[int, int], tuple[Leaf, int, int, int]] = {}
@@ -254,6 +259,12 @@ class _Walk:
             some = names[first : first + _LOOK_TOGETHER]
             met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, self._maker)
             yield from zip(some, met, strict=True)
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Let the files be read that were met so far."""
+        self._add(self._met)
+        self._met.clear()
 
     def _scan(self, frame: _Frame) -> tuple[bytes, bytes, NameStatus] | None:
         """Take in what is in *frame* up to the next subdirectory, and return that; ``None`` at the end."""
@@ -261,12 +272,12 @@ class _Walk:
         entries = frame.directory.entries
         globs = self._globs or None
         leaf = self._leaf
-        add = self._add
+        files = self._met
         for name, met in frame.found:
             if type(met) is RegularFile:
                 entries[name] = met
-                if add is not None and met.size:
-                    add(met)
+                if met.size:
+                    files.append(met)
                 continue
             if type(met) is Symlink:
                 entries[name] = met
@@ -328,8 +339,8 @@ class _Walk:
         else:
             xattrs = self._read_xattrs(b"/proc/self/fd/%d/%b" % (frame.fd, name), path)
         inode = self._inodes.leaf(status, path, xattrs)
-        if self._add is not None and type(inode) is RegularFile and inode.size:
-            self._add(inode)
+        if type(inode) is RegularFile and inode.size:
+            self._met.append(inode)
         return inode
 
     def _enter(self, name: bytes, path: bytes, dir_fd: int, met: NameStatus | None) -> Directory:

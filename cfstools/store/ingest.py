@@ -115,9 +115,8 @@ def ingest(
     with Ingest(
         blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, progress=progress
     ) as run:
-        for inode in iter_inodes(root):
-            if type(inode) is RegularFile and isinstance(inode.content, Unread):
-                run.add(inode)
+        inodes = iter_inodes(root)
+        run.add(inode for inode in inodes if type(inode) is RegularFile and isinstance(inode.content, Unread))
         return run.finish()
 
 
@@ -163,20 +162,22 @@ class Ingest:
     ) -> None:
         self.stop()
 
-    def add(self, file: RegularFile) -> None:
-        """Read *file*, whose content is unread; files are to be added in tree order."""
-        size = file.size
-        self._bytes += size
-        if size > SMALL:
-            self._flush()
-            self._submit([file])
-            return
-        # In the arena of a batch each file is padded to blocks.
-        padded = size + self._block_size
-        if len(self._small) >= BATCH_FILES or self._small_bytes + padded > ARENA_BYTES:
-            self._flush()
-        self._small.append(file)
-        self._small_bytes += padded
+    def add(self, files: Iterable[RegularFile]) -> None:
+        """Read *files*, whose contents are unread; they are to be added in tree order."""
+        block_size = self._block_size
+        for file in files:
+            size = file.size
+            self._bytes += size
+            if size > SMALL:
+                self._flush()
+                self._submit([file])
+                continue
+            # In the arena of a batch each file is padded to blocks.
+            padded = size + block_size
+            if self._small_bytes + padded > ARENA_BYTES or len(self._small) >= BATCH_FILES:
+                self._flush()
+            self._small.append(file)
+            self._small_bytes += padded
 
     def _flush(self) -> None:
         if self._small:

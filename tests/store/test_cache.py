@@ -75,7 +75,7 @@ def run(
         with Ingest(blobs, writer, params=params, cache=digests, **options) as ingest:  # type: ignore[arg-type]
             for file in root.entries.values():
                 if isinstance(file, RegularFile) and isinstance(file.content, Unread):
-                    ingest.add(file)
+                    ingest.add([file])
             report = ingest.finish()
         writer.commit()
     os.close(blobs.root_fd)
