@@ -298,7 +298,7 @@ static void put_node(const struct writer *w, uint8_t *image, const struct node *
         memset(at, 0xff, node->tail);
         if (node->blocks)
             memset(block, 0xff, BLOCK);
-    } else {
+    } else if (node->data.size) {
         const size_t in_blocks = node->data.size - node->tail;
         put_text(block, node->data.data, in_blocks);
         put_text(at, node->data.data + in_blocks, node->tail);
