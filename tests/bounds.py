@@ -19,13 +19,15 @@ MEMORY = 64 << 20
 # By the clock on the wall: it is only for hangs that no signal handler gets out of, on a machine under load too.
 HANG = 120
 
-_SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
+"""Whether AddressSanitizer is in this process, which needs time, and memory of its own without bounds."""
+
 _PEAK = re.compile(rb"VmHWM:\s+(\d+) kB")
 
 
 def seconds_for(size: int) -> float:
     """The processor time for *size* bytes of input; more where each line is traced or each access is checked."""
-    slowness = 10 if _SANITIZED else 5 if sys.gettrace() is not None else 1
+    slowness = 10 if SANITIZED else 5 if sys.gettrace() is not None else 1
     return slowness * (SECONDS + SECONDS_PER_MIB * size / 2**20)
 
 
@@ -69,7 +71,7 @@ def bounded(size: int, *, watchdog: bool = True) -> Iterator[Cost]:
     assert not late, f"more than {seconds:.2f} s of processor time for {size} bytes"
     cost.seconds, cost.memory = time.process_time() - begin, _memory() - before
     # The sanitizer keeps what was freed, and much beside it.
-    assert _SANITIZED or cost.memory <= MEMORY + size, f"{cost.memory >> 20} MiB of memory for {size} bytes"
+    assert SANITIZED or cost.memory <= MEMORY + size, f"{cost.memory >> 20} MiB of memory for {size} bytes"
 
 
 def _memory(*, forget: bool = False) -> int:

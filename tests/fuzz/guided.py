@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import random
 import re
 import resource
@@ -18,9 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bounds import HANG
+from tests.bounds import HANG, SANITIZED
 from tests.requirements import REPOSITORY
 
+# Names the library that a sanitized extension needs from the start (tools/check-native).
+_PRELOAD = "MKCFS_FUZZ_PRELOAD"
 # Longer inputs find nothing that shorter ones do not.
 _LARGEST = 64 << 10
 # What a single allocation may at most ask for, touched or not, with all else there is in the process.
@@ -78,6 +81,7 @@ def fuzz(name: str, seeds: list[bytes], *, seconds: int, seed: int, executions: 
         done = subprocess.run(
             command,
             cwd=REPOSITORY,
+            env={**os.environ, "LD_PRELOAD": os.environ.get(_PRELOAD, "")},
             capture_output=True,
             text=True,
             errors="replace",
@@ -106,11 +110,14 @@ def main() -> None:
     # Not there for the type checker, installed or not.
     atheris: Any = importlib.import_module("atheris")
     name, *arguments = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
+    if not SANITIZED:
+        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     # What is imported already, it cannot see into.
     assert "cfstools" not in sys.modules
     with atheris.instrument_imports(include=["cfstools"]):
+        from cfstools import native
         from tests.fuzz.targets import TARGETS, guarded
+    assert not SANITIZED or native.IMPLEMENTATION == "native", "the extension was not loaded"
     from tests.fuzz.mutate import TAR_TARGETS, fix_tar, mutated
 
     target = TARGETS[name]

@@ -41,7 +41,7 @@ def preloaded(shim: Path, arguments: list[str], **variables: str) -> subprocess.
     """Python with *arguments* and the library behind those that are preloaded already."""
     libraries = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(shim)]))
     # A sanitizer would say more, in its own words, about signals.
-    sanitizer = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":handle_sigbus=0"}
+    sanitizer = {name: f"{os.environ.get(name, '')}:handle_sigbus=0" for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS")}
     return subprocess.run(
         [sys.executable, *arguments],
         env={**unmeasured(), **sanitizer, "LD_PRELOAD": libraries, **variables},
