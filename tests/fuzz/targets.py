@@ -47,6 +47,9 @@ _LOW_LIMITS = BuildOptions(
 )
 
 
+_MARKS = (b"trusted.overlay.opaque=", b"user.overlay.opaque=")
+
+
 def guarded(target: Target, data: bytes, *, watchdog: bool = True) -> bool:
     """Call the target; whether it took the input. Raises what is a finding: AssertionError or a foreign exception."""
     refusal: CfsError | None = None
@@ -91,9 +94,12 @@ def canonical(data: bytes) -> None:
 
 
 def _lines(root: Directory) -> list[list[bytes]]:
-    """The fields of a dump, attributes in an order of their own: an image may have them in any."""
+    """The fields of a dump, attributes in an order of their own: an image may have them in any.
+
+    Without the marks that a writer of version 1 puts on a directory with whiteouts, whatever value they had before.
+    """
     rows = [line.rstrip(b"\n").split(b" ") for line in print_dump(root)]
-    return [row[:11] + sorted(row[11:]) for row in rows]
+    return [row[:11] + sorted(one for one in row[11:] if not one.startswith(_MARKS)) for row in rows]
 
 
 def dump(data: bytes) -> None:
