@@ -31,21 +31,17 @@ CREATE TABLE buckets (
 )"""
 # Also keeps what is read within bounds, and what one bucket lacks from shifting the records of the next.
 _FORM = (
-    "typeof(records) = 'blob' AND length(records) % {size} = 0 AND length(records) <= {most}"
-    .replace("{size}", str(_RECORD.size))
-    .replace("{most}", str(_RECORD.size << _SHIFT))
-)  # fmt: skip
-_ASK = (
-    "SELECT records FROM buckets WHERE volume = ? AND algorithm = ? AND bucket IN ({marks}) AND {form}"
-    .replace("{marks}", ",".join("?" * _ASK_TOGETHER))
-    .replace("{form}", _FORM)
-)  # fmt: skip
+    f"typeof(records) = 'blob' AND length(records) % {_RECORD.size} = 0 AND length(records) <= {_RECORD.size << _SHIFT}"
+)
+_ASK = "SELECT records FROM buckets WHERE volume = ? AND algorithm = ? AND bucket IN (marks) AND form".replace(
+    "marks", ",".join("?" * _ASK_TOGETHER)
+).replace("form", _FORM)
 _STORE = (
     "INSERT INTO buckets VALUES (?, ?, ?, ?, ?) ON CONFLICT (volume, algorithm, bucket) "
     "DO UPDATE SET newest = excluded.newest, records = excluded.records"
 )
-_COUNT = "SELECT ifnull(sum(length(records)), 0) FROM buckets WHERE {form}".replace("{form}", _FORM)
-_EACH = "SELECT algorithm, bucket, CASE WHEN {form} THEN records END FROM buckets".replace("{form}", _FORM)
+_COUNT = "SELECT ifnull(sum(length(records)), 0) FROM buckets WHERE form".replace("form", _FORM)
+_EACH = "SELECT algorithm, bucket, CASE WHEN form THEN records END FROM buckets".replace("form", _FORM)
 
 
 class Shelf(NamedTuple):
@@ -74,7 +70,7 @@ def _read(database: sqlite3.Connection, shelf: Shelf, numbers: Sequence[int]) ->
     for some in _in_turn(numbers):
         # There is no bucket -1.
         marks = [*some, *[-1] * (_ASK_TOGETHER - len(some))]
-        # All at once: between rows nothing is done that others would have to wait for.
+        # The interpreter's lock is given up for each row, after which others may keep it: rows must be few.
         yield from [records for (records,) in database.execute(_ASK, (*shelf, *marks)).fetchall()]
 
 

@@ -667,6 +667,25 @@ def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> No
     assert (found.entries, found.malformed) == (65, 0)
 
 
+def test_a_bucket_without_form_hides_no_other(store: DirectoryStore, source: Path) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    device = os.fstat(fd).st_dev
+    files = [(Stamp(device, inode, 1, 1, 1), (True, b"x")) for inode in range(96)]
+    for damage in (b"\0", b"", b"\0" * 10**6):
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember(files)
+            with sqlite3.connect(Path(store.path) / DATABASE) as database:
+                database.execute("UPDATE buckets SET records = ? WHERE bucket = 1", (damage,))
+            database.close()
+            found = digests.find([stamp for stamp, _ in files], 64)
+            assert found == [b"x"] * 32 + [None] * 32 + [b"x"] * 32
+    os.close(fd)
+
+
 def test_two_builds_remember_into_the_same_buckets(store: DirectoryStore, source: Path) -> None:
     """Neither loses what the other remembers at the same time."""
     source.mkdir()
