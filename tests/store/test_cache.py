@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -711,4 +711,37 @@ def test_two_builds_remember_into_the_same_buckets(store: DirectoryStore, source
     assert digests is not None
     with digests:
         assert digests.find(stamps, 64) == [b"9", *[b"%d" % (number % 4) for number in range(1, 200)]]
+    os.close(fd)
+
+
+def test_nobody_writes_between_reading_and_writing(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(2)]
+
+    def build(stamp: Stamp) -> None:
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember([(stamp, (True, b"x"))])
+
+    other = threading.Thread(target=build, args=stamps[1:])
+    joined = buckets._joined
+
+    def wait_for_other(records: Iterable[bytes]) -> tuple[int, bytes]:
+        monkeypatch.setattr(buckets, "_joined", joined)
+        other.start()
+        other.join(0.5)  # it cannot end sooner than this
+        return joined(records)
+
+    monkeypatch.setattr(buckets, "_joined", wait_for_other)
+    build(stamps[0])
+    other.join()
+    digests = DigestCache.open(store, fd, Algorithm.SHA256)
+    assert digests is not None
+    with digests:
+        assert digests.find(stamps, 64) == [b"x", b"x"]
     os.close(fd)
