@@ -204,15 +204,17 @@ class DigestCache:
         if len(self._made) >= _FLUSH_RECORDS:
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, oldest: int = 0) -> None:
+        """Write down what is remembered; what is there from before the day *oldest* goes."""
         with self._using() as database:
             made, self._made = self._made, []
             if database is not None and made:
-                buckets.merge(database, self._shelf, made, self._today - _KEEP_DAYS)
+                buckets.merge(database, self._shelf, made, oldest)
 
     def close(self) -> None:
         """Write down what is remembered, and how often it helped."""
-        self._flush()
+        # Not sooner: what is old may be of files that were still to be looked up.
+        self._flush(self._today - _KEEP_DAYS)
         with self._using() as database:
             if database is None:
                 return

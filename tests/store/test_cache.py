@@ -745,3 +745,22 @@ def test_nobody_writes_between_reading_and_writing(
     with digests:
         assert digests.find(stamps, 64) == [b"x", b"x"]
     os.close(fd)
+
+
+def test_what_is_still_to_be_looked_up_is_not_dropped(store: DirectoryStore, source: Path) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(4)]
+    for days in (100, 0):
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            if days:
+                digests.remember([(stamp, (True, b"x")) for stamp in stamps])
+            else:
+                assert digests.find(stamps[:2], 64) == [b"x"] * 2  # remembers these two anew
+                assert digests.find(stamps[2:3], 64) == [b"x"]
+        grow_old(store, days)
+    os.close(fd)
+    assert ages(store) == [0, 0, 0]
