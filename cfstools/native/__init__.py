@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 IMPLEMENTATION: str = "pure"
+# What match_stamps() takes.
+KNOWN_RECORD = _pure.KNOWN_RECORD
 
 # What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks

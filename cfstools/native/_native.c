@@ -183,7 +183,7 @@ static PyMethodDef methods[] = {
      "prefixes)\n\nAs in _pure.py."},
     {"give_contents", native_give_contents, METH_VARARGS, "give_contents(files, digested, kinds)\n\nAs in _pure.py."},
     {"match_stamps", native_match_stamps, METH_VARARGS,
-     "match_stamps(stamps, rows, device, digest_size, inline_limit)\n\nAs in _pure.py."},
+     "match_stamps(stamps, records, device, digest_size, inline_limit)\n\nAs in _pure.py."},
     {"digest_range", native_digest_range, METH_VARARGS,
      "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
     {"find_objects", native_find_objects, METH_VARARGS,

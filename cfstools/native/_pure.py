@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,40 +140,41 @@ def _object_path(digest: bytes) -> bytes:
     return b"%b/%b" % (name[:2], name[2:])
 
 
+# A file that is known: inode, size, mtime and ctime in nanoseconds, day, whether contents follow (else the digest),
+# how many bytes, and these.
+KNOWN_RECORD = struct.Struct("<QqqqIBBxx64s")
+_Known = tuple[int, int, int, int, int, int, int, bytes]
+
+
 def match_stamps(
-    stamps: Sequence[Stamp], text: str, device: int, digest_size: int, inline_limit: int
+    stamps: Sequence[Stamp], records: bytes, device: int, digest_size: int, inline_limit: int
 ) -> tuple[list[Digested], int]:
-    """What *text* says of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
+    """What *records* say of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
 
-    A line is inode number (as a signed one), size, mtime and ctime in nanoseconds, whether what comes last are the
-    contents (else the digest), the day it was written, and contents or digest in hexadecimal digits. It counts for a
-    file on *device* that it fits, if it can be true. With it comes the oldest day (a large number if there is none).
+    They are of the form ``KNOWN_RECORD``, without anything between them, else they say nothing; of several with one
+    inode number the last counts. It does for a file on *device* that it fits, if it can be true. With the results comes
+    the oldest day of those that counted (a large number if there is none).
     """
-    known = {line[0]: line for line in map(_parse_known, text.split("\n")) if line is not None}
-    oldest = min([line[5] for line in known.values()], default=_NEVER)
-    return [_match(stamp, known, device, digest_size, inline_limit) for stamp in stamps], oldest
+    is_whole = len(records) % KNOWN_RECORD.size == 0
+    known: dict[int, _Known] = {one[0]: one for one in KNOWN_RECORD.iter_unpack(records)} if is_whole else {}
+    results: list[Digested] = []
+    oldest = _NEVER
+    for stamp in stamps:
+        record = known.get(stamp[1])
+        fits = record is not None and stamp[0] == device and record[1:4] == stamp[2:]
+        said = _said_by(record, digest_size, inline_limit) if record is not None and fits else None
+        if record is not None and said is not None:
+            oldest = min(oldest, record[4])
+        results.append(said)
+    return results, oldest
 
 
-_Known = tuple[int, int, int, int, bool, int, bytes]
-
-
-def _parse_known(line: str) -> _Known | None:
-    try:
-        inode, size, mtime, ctime, inlined, day, value = line.split(" ")
-        return int(inode), int(size), int(mtime), int(ctime), int(inlined) != 0, int(day), bytes.fromhex(value)
-    except ValueError:
+def _said_by(record: _Known, digest_size: int, inline_limit: int) -> Digested:
+    _, size, _, _, _, inlined, length, value = record
+    is_inline = size <= inline_limit
+    if inlined != is_inline or length != (size if is_inline else digest_size) or length > len(value):
         return None
-
-
-def _match(stamp: Stamp, known: dict[int, _Known], device: int, digest_size: int, inline_limit: int) -> Digested:
-    inode = stamp[1]
-    line = known.get(inode - (1 << 64) if inode >> 63 else inode)
-    if line is None or stamp[0] != device or line[1:4] != stamp[2:]:
-        return None
-    _, size, _, _, inlined, _, value = line
-    if inlined != (size <= inline_limit) or len(value) != (size if inlined else digest_size):
-        return None
-    return value if inlined else (value, size, -1)
+    return value[:length] if is_inline else (value[:length], size, -1)
 
 
 def _padded(size: int, block_size: int) -> int:

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "disk.h"
 #include "model.h"
 #include "native.h"
 
@@ -80,144 +81,107 @@ PyObject *native_give_contents(PyObject *module, PyObject *args) {
 
 /* --- files known by their stamps --- */
 
-/* One line of what a cache says. */
-struct known {
-    long long inode, size, mtime, ctime, day;
-    const char *value; /* hexadecimal */
-    size_t value_size;
-    int inlined, is_used;
-};
+/* What is where in a record of a cache: KNOWN_RECORD in _pure.py. */
+enum { AT_INODE, AT_SIZE = 8, AT_MTIME = 16, AT_CTIME = 24, AT_DAY = 32, AT_INLINED = 36, AT_LENGTH, AT_VALUE = 40,
+       VALUE_MAX = 64, RECORD = AT_VALUE + VALUE_MAX };
 
+/* Records by inode number. */
 struct table {
-    struct known *slots;
+    const uint8_t **slots;
     size_t mask;
 };
 
-/* A number and the space behind it; 0 if that is not what is there. */
-static int take_number(const char **at, long long *out) {
-    char *end;
-    *out = strtoll(*at, &end, 10);
-    if (end == *at || *end != ' ')
-        return 0;
-    *at = end + 1;
-    return 1;
-}
-
-static int parse_line(const char *line, const char *end, struct known *out) {
-    long long inlined;
-    if (!take_number(&line, &out->inode) || !take_number(&line, &out->size) || !take_number(&line, &out->mtime) ||
-        !take_number(&line, &out->ctime) || !take_number(&line, &inlined) || !take_number(&line, &out->day) || line > end)
-        return 0;
-    out->inlined = inlined != 0;
-    out->value = line;
-    out->value_size = (size_t)(end - line);
-    out->is_used = 1;
-    return 1;
-}
-
-static struct known *find_slot(const struct table *table, long long inode) {
-    size_t at = (size_t)((uint64_t)inode * 0x9e3779b97f4a7c15ULL >> 32);
-    while (table->slots[at & table->mask].is_used && table->slots[at & table->mask].inode != inode)
+static const uint8_t **find_slot(const struct table *table, uint64_t inode) {
+    size_t at = (size_t)(inode * 0x9e3779b97f4a7c15ULL >> 32);
+    while (table->slots[at & table->mask] != NULL && disk_u64(table->slots[at & table->mask] + AT_INODE) != inode)
         at++;
     return &table->slots[at & table->mask];
 }
 
-/* The lines of `text` by inode number, and the oldest day in them; -1 when memory is short. */
-static int table_open(struct table *table, const char *text, long long *oldest) {
-    size_t lines = 1;
-    for (const char *at = text; (at = strchr(at, '\n')) != NULL; at++)
-        lines++;
+/* Whatever are no records is nothing; -1 when memory is short. */
+static int table_open(struct table *table, const uint8_t *records, size_t size) {
+    const size_t count = size % RECORD == 0 ? size / RECORD : 0;
     table->mask = 15;
-    while (table->mask < 2 * lines)
+    while (table->mask < 2 * count)
         table->mask = 2 * table->mask + 1;
     if ((table->slots = calloc(table->mask + 1, sizeof *table->slots)) == NULL)
         return -1;
-    *oldest = LLONG_MAX;
-    while (*text != 0) {
-        const char *end = strchr(text, '\n');
-        struct known known;
-        if (end == NULL)
-            end = text + strlen(text);
-        if (parse_line(text, end, &known)) {
-            *find_slot(table, known.inode) = known;
-            if (known.day < *oldest)
-                *oldest = known.day;
-        }
-        text = *end != 0 ? end + 1 : end;
+    for (size_t i = 0; i < count; i++)
+        *find_slot(table, disk_u64(records + i * RECORD + AT_INODE)) = records + i * RECORD;
+    return 0;
+}
+
+/* What a record that fits says: contents, or (digest, size, -1); None if it cannot be so. */
+static PyObject *said_by(const uint8_t *record, long long digest_size, long long inline_limit) {
+    const long long size = (long long)disk_u64(record + AT_SIZE);
+    const int is_inline = size <= inline_limit;
+    const long long length = is_inline ? size : digest_size;
+    if (record[AT_INLINED] != is_inline || record[AT_LENGTH] != length || length > VALUE_MAX)
+        return Py_NewRef(Py_None);
+    PyObject *value = PyBytes_FromStringAndSize((const char *)record + AT_VALUE, (Py_ssize_t)length);
+    return is_inline || value == NULL ? value : Py_BuildValue("(NLi)", value, size, -1);
+}
+
+/* Device, inode, size, mtime and ctime; negative with an error, which is OverflowError for what no record can hold. */
+static int read_stamp(PyObject *stamp, uint64_t *out) {
+    if (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5) {
+        PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple of five numbers");
+        return -1;
+    }
+    for (int i = 0; i < 5; i++) {
+        PyObject *item = PyTuple_GetItem(stamp, i);
+        out[i] = i < 2 ? PyLong_AsUnsignedLongLong(item) : (uint64_t)PyLong_AsLongLong(item);
+        if (out[i] == UINT64_MAX && PyErr_Occurred())
+            return -1;
     }
     return 0;
 }
 
-static int hex_digit(char byte) {
-    return byte >= '0' && byte <= '9' ? byte - '0' : byte >= 'A' && byte <= 'F' ? byte - 'A' + 10 : -1;
-}
+/* What is asked for, and the oldest day in the records that could be used. */
+struct question {
+    uint64_t device;
+    long long digest_size, inline_limit, oldest;
+};
 
-static PyObject *value_of(const struct known *known) {
-    const size_t size = known->value_size / 2;
-    PyObject *value = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    for (size_t i = 0; value != NULL && i < size; i++) {
-        const int high = hex_digit(known->value[2 * i]), low = hex_digit(known->value[2 * i + 1]);
-        if (high < 0 || low < 0) {
-            Py_DECREF(value);
-            return Py_NewRef(Py_None);
-        }
-        PyBytes_AsString(value)[i] = (char)(high << 4 | low);
-    }
-    return value;
-}
-
-/* What a line that fits says: contents, or (digest, size, -1); None if it cannot be so. */
-static PyObject *said_by(const struct known *known, size_t digest_size, long long inline_limit) {
-    const int is_inline = known->size <= inline_limit;
-    const uint64_t length = known->inlined ? (uint64_t)known->size : digest_size;
-    if (known->inlined != is_inline || known->value_size != 2 * length)
+static PyObject *match(const struct table *table, PyObject *stamp, struct question *question) {
+    uint64_t numbers[5];
+    if (read_stamp(stamp, numbers)) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return NULL;
+        PyErr_Clear();
         return Py_NewRef(Py_None);
-    PyObject *value = value_of(known);
-    if (value == NULL || value == Py_None || known->inlined)
-        return value;
-    return Py_BuildValue("(NLi)", value, known->size, -1);
-}
-
-static PyObject *match(const struct table *table, PyObject *stamp, uint64_t device, size_t digest_size,
-                       long long inline_limit) {
-    if (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5) {
-        PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple of five numbers");
-        return NULL;
     }
-    const uint64_t on = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 0));
-    const uint64_t inode = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 1));
-    long long rest[3];
-    for (int i = 0; i < 3; i++)
-        rest[i] = PyLong_AsLongLong(PyTuple_GetItem(stamp, 2 + i));
-    if (PyErr_Occurred())
-        return NULL;
-    const struct known *known = find_slot(table, (long long)inode);
-    if (!known->is_used || on != device || known->size != rest[0] || known->mtime != rest[1] || known->ctime != rest[2])
+    const uint8_t *record = *find_slot(table, numbers[1]);
+    if (record == NULL || numbers[0] != question->device || disk_u64(record + AT_SIZE) != numbers[2] ||
+        disk_u64(record + AT_MTIME) != numbers[3] || disk_u64(record + AT_CTIME) != numbers[4])
         return Py_NewRef(Py_None);
-    return said_by(known, digest_size, inline_limit);
+    PyObject *said = said_by(record, question->digest_size, question->inline_limit);
+    if (said != NULL && said != Py_None && disk_u32(record + AT_DAY) < question->oldest)
+        question->oldest = disk_u32(record + AT_DAY);
+    return said;
 }
 
 PyObject *native_match_stamps(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *stamps, *results = NULL;
-    const char *text;
+    PyObject *stamps, *records, *results = NULL;
     unsigned long long device;
-    Py_ssize_t digest_size;
-    long long inline_limit, oldest;
+    struct question question = {.oldest = LLONG_MAX};
     struct table table;
-    if (!PyArg_ParseTuple(args, "O!sKnL", &PyList_Type, &stamps, &text, &device, &digest_size, &inline_limit))
+    if (!PyArg_ParseTuple(args, "O!O!KLL", &PyList_Type, &stamps, &PyBytes_Type, &records, &device,
+                          &question.digest_size, &question.inline_limit))
         return NULL;
-    if (table_open(&table, text, &oldest))
+    question.device = device;
+    if (table_open(&table, (const uint8_t *)PyBytes_AsString(records), (size_t)PyBytes_Size(records)))
         return PyErr_NoMemory();
     results = PyList_New(PyList_Size(stamps));
     for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
         PyObject *stamp = PyList_GetItem(stamps, i);
-        PyObject *said = stamp != NULL ? match(&table, stamp, device, (size_t)digest_size, inline_limit) : NULL;
+        PyObject *said = stamp != NULL ? match(&table, stamp, &question) : NULL;
         if (said == NULL)
             Py_CLEAR(results);
         else
             PyList_SetItem(results, i, said);
     }
     free(table.slots);
-    return results != NULL ? Py_BuildValue("(NL)", results, oldest) : NULL;
+    return results != NULL ? Py_BuildValue("(NL)", results, question.oldest) : NULL;
 }

@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,13 +23,14 @@ from typing import Self
 from cfstools import native
 from cfstools.linux import files
 from cfstools.report import Report
+from cfstools.store import buckets
 from cfstools.store.directory import DirectoryStore
 from cfstools.tree.model import Stamp
 from cfstools.verity import Algorithm
 
 CACHE_DIRECTORY = b".mkcfs"
 CACHE_NAME = b"digests.sqlite"
-_VERSION = 1
+_VERSION = 2
 
 # Files changed less than this long before they were read are not remembered: clocks of file systems are coarse, up
 # to two seconds.
@@ -39,29 +40,16 @@ _TRUSTED = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xE0F5E1E2, 0x
 _DAY_NS = 86_400_000_000_000
 _REFRESH_DAYS = 14
 _KEEP_DAYS = 60
+_NEVER = -1 << 63
 # Above this size entries not met for long are dropped.
 _LARGE_BYTES = 256 << 20
-_FLUSH_ROWS = 20_000
-_SIGN = 1 << 63
-_ASK_TOGETHER = 256
+_FLUSH_RECORDS = 20_000
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE volumes (number INTEGER PRIMARY KEY, identity BLOB NOT NULL UNIQUE);
-CREATE TABLE files (
-    volume INTEGER NOT NULL, algorithm INTEGER NOT NULL, inode INTEGER NOT NULL,
-    size INTEGER NOT NULL, mtime INTEGER NOT NULL, ctime INTEGER NOT NULL,
-    inlined INTEGER NOT NULL, value BLOB NOT NULL, day INTEGER NOT NULL,
-    PRIMARY KEY (volume, algorithm, inode)
-) WITHOUT ROWID;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+{buckets.SCHEMA};
 """
-# One row for all files asked for: with a row each, the lock of the interpreter would be given up for each.
-_ASK = (
-    "SELECT group_concat("
-    "printf('%d %d %d %d %d %d %s', inode, size, mtime, ctime, inlined, day, hex(value)), char(10)"
-    ") FROM files WHERE volume = ? AND algorithm = ? AND inode IN (marks)"
-).replace("marks", ",".join("?" * _ASK_TOGETHER))
-_STORE = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
 # What is remembered of a file: its contents if these go into images (true), else its digest.
@@ -102,13 +90,13 @@ class DigestCache:
         self._database: sqlite3.Connection | None = database
         self._root_fd = root_fd
         self._device = os.fstat(root_fd).st_dev
-        self._algorithm = algorithm
+        self._digest_size = algorithm.digest_size
         self._lock = threading.Lock()
         self._today = time.time_ns() // _DAY_NS
         self._hits = self._misses = 0
-        self._rows: list[tuple[int, int, int, int, int, int, bool, bytes, int]] = []
+        self._made: list[bytes] = []
         self._settled: int | None = None
-        self._volume = self._find_volume(volume_identity(root_fd))
+        self._shelf = buckets.Shelf(self._find_volume(volume_identity(root_fd)), algorithm.number)
 
     @classmethod
     def open(cls, store: DirectoryStore, root_fd: int, algorithm: Algorithm) -> DigestCache | None:
@@ -161,30 +149,22 @@ class DigestCache:
 
     def find(self, stamps: list[Stamp], inline_threshold: int) -> list[Found]:
         """What is known of the files with these *stamps*, of which those up to the threshold are kept in images."""
-        lines: list[str] = []
+        records = b""
         with self._using() as database:
-            for first in range(0, len(stamps) if database else 0, _ASK_TOGETHER):
-                assert database is not None
-                inodes = [_signed(stamp.inode) for stamp in stamps[first : first + _ASK_TOGETHER]]
-                inodes += [0] * (_ASK_TOGETHER - len(inodes))
-                (found,) = database.execute(_ASK, (self._volume, self._algorithm.number, *inodes)).fetchone()
-                lines.append(found or "")
-        text = "\n".join(lines)
-        results, oldest = native.match_stamps(stamps, text, self._device, self._algorithm.digest_size, inline_threshold)
+            if database is not None:
+                records = buckets.read(database, self._shelf, stamps)
+        results, oldest = native.match_stamps(stamps, records, self._device, self._digest_size, inline_threshold)
         hits = len(stamps) - results.count(None)
         with self._lock:
             self._hits += hits
             self._misses += len(stamps) - hits
         if self._today - oldest > _REFRESH_DAYS:
-            self._refresh(stamps, results, text)
+            # Remember all of them anew, lest they are dropped for their age. As they all have one day then, this
+            # happens to them once in so many days.
+            self._add(
+                [(stamp, _known(found)) for stamp, found in zip(stamps, results, strict=True) if found is not None]
+            )
         return results
-
-    def _refresh(self, stamps: Sequence[Stamp], results: Sequence[Found], text: str) -> None:
-        """Remember anew what was found in old lines of *text*, so that it is not dropped for its age."""
-        days = {int(words[0]): int(words[5]) for words in map(str.split, text.split("\n")) if words}
-        for stamp, found in zip(stamps, results, strict=True):
-            if found is not None and self._today - days[_signed(stamp.inode)] > _REFRESH_DAYS:
-                self._remember(stamp, (True, found) if isinstance(found, bytes) else (False, found[0]))
 
     def unusable(self, count: int) -> None:
         """So many of the files found were of no use, because the store has lost their objects."""
@@ -201,7 +181,7 @@ class DigestCache:
         """
         with self._lock:
             if self._settled is None:
-                self._settled = -_SIGN
+                self._settled = _NEVER
                 with suppress(OSError):
                     now = time.time_ns()
                     files.syncfs(self._root_fd)
@@ -211,36 +191,30 @@ class DigestCache:
         """Remember what files read after :meth:`settle` were, except those changed shortly before it, or since."""
         assert self._settled is not None
         limit = self._settled - RACY_NS
-        for stamp, known in entries:
-            if stamp.device == self._device and stamp.ctime_ns < limit and stamp.mtime_ns < limit:
-                self._remember(stamp, known)
-        if len(self._rows) >= _FLUSH_ROWS:
-            self._flush()
-
-    def _remember(self, stamp: Stamp, known: Known) -> None:
-        self._rows.append(
-            (
-                self._volume,
-                self._algorithm.number,
-                _signed(stamp.inode),
-                stamp.size,
-                stamp.mtime_ns,
-                stamp.ctime_ns,
-                *known,
-                self._today,
-            )
+        self._add(
+            (stamp, known)
+            for stamp, known in entries
+            if stamp.device == self._device and stamp.ctime_ns < limit and stamp.mtime_ns < limit
         )
 
-    def _flush(self) -> None:
+    def _add(self, entries: Iterable[tuple[Stamp, Known]]) -> None:
+        made = [buckets.make_record(stamp, *known, self._today) for stamp, known in entries]
+        with self._lock:
+            self._made += filter(None, made)
+        if len(self._made) >= _FLUSH_RECORDS:
+            self._flush()
+
+    def _flush(self, oldest: int = 0) -> None:
+        """Write down what is remembered; what is there from before the day *oldest* goes."""
         with self._using() as database:
-            if database is not None:
-                rows, self._rows = self._rows, []
-                with database:
-                    database.executemany(_STORE, rows)
+            made, self._made = self._made, []
+            if database is not None and made:
+                buckets.merge(database, self._shelf, made, oldest)
 
     def close(self) -> None:
         """Write down what is remembered, and how often it helped."""
-        self._flush()
+        # Not sooner: what is old may be of files that were still to be looked up.
+        self._flush(self._today - _KEEP_DAYS)
         with self._using() as database:
             if database is None:
                 return
@@ -250,8 +224,7 @@ class DigestCache:
                     database.execute(_COUNT, (name, value))
                     database.execute(_COUNT, (f"last_{name}", value))
             if _pragma(database, "page_count") * _pragma(database, "page_size") > _LARGE_BYTES:
-                with database:
-                    database.execute("DELETE FROM files WHERE day < ?", (self._today - _KEEP_DAYS,))
+                buckets.expire(database, self._today - _KEEP_DAYS)
         with self._lock:
             if self._database is not None:
                 self._database.close()
@@ -284,7 +257,7 @@ def cache_statistics(store: DirectoryStore) -> CacheStatistics | None:
             return None
         with closing(database):
             counters = dict(database.execute("SELECT name, value FROM counters"))
-            (entries,) = database.execute("SELECT count(*) FROM files").fetchone()
+            entries = buckets.count(database)
             size = _pragma(database, "page_count") * _pragma(database, "page_size")
     except (OSError, sqlite3.Error):
         return None
@@ -313,12 +286,9 @@ def check_cache(store: DirectoryStore) -> CacheCheck | None:
             (answer,) = database.execute("PRAGMA integrity_check(1)").fetchone()
             if answer != "ok":
                 return CacheCheck(entries=0, malformed=0, problem=str(answer))
-            sizes = {algorithm.number: algorithm.digest_size for algorithm in Algorithm}
-            for algorithm, size, inlined, length in database.execute(
-                "SELECT algorithm, size, inlined, length(value) FROM files"
-            ):
+            for is_possible in buckets.check(database):
                 entries += 1
-                malformed += length != (size if inlined else sizes.get(algorithm))
+                malformed += not is_possible
     except (OSError, sqlite3.Error) as error:
         return CacheCheck(entries=entries, malformed=malformed, problem=str(error))
     return CacheCheck(entries=entries, malformed=malformed)
@@ -331,8 +301,8 @@ def remove_cache(store: DirectoryStore) -> None:
             os.unlink(CACHE_DIRECTORY + b"/" + CACHE_NAME + suffix, dir_fd=store.fd)
 
 
-def _signed(inode: int) -> int:
-    return inode - 2 * _SIGN if inode >= _SIGN else inode
+def _known(found: bytes | tuple[bytes, int, int]) -> Known:
+    return (True, found) if isinstance(found, bytes) else (False, found[0])
 
 
 def _pragma(database: sqlite3.Connection, name: str) -> int:

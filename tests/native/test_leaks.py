@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 
+from cfstools import native
 from cfstools.formats.composefs import rewrite_xattrs, write_image
 from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
@@ -109,7 +110,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     root = parse_dump(DUMP)
     header = METACOPY_HEADERS[Algorithm.SHA256]
     holes = memoryview(bytes(8192))[::2]
-    stamp, row = (5, 1, 3, 7, 8), "1 3 7 8 0 0 0A0B0C0D"
+    stamp, row = (5, 1, 3, 7, 8), native.KNOWN_RECORD.pack(1, 3, 7, 8, 0, 0, 4, b"abcd")
     maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
     regular = RegularFile(mode=0o100644, size=3, content=b"old")
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
@@ -151,6 +152,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.list_names(fd),
         lambda: refused(lambda: n.list_names(999_999)),
         lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2),
+        lambda: n.match_stamps([stamp, (5, -1, 3, 7, 8), (5, 1, 2**63, 7, 8)], row[1:], 5, 4, 2),
         lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 4, 2)),
         lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 4, 2)),
         lambda: n.give_contents([regular] * 3, [(bytes(32), 1, -1), b"inline", None], KINDS),

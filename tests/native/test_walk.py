@@ -176,44 +176,69 @@ def test_the_same_names(tmp_path: Path) -> None:
             module.list_names(fd)
 
 
+INODES = [1, 2**63 + 1, 2**64 - 1]
 STAMPS = st.tuples(
     st.sampled_from([5, 6]),
-    st.sampled_from([1, 2**63 + 1, 2**64 - 1]),
-    st.integers(0, 3),
+    st.sampled_from([*INODES, 2**64, -1]),
+    st.sampled_from([0, 1, 2, 3, -1, 2**63]),
     st.just(7),
-    st.integers(8, 9),
+    st.sampled_from([8, 9, -8, -(2**63) - 1]),
 )
-LINES = st.one_of(
-    st.builds(
-        lambda *fields: " ".join(map(str, fields)),
-        st.sampled_from([1, -(2**63) + 1, -1]),
-        st.integers(0, 3),
-        st.just(7),
-        st.integers(8, 9),
-        st.integers(0, 1),
-        st.integers(-5, 5),
-        st.binary(max_size=4).map(lambda value: value.hex().upper()),
-    ),
-    st.text(alphabet="0123456789 AF-", max_size=12),
+RECORDS = st.builds(
+    native.KNOWN_RECORD.pack,
+    st.sampled_from(INODES),
+    st.sampled_from([0, 1, 2, 3, -1]),
+    st.just(7),
+    st.sampled_from([8, 9, -8]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 1, 2, 255]),
+    st.sampled_from([0, 1, 2, 3, 4, 63, 64, 65, 255]),
+    st.binary(max_size=64),
 )
 
 
-@given(st.lists(STAMPS), st.lists(LINES))
-def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], lines: list[str]) -> None:
-    text = "\n".join(lines)
-    expected = _pure.match_stamps(stamps, text, 5, 4, 2)
-    assert _native.match_stamps(stamps, text, 5, 4, 2)[0] == expected[0]
+@given(st.lists(STAMPS), st.lists(RECORDS).map(b"".join), st.sampled_from([0, 4, 64, 65, -1]))
+def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], records: bytes, digest_size: int) -> None:
+    expected = _pure.match_stamps(stamps, records, 5, digest_size, 2)
+    assert _native.match_stamps(stamps, records, 5, digest_size, 2) == expected
 
 
-def test_lines_that_say_something() -> None:
-    stamps = [(5, 2**64 - 1, 3, 7, 8), (5, 1, 2, 7, 8), (6, 1, 2, 7, 8)]
-    text = "-1 3 7 8 0 20 0A0B0C0D\n1 2 7 8 1 10 AAFF"
-    for module in (_native, _pure):
-        assert module.match_stamps(stamps, text, 5, 4, 2) == ([(b"\x0a\x0b\x0c\x0d", 3, -1), b"\xaa\xff", None], 10)
-        assert module.match_stamps(stamps, "", 5, 4, 2) == ([None] * 3, 2**63 - 1)
+@given(st.lists(STAMPS), st.lists(RECORDS, min_size=1).map(b"".join), st.data())
+def test_the_same_of_records_that_were_damaged(
+    stamps: list[tuple[int, int, int, int, int]], records: bytes, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(records)))
+    noise = data.draw(st.binary(max_size=2 * native.KNOWN_RECORD.size))
+    end = data.draw(st.integers(start, len(records)))
+    for damaged in (noise, records[:start], records[start:], records[:start] + noise + records[end:]):
+        expected = _pure.match_stamps(stamps, damaged, 5, 4, 2)
+        assert _native.match_stamps(stamps, damaged, 5, 4, 2) == expected
+        if len(damaged) % native.KNOWN_RECORD.size:
+            assert expected == ([None] * len(stamps), 2**63 - 1)
+
+
+@pytest.mark.parametrize("module", [_native, _pure])
+def test_records_that_say_something(module: ModuleType) -> None:
+    pack = native.KNOWN_RECORD.pack
+    stamps = [(5, 2**64 - 1, 3, 7, -8), (5, 1, 2, 7, 8), (6, 1, 2, 7, 8)]
+    digest = pack(2**64 - 1, 3, 7, -8, 20, 0, 4, b"abcdefgh")
+    contents = pack(1, 2, 7, 8, 30, 1, 2, b"XYZ")
+    other = pack(9, 2, 7, 8, 10, 1, 2, b"XYZ")
+    said = ([(b"abcd", 3, -1), b"XY", None], 20)
+    assert module.match_stamps(stamps, digest + other + contents, 5, 4, 2) == said
+    # The last one counts.
+    again = pack(1, 1, 7, 8, 1, 1, 1, b"X")
+    assert module.match_stamps(stamps, contents + digest + again, 5, 4, 2) == ([said[0][0], None, None], 20)
+    assert module.match_stamps(stamps, b"", 5, 4, 2) == ([None] * 3, 2**63 - 1)
+    assert module.match_stamps([], digest, 5, 4, 2) == ([], 2**63 - 1)
+    longest = pack(1, 64, 7, 8, 0, 1, 64, bytes(range(64)))
+    assert module.match_stamps([(5, 1, 64, 7, 8)], longest, 5, 32, 64) == ([bytes(range(64))], 0)
 
 
 def test_wrong_stamps_are_refused() -> None:
     for stamps in ([1], [(5, "x", 2, 7, 8)], [(5, 1)], ()):
         with pytest.raises(TypeError):
-            _native.match_stamps(stamps, "", 5, 4, 2)
+            _native.match_stamps(stamps, b"", 5, 4, 2)
+    for records in ("", bytearray(), None):
+        with pytest.raises(TypeError):
+            _native.match_stamps([], records, 5, 4, 2)

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from cfstools import native
 from cfstools.errors import SourceChanged
 from cfstools.linux import files
-from cfstools.store import DirectoryStore, IngestReport, StoreWriter, cache
+from cfstools.store import DirectoryStore, IngestReport, StoreWriter, buckets, cache
 from cfstools.store.cache import DigestCache, cache_statistics, check_cache
 from cfstools.store.ingest import Ingest
 from cfstools.tree import Directory, External, RegularFile, Stamp, Unread
@@ -50,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made by a test are changed just now: without this nothing would be remembered."""
     monkeypatch.setattr(cache, "RACY_NS", 0)
-    monkeypatch.setattr(cache, "_FLUSH_ROWS", 2)
+    monkeypatch.setattr(cache, "_FLUSH_RECORDS", 2)
 
 
 def settle_clock(path: Path) -> None:
@@ -435,13 +435,59 @@ def test_another_version_is_made_anew(store: DirectoryStore, source: Path) -> No
     assert last(store) == (0, 4)
 
 
+def split(records: bytes) -> list[bytes]:
+    size = native.KNOWN_RECORD.size
+    return [records[at : at + size] for at in range(0, len(records), size)]
+
+
+def rewrite_buckets(store: DirectoryStore, change: Callable[[bytes], object]) -> None:
+    """Put into each bucket what *change* makes of its records."""
+    with sqlite3.connect(Path(store.path) / DATABASE) as database:
+        for number, records in database.execute("SELECT rowid, records FROM buckets").fetchall():
+            database.execute("UPDATE buckets SET records = ? WHERE rowid = ?", (change(records), number))
+    database.close()
+
+
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: records[:-1],
+        lambda records: records + b"\0",
+        lambda records: records[1:] + b"\0",
+        lambda _: b"",
+        lambda _: "text",
+        lambda _: 5,
+        lambda _: bytes(native.KNOWN_RECORD.size),
+        lambda _: b"\xff" * native.KNOWN_RECORD.size,
+        lambda records: records * 40,
+    ],
+)
+def test_buckets_of_a_wrong_form_are_made_anew(
+    store: DirectoryStore, source: Path, change: Callable[[bytes], object]
+) -> None:
+    tree_of(CONTENTS, source)
+    settle_clock(source / "same")
+    run(store, rescan(source), source)
+    rewrite_buckets(store, change)
+    found = check_cache(store)
+    assert found is not None
+    assert (found.malformed == found.entries, found.problem) == (True, None)
+    for expected in ((0, 4), (4, 0)):
+        root = rescan(source)
+        run(store, root, source)
+        assert digests_of(root) == truth(source)
+        assert last(store) == expected
+    statistics = cache_statistics(store)
+    assert statistics is not None
+    assert statistics.entries == 4
+
+
 def test_entries_of_a_wrong_form_are_not_believed(store: DirectoryStore, source: Path) -> None:
     tree_of(CONTENTS, source)
     settle_clock(source / "same")
     run(store, rescan(source), source)
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        database.execute("UPDATE files SET value = x'00'")
-    database.close()
+    rewrite_buckets(store, lambda records: b"".join(one[:37] + b"\x01" + one[38:] for one in split(records)))
     found = check_cache(store)
     assert found is not None
     assert (found.entries, found.malformed, found.problem) == (4, 4, None)
@@ -498,8 +544,8 @@ def test_a_database_in_use_is_no_hindrance(
     tree_of(CONTENTS, source)
     settle_clock(source / "same")
     run(store, rescan(source), source)
-    monkeypatch.setattr(cache, "_STORE", "nonsense")
-    monkeypatch.setattr(cache, "_ASK", "nonsense")
+    monkeypatch.setattr(buckets, "_STORE", "nonsense")
+    monkeypatch.setattr(buckets, "_ASK", "nonsense")
     root = rescan(source)
     run(store, root, source)
     assert digests_of(root) == truth(source)
@@ -509,15 +555,63 @@ def test_a_database_in_use_is_no_hindrance(
     assert found.entries == 4
 
 
+def grow_old(store: DirectoryStore, days: int) -> None:
+    """Let everything in the cache have been remembered so many days sooner."""
+
+    def older(records: bytes) -> bytes:
+        made = native.KNOWN_RECORD.iter_unpack(records)
+        return b"".join(native.KNOWN_RECORD.pack(*one[:4], one[4] - days, *one[5:]) for one in made)
+
+    rewrite_buckets(store, older)
+    with sqlite3.connect(Path(store.path) / DATABASE) as database:
+        database.execute("UPDATE buckets SET newest = newest - ?", (days,))
+    database.close()
+
+
+def ages(store: DirectoryStore) -> list[int]:
+    """How many days ago each entry was remembered, in the order of inode numbers."""
+    today = time.time_ns() // 86_400_000_000_000
+    with sqlite3.connect(Path(store.path) / DATABASE) as database:
+        every = b"".join([records for (records,) in database.execute("SELECT records FROM buckets")])
+    database.close()
+    return [today - one[4] for one in sorted(native.KNOWN_RECORD.iter_unpack(every))]
+
+
+def test_entries_stay_as_long_as_they_are_met(store: DirectoryStore, source: Path) -> None:
+    tree_of(CONTENTS, source)
+    settle_clock(source / "same")
+    run(store, rescan(source), source)
+    for days, expected in ((10, 10), (10, 0), (14, 14), (1, 0)):
+        grow_old(store, days)
+        run(store, rescan(source), source)
+        assert ages(store) == [expected] * 4
+    assert last(store) == (4, 0)
+
+
+def test_old_neighbours_go_when_a_bucket_is_written(store: DirectoryStore, source: Path) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    device = os.fstat(fd).st_dev
+    for inode, days in ((64, 31), (65, 30), (66, 0)):
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember([(Stamp(device, inode, 1, 1, 1), (True, b"x"))])
+        grow_old(store, days)
+    os.close(fd)
+    assert ages(store) == [30, 0]
+
+
 def test_old_entries_are_refreshed_and_dropped(
     store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree_of(CONTENTS, source)
     settle_clock(source / "same")
     run(store, rescan(source), source)
+    grow_old(store, 100)
     with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        database.execute("UPDATE files SET day = day - 100")
-        database.execute("INSERT INTO files SELECT volume, algorithm, 1, 1, 1, 1, 1, x'00', day FROM files LIMIT 1")
+        database.execute("INSERT INTO buckets SELECT volume, algorithm, 1, newest, records FROM buckets LIMIT 1")
     database.close()
     monkeypatch.setattr(cache, "_LARGE_BYTES", 0)
     run(store, rescan(source), source)
@@ -539,6 +633,134 @@ def test_numbers_beyond_the_database(store: DirectoryStore, source: Path) -> Non
         digests.remember([(stamp, (True, b"x")), (stamp._replace(inode=7), (True, b"y"))])
         assert digests.find([stamp], 64) == [b"x"]
         far = Stamp(device, 5, 1, -(2**80), 1)
-        digests.remember([(far, (True, b"x")), (far, (True, b"x"))])
-        assert digests.find([stamp], 64) == [None]
+        huge = Stamp(device, 2**70, 1, 1, 1)
+        long = Stamp(device, 6, 65, 1, 1)
+        digests.remember([(far, (True, b"x")), (huge, (True, b"x")), (long, (True, b"x" * 65))])
+        assert digests.find([stamp, far, long], 100) == [b"x", None, None]
+        # What cannot even be asked for.
+        assert digests.find([stamp, huge], 64) == [None, None]
     os.close(fd)
+
+
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("low", [0, 2**63 - 16, 2**63, 2**64 - 200])
+def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    device = os.fstat(fd).st_dev
+    files = [(Stamp(device, low + number, number, -5, -6), (True, bytes(number))) for number in range(65)]
+    for _ in range(2):
+        digests = DigestCache.open(store, fd, Algorithm.SHA512)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember(files[::2])
+            digests.remember(files[1::2])
+            digests.close()
+        again = DigestCache.open(store, fd, Algorithm.SHA512)
+        assert again is not None
+        with again:
+            assert again.find([stamp for stamp, _ in files], 64) == [contents for _, (_, contents) in files]
+    os.close(fd)
+    found = check_cache(store)
+    assert found is not None
+    assert (found.entries, found.malformed) == (65, 0)
+
+
+def test_a_bucket_without_form_hides_no_other(store: DirectoryStore, source: Path) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    device = os.fstat(fd).st_dev
+    files = [(Stamp(device, inode, 1, 1, 1), (True, b"x")) for inode in range(96)]
+    for damage in (b"\0", b"", b"\0" * 10**6):
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember(files)
+            with sqlite3.connect(Path(store.path) / DATABASE) as database:
+                database.execute("UPDATE buckets SET records = ? WHERE bucket = 1", (damage,))
+            database.close()
+            found = digests.find([stamp for stamp, _ in files], 64)
+            assert found == [b"x"] * 32 + [None] * 32 + [b"x"] * 32
+    os.close(fd)
+
+
+def test_two_builds_remember_into_the_same_buckets(store: DirectoryStore, source: Path) -> None:
+    """Neither loses what the other remembers at the same time."""
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    device = os.fstat(fd).st_dev
+    stamps = [Stamp(device, inode, 1, 1, 1) for inode in range(200)]
+
+    def build(mine: list[Stamp], value: bytes) -> None:
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            for at in range(0, len(mine), 3):
+                digests.remember([(stamp, (True, value)) for stamp in mine[at : at + 3]])
+
+    builds = [threading.Thread(target=build, args=(stamps[first::4], b"%d" % first)) for first in range(4)]
+    for one in builds:
+        one.start()
+    for one in builds:
+        one.join()
+    build(stamps[:1], b"9")  # the last one counts
+    digests = DigestCache.open(store, fd, Algorithm.SHA256)
+    assert digests is not None
+    with digests:
+        assert digests.find(stamps, 64) == [b"9", *[b"%d" % (number % 4) for number in range(1, 200)]]
+    os.close(fd)
+
+
+def test_nobody_writes_between_reading_and_writing(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(2)]
+
+    def build(stamp: Stamp) -> None:
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            digests.remember([(stamp, (True, b"x"))])
+
+    other = threading.Thread(target=build, args=stamps[1:])
+    joined = buckets._joined
+
+    def wait_for_other(records: Iterable[bytes]) -> tuple[int, bytes]:
+        monkeypatch.setattr(buckets, "_joined", joined)
+        other.start()
+        other.join(0.5)  # it cannot end sooner than this
+        return joined(records)
+
+    monkeypatch.setattr(buckets, "_joined", wait_for_other)
+    build(stamps[0])
+    other.join()
+    digests = DigestCache.open(store, fd, Algorithm.SHA256)
+    assert digests is not None
+    with digests:
+        assert digests.find(stamps, 64) == [b"x", b"x"]
+    os.close(fd)
+
+
+def test_what_is_still_to_be_looked_up_is_not_dropped(store: DirectoryStore, source: Path) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(4)]
+    for days in (100, 0):
+        digests = DigestCache.open(store, fd, Algorithm.SHA256)
+        assert digests is not None
+        with digests:
+            digests.settle()
+            if days:
+                digests.remember([(stamp, (True, b"x")) for stamp in stamps])
+            else:
+                assert digests.find(stamps[:2], 64) == [b"x"] * 2  # remembers these two anew
+                assert digests.find(stamps[2:3], 64) == [b"x"]
+        grow_old(store, days)
+    os.close(fd)
+    assert ages(store) == [0, 0, 0]
