@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from cfstools.errors import InputError, Interrupted, Unsupported, os_error
+from cfstools.errors import Interrupted, Unsupported, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
@@ -140,7 +140,7 @@ class InodeWriter:
             except PermissionError as error:
                 if not self._user:
                     hint = "--skip-devices leaves them out"
-                    raise InputError("making device nodes is not permitted here", hint=hint) from error
+                    raise os_error(error, "cannot make a device node", hint=hint) from error
             else:
                 return True
         tally.leave_out(DEVICES, spot.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -16,6 +17,8 @@ from cfstools.linux.files import close, rename_noreplace, syncfs
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = 0o700
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+_NO_XATTRS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_ACL = _NO_XATTRS | {errno.ENODATA}
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
         remove_stale(place, name, stat.S_IFDIR, remove)
         temporary, fd = make_held(place, name, partial(_make, place), remove)
         try:
-            _take_acls(fd)
+            _drop_acls(fd)
             os.fchmod(fd, _PRIVATE)  # an ACL may have given it less
             yield fd
             if sync:
@@ -72,15 +75,21 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
 
 
 def _make(place: int, name: bytes) -> int:
-    os.mkdir(name, _PRIVATE, dir_fd=place)
-    try:
-        return os.open(name, _DIRECTORY, dir_fd=place)
-    except BaseException:
-        os.rmdir(name, dir_fd=place)
-        raise
+    while True:
+        os.mkdir(name, _PRIVATE, dir_fd=place)
+        try:
+            return os.open(name, _DIRECTORY, dir_fd=place)
+        except FileNotFoundError:
+            continue  # somebody who cleaned up took it for a killed writer's
+        except BaseException:
+            os.rmdir(name, dir_fd=place)
+            raise
 
 
 def _remove_tree(place: int, name: bytes, fd: int) -> None:
+    with suppress(OSError):
+        # It may have the tree's owner already, who must not come in while it is emptied.
+        os.fchown(fd, os.geteuid(), -1)
     empty_directory(fd)
     os.rmdir(name, dir_fd=place)
 
@@ -92,32 +101,75 @@ def _existing(fd: int, subject: str, *, sync: bool) -> Iterator[int]:
             if next(entries, None) is not None:
                 hint = "name a directory that does not exist yet, or an empty one"
                 raise InputError("is not empty", subject=subject, hint=hint)
-        mode = os.fstat(fd).st_mode & 0o7777
-        os.fchmod(fd, _PRIVATE)
-        acls = _take_acls(fd)
-        try:
-            yield fd
-            if sync:
-                syncfs(fd)
-        except BaseException:
-            empty_directory(fd)
-            with suppress(OSError):
-                for name, value in acls.items():
-                    os.setxattr(fd, name, value)
-                os.fchmod(fd, mode)
-            raise
+        with _closed(fd):
+            try:
+                yield fd
+                if sync:
+                    syncfs(fd)
+            except BaseException:
+                empty_directory(fd)
+                raise
     finally:
         close(fd)
 
 
-def _take_acls(fd: int) -> dict[str, bytes]:
-    """Remove and return the directory's ACLs: what is made in it would inherit them."""
-    taken = {}
+@contextmanager
+def _closed(fd: int) -> Iterator[None]:
+    """Close the directory *fd* to everyone else; after an error it has again what it had."""
+    status = os.fstat(fd)
+    xattrs = _xattrs(fd)
+    try:
+        os.fchmod(fd, _PRIVATE)
+        _drop_acls(fd)
+        yield
+    except BaseException:
+        # The owner first, as setting it takes bits of the mode away; the mode after the ACLs, which change it.
+        with suppress(OSError):
+            os.fchown(fd, status.st_uid, status.st_gid)
+        _give_back(fd, xattrs)
+        with suppress(OSError):
+            os.fchmod(fd, stat.S_IMODE(status.st_mode))
+        raise
+
+
+def _xattrs(fd: int) -> dict[str, bytes | None]:
+    """The directory's extended attributes and ACLs, ``None`` for what cannot be read."""
+    found: dict[str, bytes | None] = {}
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno not in _NO_XATTRS:
+            raise
+        names = []
+    for name in names:
+        found[name] = None
+        with suppress(OSError):
+            found[name] = os.getxattr(fd, name)
+    return found
+
+
+def _give_back(fd: int, wanted: dict[str, bytes | None]) -> None:
+    """Let the directory have the attributes *wanted* and no others, as far as that can be."""
+    with suppress(OSError):
+        found = _xattrs(fd)
+        for name in found.keys() - wanted.keys():
+            with suppress(OSError):
+                os.removexattr(fd, name)
+        for name, value in wanted.items():
+            if value is not None and found.get(name) != value:
+                with suppress(OSError):
+                    os.setxattr(fd, name, value)
+
+
+def _drop_acls(fd: int) -> None:
+    """Remove the directory's ACLs: what is made in it would inherit them."""
     for name in _ACLS:
-        with suppress(OSError):  # it has none, or the file system does not know them
-            taken[name] = os.getxattr(fd, name)
+        try:
+            os.getxattr(fd, name)
             os.removexattr(fd, name)
-    return taken
+        except OSError as error:
+            if error.errno not in _NO_ACL:
+                raise
 
 
 def empty_directory(fd: int) -> None:
@@ -156,6 +208,11 @@ def _remove(top: int, name: bytes, fresh: Iterator[bytes]) -> None:
 
 def _open_to_empty(place: int, name: bytes) -> int:
     """Open a directory, which may have lost the permissions to be emptied or moved."""
-    with suppress(OSError):
-        os.chmod(name, _PRIVATE, dir_fd=place)
-    return os.open(name, _DIRECTORY, dir_fd=place)
+    found = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=place)
+    try:
+        with suppress(OSError):
+            # Not by name, which might be a link by now.
+            os.chmod(b"/proc/self/fd/%d" % found, _PRIVATE)
+        return os.open(b".", _DIRECTORY, dir_fd=found)
+    finally:
+        close(found)

@@ -66,7 +66,8 @@ def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[
 def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
     """Let *remove* take away what killed writers of the output *name* left in *directory*; what resists stays.
 
-    Only what is of the *kind* (``S_IFREG`` or ``S_IFDIR``), is ours, and has no living writer. No link is followed.
+    Only what is of the *kind* (``S_IFREG`` or ``S_IFDIR``), is ours, and has no living writer. A directory in which
+    nobody but us makes names is ours whoever owns it: the writer may have given it away already. No link is followed.
     """
     pattern = re.compile(rb"\.%b\.[0-9a-f]{16}\.tmp" % re.escape(name[:_KEPT]))
     with suppress(OSError):
@@ -78,7 +79,9 @@ def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None
 def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
     # Nothing is opened that might do something when it is opened.
     status = os.lstat(name, dir_fd=directory)
-    if stat.S_IFMT(status.st_mode) != kind or status.st_uid != os.geteuid():
+    if stat.S_IFMT(status.st_mode) != kind:
+        return
+    if status.st_uid != os.geteuid() and not (kind == stat.S_IFDIR and _is_private(directory)):
         return
     fd = os.open(name, _OPEN[kind] | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
@@ -88,6 +91,12 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
             remove(name, fd)
     finally:
         close(fd)
+
+
+def _is_private(directory: int) -> bool:
+    """Whether all names in *directory* were made by us. An ACL that lets others write shows in the group's bits."""
+    status = os.fstat(directory)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _leads_to(directory: int, name: bytes, fd: int) -> bool:

@@ -86,15 +86,26 @@ def link_tmpfile(fd: int, dirfd: int, name: bytes) -> None:
 
 
 def rename_noreplace(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes) -> None:
-    """Rename without replacing: ``FileExistsError`` when *dst* is taken. Without renameat2(2) by link and unlink."""
+    """Rename without replacing: ``FileExistsError`` when *dst* is taken.
+
+    Without renameat2(2) by link and unlink; a directory, which cannot be linked, then replaces an empty one that comes
+    at the same moment.
+    """
     if _renameat2 is not None:
         if not _renameat2(src_dirfd, src, dst_dirfd, dst, _RENAME_NOREPLACE):
             return
         error = _fail(dst)
         if error.errno not in _NO_RENAME:
             raise error
-    os.link(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd, follow_symlinks=False)
-    os.unlink(src, dir_fd=src_dirfd)
+    try:
+        os.link(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd, follow_symlinks=False)
+    except PermissionError:
+        # The kernel looked whether the name is taken before it refused.
+        if not stat.S_ISDIR(os.lstat(src, dir_fd=src_dirfd).st_mode):
+            raise
+        os.rename(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd)
+    else:
+        os.unlink(src, dir_fd=src_dirfd)
 
 
 def close(fd: int) -> None:

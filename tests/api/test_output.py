@@ -194,6 +194,20 @@ def test_what_belongs_to_somebody_else_stays(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [STALE, "out"]
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(("mode", "owner", "gone"), [(0o755, 0, True), (0o775, 0, False), (0o755, 1234, False)])
+def test_a_stale_directory_that_has_its_owner_already(tmp_path: Path, mode: int, owner: int, gone: bool) -> None:
+    """It is ours where nobody else can make names."""
+    place = tmp_path / "place"
+    (place / STALE / "sub").mkdir(parents=True)
+    os.chown(place / STALE, 4321, 4321)
+    os.chown(place, owner, owner)
+    place.chmod(mode)
+    with output_directory(bytes(place / "out")):
+        pass
+    assert sorted(os.listdir(place)) == (["out"] if gone else [STALE, "out"])
+
+
 def swapped(real: Callable[[int, int], None], before: Callable[[], None]) -> Callable[[int, int], None]:
     """The lock, with something happening just before the first."""
     todo = [before]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import pytest
 
 from cfstools.api.output_directory import empty_directory, output_directory
 from cfstools.errors import CfsError, InputError
+from cfstools.linux import files
 from tests.compat.disk import ACL
+from tests.faults.described import attributes
 
 
 def make(path: Path | bytes, *, sync: bool = False, before_end: Callable[[], object] = lambda: None) -> None:
@@ -87,6 +90,75 @@ def test_inherited_acls(tmp_path: Path) -> None:
     assert os.getxattr(target, "system.posix_acl_default") == ACL
     make(target)
     assert os.listxattr(target) == []
+
+
+@pytest.mark.root
+def test_an_existing_directory_is_given_back_as_it_was(tmp_path: Path) -> None:
+    """Whatever the block has done to it already."""
+    target = tmp_path / "out"
+    target.mkdir()
+    os.chown(target, 1234, 1235)
+    target.chmod(0o2711)
+    os.setxattr(target, "user.kept", b"before")
+    os.setxattr(target, "system.posix_acl_access", ACL)
+    before = attributes(target)
+
+    def change() -> None:
+        os.chown(target, 4321, 4321)
+        os.setxattr(target, "user.kept", b"after")
+        os.setxattr(target, "user.new", b"after")
+        raise Stop
+
+    with pytest.raises(Stop):
+        make(target, before_end=change)
+    assert attributes(target) == before
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("call", ["getxattr", "removexattr"])
+def test_acls_that_cannot_be_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool, call: str
+) -> None:
+    """What is made in the directory would inherit them."""
+    os.setxattr(tmp_path, "system.posix_acl_default", ACL)
+    target = tmp_path / "out"
+    if existing:
+        target.mkdir()
+    before = [attributes(path) for path in tmp_path.iterdir()]
+
+    def fail(*_args: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(InputError, match="out: cannot make the directory: Input"):
+            make(target)
+    assert [attributes(path) for path in tmp_path.iterdir()] == before
+
+
+def test_somebody_cleans_up_before_the_directory_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.mkdir
+    todo = [True]
+
+    def mkdir(path: bytes, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        real(path, mode, dir_fd=dir_fd)
+        if todo:
+            todo.clear()
+            os.rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    make(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+    assert not todo
+
+
+def test_where_nothing_can_be_renamed_without_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_renameat2", None)
+    make(tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["sub"]
+    with pytest.raises(InputError, match="File exists"):
+        make(tmp_path / "file", before_end=(tmp_path / "file").touch)
+    assert sorted(os.listdir(tmp_path)) == ["file", "out"]
 
 
 @pytest.mark.parametrize("kind", ["file", "full", "dangling", "parent", "zero"])

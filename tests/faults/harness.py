@@ -7,14 +7,18 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.compat.disk import ACL
+from tests.faults.described import attributes, described
 from tests.mkcfs import mkcfs, unmeasured
 from tests.oci import making
 from tests.store.conftest import assert_whole, listing
@@ -24,8 +28,9 @@ ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EINTR, errno.EMFILE]
 KILL = 0
 # A command whose data may not have arrived must not say that it succeeded (a failed pwrite is made good elsewhere).
 DURABLE = {"fsync", "fdatasync", "syncfs", "write", "writev", "ftruncate64"}
-TEMPORARY = re.compile(r"(store/)?\.(mkcfs-tmp-[0-9a-f]{16}/\d+|.+\.[0-9a-f]{16}\.tmp)")
+TEMPORARY = re.compile(r"(store/)?\.(mkcfs-tmp-[0-9a-f]{16}/\d+|[^/]+\.[0-9a-f]{16}\.tmp(/.*)?)")
 STALE = ".mkcfs-tmp-0123456789abcdef"
+STALE_TREE = ".tree.0123456789abcdef.tmp"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class Command:
     damaged: bool = False
     # Whether its calls come in one order; with threads the Nth is another one each time, if there is an Nth.
     steady: bool = True
+    # The directory it makes, which is there with all that is in it or not at all; nothing beside it changes.
+    tree: str | None = None
+    # Whether that is there already, so that a kill may leave a part of it.
+    in_place: bool = False
 
 
 def _source(place: Path) -> None:
@@ -156,6 +165,47 @@ def _signable(place: Path) -> None:
     mkcfs("keygen", place / "k", "--no-passphrase")
 
 
+def _extractable(place: Path) -> None:
+    """An image of every kind of inode, what a killed extraction left, and a neighbour that a link leads to."""
+    _source(place)
+    source = place / "source"
+    (source / "empty").touch()
+    (source / "sub" / "hard").hardlink_to(source / "0")
+    (source / "sub" / "up").symlink_to("../../beside")
+    os.mkfifo(source / "sub" / "fifo", 0o640)
+    (source / "sub" / "none").mkdir(mode=0o711)
+    if os.geteuid() == 0:
+        # Anybody else gets a tree without them, and a warning, when the system refuses.
+        os.mknod(source / "whiteout", stat.S_IFCHR | 0o600, 0)
+        os.chown(source, 1234, 1234)
+        with suppress(OSError):  # not every file system has them
+            os.setxattr(source / "1", "user.comment", b"hello")
+            os.setxattr(source / "sub", "user.comment", b"hello")
+    mtime = 1_700_000_000_123_456_789
+    _set_times(source, mtime)
+    mkcfs("build", source, place / "image.cfs", "--store", place / "store")
+    # A file that is its object has the object's time, and must not differ from a copy here.
+    _set_times(place / "store", mtime)
+    shutil.rmtree(source)
+    (place / "beside" / "precious").mkdir(parents=True)
+    (place / STALE_TREE / "sub").mkdir(parents=True)
+    (place / STALE_TREE / "sub" / "file").write_bytes(b"what a killed extraction left")
+    with suppress(OSError):  # what is made below inherits it
+        os.setxattr(place, "system.posix_acl_default", ACL)
+
+
+def _with_a_place(place: Path) -> None:
+    """The same, and an empty directory with rights of its own that is to be filled."""
+    _extractable(place)
+    shutil.rmtree(place / STALE_TREE)
+    (place / "tree").mkdir(mode=0o711)
+
+
+def _set_times(top: Path, mtime: int) -> None:
+    for path in (*top.rglob("*"), top):
+        os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
+
+
 COMMANDS = {
     "build": Command(["build", "source", "image.cfs", "--store", "store", "--use-epoch", "-j", "1"], _source),
     "threads": Command(["build", "source", "image.cfs", "--store", "store", "-j", "2"], _many, steady=False),
@@ -169,6 +219,20 @@ COMMANDS = {
         _damaged,
         frozenset({1, 3}),
         damaged=True,
+    ),
+    "extract": Command(
+        ["extract", "image.cfs", "tree", "--store", "store", "--sync", "-j", "1"], _extractable, tree="tree"
+    ),
+    "hardlink": Command(
+        ["extract", "image.cfs", "tree", "--store", "store", "--hardlink", "--no-owner", "--skip-xattrs", "-j", "1"],
+        _extractable,
+        tree="tree",
+    ),
+    "existing": Command(
+        ["extract", "image.cfs", "tree", "--store", "store", "--sync", "-j", "1"],
+        _with_a_place,
+        tree="tree",
+        in_place=True,
     ),
 }
 
@@ -196,13 +260,27 @@ class Trial:
         shutil.rmtree(self._template)
         shutil.rmtree(self._place)
 
-    @staticmethod
-    def _contents(place: Path) -> dict[str, bytes]:
+    def _contents(self, place: Path) -> dict[str, bytes]:
+        if self.command.tree is not None:
+            return self._beside(place, self.command.tree)
         return {
             str(path.relative_to(place)): path.read_bytes()
             for path in place.rglob("*")
             if path.is_file() and not path.is_symlink()
         }
+
+    @staticmethod
+    def _beside(place: Path, tree: str) -> dict[str, bytes]:
+        """The *tree* as a whole, and each thing beside it."""
+        found = {}
+        for path in place.rglob("*"):
+            name = str(path.relative_to(place))
+            if name == tree:
+                found[name] = described(path) if any(path.iterdir()) else attributes(path).encode()
+            elif not name.startswith(f"{tree}/"):
+                contents = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+                found[name] = attributes(path).encode() + b"\n" + contents
+        return found
 
     def _fresh(self) -> None:
         shutil.rmtree(self._place, ignore_errors=True)
@@ -246,6 +324,10 @@ class Trial:
             assert name in seen, f"{name} is lost: {case}"
         if finished:
             assert self.after.keys() <= seen.keys(), case
+        tree = self.command.tree
+        if tree is not None and seen.get(tree) == self.after[tree]:
+            # Only whoever wants to have it once more takes it away.
+            shutil.rmtree(self._place / tree)
         again = self.server.run(self.command.words, self._place)
         assert again.code == 0, f"the next run: {again.said}\nafter {case}"
         if (self._place / "store").exists():

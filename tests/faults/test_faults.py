@@ -44,6 +44,13 @@ def trial(request: pytest.FixtureRequest, server: ForkServer, work: Path) -> Ite
     made.close()
 
 
+@pytest.fixture(params=sorted(name for name, command in COMMANDS.items() if not command.in_place))
+def killed(request: pytest.FixtureRequest, server: ForkServer, work: Path) -> Iterator[Trial]:
+    made = Trial(server, work, request.param)
+    yield made
+    made.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_failing_call(trial: Trial) -> None:
@@ -62,24 +69,24 @@ def test_a_failing_call(trial: Trial) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_a_call(trial: Trial) -> None:
-    kills = [trial.kill(nth) for nth in range(1, trial.calls + 1, STRIDE)]
+def test_killed_at_a_call(killed: Trial) -> None:
+    kills = [killed.kill(nth) for nth in range(1, killed.calls + 1, STRIDE)]
     print(f"{len(kills)} kills")
-    assert not trial.command.steady or all(ended.fired for ended in kills)
+    assert not killed.command.steady or all(ended.fired for ended in kills)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_a_random_moment(trial: Trial) -> None:
-    chance, longest = random.Random(6), trial.seconds / 2
-    killed = tries = 0
-    while killed < RANDOM_KILLS:
-        ended = trial.kill(seconds=chance.uniform(0.0, longest))
+def test_killed_at_a_random_moment(killed: Trial) -> None:
+    chance, longest = random.Random(6), killed.seconds / 2
+    kills = tries = 0
+    while kills < RANDOM_KILLS:
+        ended = killed.kill(seconds=chance.uniform(0.0, longest))
         tries += 1
         assert tries < 20 * RANDOM_KILLS, "the command is always done before it is killed"
         if ended.code == -9:
-            killed += 1
+            kills += 1
         else:
             # What a run takes was measured once, and the machine may have been slower then.
             longest = max(longest * 0.9, 0.001)
-    print(f"{killed} killed, {tries - killed} were done before")
+    print(f"{kills} killed, {tries - kills} were done before")

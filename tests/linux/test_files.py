@@ -271,6 +271,38 @@ def test_rename_without_replacing(tmp_path: Path, dirfd: int, way: str, monkeypa
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("way", ["renameat2", "missing"])
+def test_rename_a_directory_without_replacing(
+    tmp_path: Path, dirfd: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "missing":
+        monkeypatch.setattr(files, "_renameat2", None)
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "file").touch()
+    for taken in (b"empty", b"link", b"file"):
+        with pytest.raises(FileExistsError):
+            files.rename_noreplace(dirfd, b"a", dirfd, taken)
+    files.rename_noreplace(dirfd, b"a", dirfd, b"b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "empty", "file", "link"]
+    assert (tmp_path / "b" / "sub").is_dir()
+
+
+def test_a_file_that_cannot_be_linked_is_not_renamed(
+    tmp_path: Path, dirfd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(files, "_renameat2", None)
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").touch()
+    with pytest.raises(PermissionError):
+        files.rename_noreplace(dirfd, b"a", dirfd, b"b")
+    assert (tmp_path / "a").exists()
+
+
 def test_raise_fd_limit() -> None:
     """In a process of its own, since limits are the process's."""
     code = (
