@@ -336,7 +336,12 @@ def write_files(store_fd: int, arena: Buffer, spans: Sequence[tuple[int, int]], 
 
 
 def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """Give files without names (descriptor, directory, name) their names; for each 0 or the error number."""
+    """Give files without names (descriptor, directory, name) their names; for each 0 or the error number.
+
+    A name with a zero in it is a ``ValueError``, and none is given then.
+    """
+    if any(b"\0" in name for _, _, name in links):
+        raise ValueError("embedded null byte")
     errors = []
     for fd, directory, name in links:
         try:

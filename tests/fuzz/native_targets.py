@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from array import array
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from cfstools.verity.descriptor import descriptor
 _ALGORITHMS = (("sha256", 64), ("sha512", 128))
 _ARENA = 1 << 18
 _NO_PREFIXES = array("i", [-1] * 256)
+_NO_FILE = (1 << 31) - 1
 
 
 class Taken:
@@ -88,7 +90,7 @@ def reading(data: bytes) -> None:
 
 
 def files(data: bytes) -> None:
-    """Files are looked at, read, found in a store and written as the pure functions do it, whatever names they have."""
+    """Files are looked at, read, found in a store, written and linked as the pure functions do it, by any names."""
     taken = Taken(data)
     top, store = _directories()
     names = [b"f0", b"f1", b"f2", b"f3"]
@@ -104,6 +106,7 @@ def files(data: bytes) -> None:
     _digest_files(taken, top, store, names)
     _find_objects(taken, store)
     _write_files(taken, store)
+    _link_files(taken, store)
 
 
 def _look(top: int, names: list[bytes]) -> None:
@@ -190,6 +193,45 @@ def _write_files(taken: Taken, store: int) -> None:
     assert write(native.write_files) == write(_pure.write_files)
 
 
+def _link_files(taken: Taken, store: int) -> None:
+    number = taken.number()
+    count = 250 if number >= 250 else number % 16
+    wanted = [(taken.number(), taken.number(), taken.piece(taken.number() % 12)) for _ in range(count)]
+    # Nothing is made outside of the two directories, and however many links there are they have different names.
+    wanted = [
+        (fd, place, name.lstrip(b"/").replace(b"..", b"__") or b"%d" % index)
+        for index, (fd, place, name) in enumerate(wanted)
+    ]
+
+    def link(function: Callable[[list[tuple[int, int, bytes]]], list[int]]) -> list[object]:
+        fds = native.write_files(store, b"ab", [(0, 0), (0, 1), (0, 2)], 0o600)
+        fds += [_NO_FILE, -1, store, os.open("taken", os.O_RDWR | os.O_CREAT, dir_fd=_link_places()[0])]
+        places = [*_link_places(), fds[-1], -1, _NO_FILE]
+        links = [(fds[fd % len(fds)], places[place % len(places)], name) for fd, place, name in wanted]
+        # One of each kind is always there.
+        links += [(fds[0], places[0], name) for name in (b"", b".", b"one", b"one", b"taken", b"no/such", b"n" * 256)]
+        try:
+            outcome: object = function(links)
+        except ValueError as error:
+            outcome = str(error)
+        inodes = {os.fstat(fd).st_ino: index for index, fd in enumerate(fds) if fd not in (-1, _NO_FILE)}
+        made = [_take_names(place, inodes) for place in _link_places()]
+        for fd in fds[:-4] + fds[-1:]:
+            os.close(fd)
+        return [outcome, made]
+
+    assert link(native.link_files) == link(_pure.link_files)
+
+
+def _take_names(place: int, inodes: dict[int, int]) -> list[tuple[str, int | None]]:
+    """Remove all names in a directory; which they were, and of which of the files."""
+    found = [(name, os.stat(name, dir_fd=place, follow_symlinks=False)) for name in sorted(os.listdir(place))]
+    for name, status in found:
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=place)
+    return [(name, inodes.get(status.st_ino)) for name, status in found]
+
+
 def _fill(fd: int, data: bytes) -> None:
     os.ftruncate(fd, 0)
     os.pwrite(fd, data, 0)
@@ -221,3 +263,11 @@ def _directories() -> tuple[int, int]:
     (top / "store/00").mkdir(parents=True)
     (top / "store/00" / ("00" * 31)).write_bytes(b"abc")
     return os.open(top / "tree", os.O_RDONLY), os.open(top / "store", os.O_RDONLY)
+
+
+@cache
+def _link_places() -> tuple[int, int]:
+    """A directory with a directory in it, and that one."""
+    top = Path(_directory().name) / "links"
+    (top / "d").mkdir(parents=True)
+    return os.open(top, os.O_RDONLY), os.open(top / "d", os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from array import array
 from pathlib import Path
@@ -62,3 +63,24 @@ def test_plain_names_are_read(each_implementation: str, top: Path, name: bytes) 
 )
 def test_all_else_is_left_to_the_caller(each_implementation: str, top: Path, name: bytes) -> None:
     assert read(top, name) is None
+
+
+def test_links_are_made_or_their_errors_told(each_implementation: str, top: Path) -> None:
+    store = os.open(top, os.O_RDONLY)
+    one, two = native.write_files(store, b"ab", [(0, 1), (1, 1)], 0o600)
+    links = [(one, store, b"one"), (two, store, b"link"), (-1, store, b"x"), (two, -1, b"x"), (two, store, b"d/two")]
+    errors = native.link_files(links)
+    for fd in (one, two, store):
+        os.close(fd)
+    assert errors == [0, errno.EEXIST, errno.ENOENT, errno.EBADF, 0]
+    assert ((top / "one").read_bytes(), (top / "d/two").read_bytes()) == (b"a", b"b")
+
+
+def test_no_link_is_made_where_a_name_has_a_zero(each_implementation: str, top: Path) -> None:
+    store = os.open(top, os.O_RDONLY)
+    (fd,) = native.write_files(store, b"a", [(0, 1)], 0o600)
+    with pytest.raises(ValueError, match="embedded null byte"):
+        native.link_files([(fd, store, b"one"), (fd, store, b"t\0wo")])
+    os.close(fd)
+    os.close(store)
+    assert sorted(os.listdir(top)) == ["d", "link"]
