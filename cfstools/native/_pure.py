@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ def _hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
     import hashlib  # noqa: PLC0415 - it loads the system's library, which the C copy does without
 
     return hashlib.new(algorithm, data)
+
+
+def _close(fd: int) -> None:
+    """Close *fd*, whatever the kernel says, as the C copy does; nothing that was written is closed here and kept."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes) -> bytes:
@@ -202,7 +209,7 @@ def _read_file(root_fd: int, path: bytes, stamp: Stamp | None, room: int, block_
     else:
         return data
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 def _stamp_of(status: os.stat_result) -> Stamp:
@@ -219,12 +226,12 @@ def _open_below(root_fd: int, path: bytes) -> int:
         for parent in parents:
             there = os.open(parent, _DIRECTORY, dir_fd=here)
             if here != root_fd:
-                os.close(here)
+                _close(here)
             here = there
         return os.open(name, _FILE, dir_fd=here)
     finally:
         if here != root_fd:
-            os.close(here)
+            _close(here)
 
 
 def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes, descriptor: bytes) -> bytes:
@@ -308,7 +315,7 @@ def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> i
         return -1
     finally:
         if opened >= 0:
-            os.close(opened)
+            _close(opened)
     return 1 if stat.S_ISREG(status.st_mode) and status.st_size == size else -1
 
 
@@ -329,7 +336,7 @@ def write_files(store_fd: int, arena: Buffer, spans: Sequence[tuple[int, int]], 
         try:
             _write_all(fd, view[offset : offset + size], 0)
         except OSError:
-            os.close(fd)
+            _close(fd)
             break
         fds.append(fd)
     return fds

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfstools import native
+from cfstools.native import _pure
 from cfstools.verity import Algorithm, Params, digest_bytes
 from cfstools.verity.descriptor import descriptor
 
@@ -84,3 +85,50 @@ def test_no_link_is_made_where_a_name_has_a_zero(each_implementation: str, top: 
     os.close(fd)
     os.close(store)
     assert sorted(os.listdir(top)) == ["d", "link"]
+
+
+def test_what_is_closed_is_closed_whatever_is_said(
+    each_implementation: str, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number must not be closed a second time, and what was read is right."""
+    (top / "ab").mkdir()
+    (top / "ab" / ("ab" * 31)).write_bytes(b"object")
+    store = os.open(top, os.O_RDONLY)
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    free = os.dup(store)
+    real(free)
+    monkeypatch.setattr(os, "close", close)
+    files = [(b"d/./file", None), (b"link", None), (b"d", None)]
+    start, prefixes = descriptor(b"", 0, Params()), array("i", [-1] * 256)
+    found = native.digest_files(store, files, bytearray(16384), "sha256", 4096, b"", start, 0, -1, prefixes)
+    there = native.find_objects(store, prefixes, [(b"\xab" * 32, 6), (b"\xab" * 32, 7), (b"\xab" * 31 + b"c", 6)])
+    monkeypatch.undo()
+    assert found == [(digest_bytes(CONTENT, Params()), len(CONTENT), 0), None, None]
+    assert there == b"\1\0\0"
+    # Nothing was left open.
+    assert os.dup(store) == free
+    real(free)
+    real(store)
+
+
+def test_a_file_that_cannot_be_written_is_closed_whatever_is_said(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = os.open(top, os.O_RDONLY)
+    real = os.close
+
+    def fail(*_args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def close(fd: int) -> None:
+        real(fd)
+        fail()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fail)
+        patched.setattr(os, "close", close)
+        assert _pure.write_files(store, b"ab", [(0, 2), (0, 1)], 0o600) == []
+    os.close(store)
