@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from cfstools.errors import UsageError
+from cfstools.linux.lookup import is_directory
 from cfstools.tree.xattrs import XattrPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,11 +51,14 @@ class StorePaths(PathBytes):
     name = "dir"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The list of paths; empty elements are a usage error. A directory whose name holds a colon wins."""
+        """The list of paths; empty elements are a usage error. A directory whose name holds a colon wins.
+
+        Raises InputError where that cannot be told.
+        """
         if isinstance(value, list):
             return value
         path = os.fsencode(value)
-        if os.path.isdir(path):
+        if b":" in path and is_directory(path):
             return [path]
         parts = path.split(b":")
         if not all(parts):
