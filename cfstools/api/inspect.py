@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from cfstools.api.envelopes import PlacedSignature, signed_file
 from cfstools.errors import InputError, shown_path
@@ -21,11 +21,12 @@ from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
 from cfstools.sources.find import find_image
-from cfstools.tree import Device, Directory, HardLink, Leaf, RegularFile, Symlink
+from cfstools.tree import Device, Directory, Entry, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, lookup
 from cfstools.verity import Algorithm, Params, digest_bytes
 
 if TYPE_CHECKING:
+    from cfstools.api.listing import EntryReport
     from cfstools.oci.descriptor import Platform
     from cfstools.sources.oci_describe import ImageDescription
 
@@ -89,17 +90,39 @@ class TreeLine(NamedTuple):
     target: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TreeReport(Report):
+    """The names at and below one place of an image, each as ``ls`` reports it, with its whole path."""
+
+    schema: ClassVar[int] = 2
+
+    names: tuple[EntryReport, ...]
+
+
 def tree(path: bytes, start: bytes = b"/") -> Iterator[TreeLine]:
     """The names below *start* in the image at *path*. Raises InputError where there is no such name."""
+    yield from _tree(_find(path, start)[1], start)
+
+
+def tree_report(path: bytes, start: bytes = b"/") -> TreeReport:
+    """The same names as :func:`tree`, with all that is known of them. Raises InputError likewise."""
+    # Only where it is used, for it brings stores with it.
+    from cfstools.api.listing import entries_below
+
+    return TreeReport(names=tuple(entries_below(_find(path, start)[0], start)))
+
+
+def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
+    """The root of the image at *path* and its entry *start*."""
     with mapped_file(path) as data:
         root = read_image(data, allow_tail=True)
     entry = lookup(root, start)
     if entry is None:
         raise InputError(f"no {_text(start)} in the image", subject=shown_path(path))
-    yield from _tree(entry, start)
+    return root, entry
 
 
-def _tree(entry: Directory | Leaf | HardLink, start: bytes) -> Iterator[TreeLine]:
+def _tree(entry: Entry, start: bytes) -> Iterator[TreeLine]:
     if not isinstance(entry, Directory):
         yield _tree_line(0, start, inode_of(entry))
         return

@@ -82,13 +82,20 @@ def objects(
 def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:
     """Every name of the images as a report, depth-first in byte order."""
     for image in images:
-        root = load_image(image, filters)
-        first_names: dict[int, str] = {}
-        for path, _, entry in iter_entries(root):
-            text = escape(path).decode("ascii")
-            inode = inode_of(entry)
-            link_to = first_names.get(id(inode)) if isinstance(entry, HardLink) else None
-            first_names.setdefault(id(inode), text)
+        yield from entries_below(load_image(image, filters))
+
+
+def entries_below(root: Directory, start: bytes = b"/") -> Iterator[EntryReport]:
+    """The name *start* of a tree and every name below it as a report, depth-first in byte order."""
+    start = b"/" + b"/".join(filter(None, start.split(b"/")))
+    prefix = start if start == b"/" else start + b"/"
+    first_names: dict[int, str] = {}
+    for path, _, entry in iter_entries(root):
+        text = escape(path).decode("ascii")
+        inode = inode_of(entry)
+        link_to = first_names.get(id(inode)) if isinstance(entry, HardLink) else None
+        first_names.setdefault(id(inode), text)
+        if path == start or path.startswith(prefix):
             yield _entry_report(text, inode, link_to)
 
 

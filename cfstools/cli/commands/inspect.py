@@ -48,6 +48,8 @@ def inspect(
     Prints the format in one word, the fs-verity digest, counts and sizes by kind, sharing of objects and of extended
     attributes, and the largest files. IMAGE may also be a container image, as for `mkcfs build`: then its manifest,
     config and layers are shown.
+
+    With --json, --tree has the members of `ls --json-lines` for each of its `names`, and --layout has `regions`.
     """
     if tree is not None and layout:
         raise UsageError("--tree and --layout are two different answers: ask for one")
@@ -56,11 +58,10 @@ def inspect(
         hint = "`mkcfs build` makes one of a container image"
         raise UsageError(f"{option} needs a composefs image", subject=shown_path(image), hint=hint)
     if tree is not None:
-        lines = api.tree(image, tree)
         if as_json:
-            print_json({"schema": 1, "names": [line._asdict() for line in lines]})
+            print_json(api.tree_report(image, tree).to_dict())
         else:
-            write_lines(_tree_text(lines))
+            write_lines(_tree_text(api.tree(image, tree)))
     elif layout:
         if as_json:
             print_json({"schema": 1, "regions": [_region_dict(region) for region in api.layout(image)]})
