@@ -95,6 +95,10 @@ class DirectorySource:
             raise
         return fd
 
+    def name(self, unread: Unread) -> str:
+        """The path of the file with that of the directory before it."""
+        return self._place.name(unread.path)
+
     def check(self, unread: Unread, fd: int) -> None:
         """Raise :class:`SourceChanged` if the file open as *fd* is not as it was walked.
 

@@ -37,6 +37,9 @@ class Blobs(Protocol):
     def open(self, unread: Unread) -> int:
         """A descriptor of the regular file, at its start, which the caller closes. Raises ``CfsError``."""
 
+    def name(self, unread: Unread) -> str:
+        """What messages call the file: a path that other programs take as well, where it has one."""
+
 
 @runtime_checkable
 class RootedBlobs(Blobs, Protocol):
@@ -66,11 +69,15 @@ class MemoryBlobs:
         """A new descriptor of the contents."""
         fd = self._files.get(unread.path)
         if fd is None:
-            raise InputError("no such contents", subject=os.fsdecode(unread.path))
+            raise InputError("no such contents", subject=self.name(unread))
         try:
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise os_error(error, "cannot open", subject=os.fsdecode(unread.path)) from error
+            raise os_error(error, "cannot open", subject=self.name(unread)) from error
+
+    def name(self, unread: Unread) -> str:
+        """The path that was given with the contents."""
+        return os.fsdecode(unread.path)
 
     def close(self) -> None:
         """Let go of all contents."""
@@ -376,7 +383,7 @@ class _Run:
         unread = _unread(file)
         if not file.size:
             return b""
-        with naming(unread.path):
+        with naming(self._blobs.name(unread)):
             fd = self._blobs.open(unread)
             try:
                 content, size = self._read(fd, file.size)

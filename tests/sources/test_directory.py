@@ -21,6 +21,7 @@ from cfstools.native import _pure
 from cfstools.native._pure import Maker
 from cfstools.sources.directory import MAX_OPEN, MAX_PATH, DirectorySource, WalkOptions, open_directory
 from cfstools.sources.inodes import NameStatus
+from cfstools.store import ingest
 from cfstools.tree import Device, Directory, Fifo, HardLink, RegularFile, Socket, Symlink, Unread
 from cfstools.tree.model import Leaf
 from cfstools.tree.walk import inode_of, iter_entries, iter_inodes, lookup
@@ -790,6 +791,31 @@ def test_a_file_changes_while_it_is_read(src: Path) -> None:
         with pytest.raises(SourceChanged, match=r"file: changed while"):
             source.check(inode.content, fd)
         os.close(fd)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("number", [0, errno.EIO])
+def test_errors_of_contents_name_the_path_as_it_can_be_used(
+    src: Path, monkeypatch: pytest.MonkeyPatch, slash: str, number: int
+) -> None:
+    """From where the command runs, as the errors of the walk do."""
+    (src / "sub").mkdir()
+    (src / "sub" / "file").write_bytes(bytes(5 << 20))
+    monkeypatch.chdir(src.parent)
+
+    def hashed(fd: int, *_args: object, **_options: object) -> tuple[bytes, int]:
+        if number:
+            raise OSError(number, os.strerror(number))
+        return bytes(32), 1
+
+    monkeypatch.setattr(ingest, "hash_fd", hashed)
+    with (
+        open_directory(f"{src.name}{slash}".encode()) as source,
+        pytest.raises(InputError) as caught,
+    ):
+        ingest.ingest(source.root, source, None)
+    told = "cannot read: Input/output error" if number else "changed while it was read"
+    assert str(caught.value) == f"{src.name}/sub/file: {told}"
 
 
 def test_no_swap_leads_out_of_the_source(src: Path) -> None:

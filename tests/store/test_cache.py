@@ -40,6 +40,9 @@ class Rooted:
         self.opened.append(unread.path)
         return os.open(unread.path, os.O_RDONLY, dir_fd=self.root_fd)
 
+    def name(self, unread: Unread) -> str:
+        return os.fsdecode(self.root / os.fsdecode(unread.path))
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

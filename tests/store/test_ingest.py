@@ -38,6 +38,9 @@ class Files:
         self.after(path)
         return fd
 
+    def name(self, unread: Unread) -> str:
+        return f"the {os.fsdecode(unread.path)}"
+
 
 def tree_of(contents: dict[bytes, bytes], directory: Path) -> Directory:
     root = Directory(mode=0o40755)
@@ -195,7 +198,7 @@ def test_files_that_change(
     writer = StoreWriter(store) if with_store else None
     with pytest.raises(SourceChanged) as caught:
         ingest(root, blobs, writer)
-    assert str(caught.value) == "file: changed while it was read"
+    assert str(caught.value) == "the file: changed while it was read"
     assert isinstance(content_of(root, b"file"), Unread)
     if writer is not None:
         writer.close()
@@ -222,7 +225,7 @@ def test_the_first_error_in_tree_order_is_raised(tmp_path: Path, threads: int) -
         blobs.before = lambda path: time.sleep(0.05) if path.name == "0200" else None
         with pytest.raises(InputError) as caught:
             ingest(root, blobs, None, threads=threads)
-        assert str(caught.value) == "0205: cannot open: No such file or directory"
+        assert str(caught.value) == "the 0205: cannot open: No such file or directory"
 
 
 def test_an_error_cancels_the_rest(tmp_path: Path) -> None:
@@ -251,6 +254,9 @@ def test_unreadable_descriptor(tmp_path: Path) -> None:
     class Unreadable:
         def open(self, unread: Unread) -> int:
             return os.open(tmp_path, os.O_RDONLY)
+
+        def name(self, unread: Unread) -> str:
+            return os.fsdecode(unread.path)
 
     with pytest.raises(CfsError, match=r"^file: cannot read: Is a directory$"):
         ingest(root, Unreadable(), None)
