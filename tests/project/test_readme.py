@@ -13,6 +13,16 @@ from tests.mkcfs import mkcfs
 from tests.requirements import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RESULTS = (REPOSITORY / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
+# What the README says, and the row of the results that has it.
+SPEED = {
+    r"into an empty store, on a loop-mounted ext4 \| (\S+) \|": "60000 small files, cold store on loop",
+    r"into an empty store, on the machine's disk \| (\S+) \|": "60000 small files, cold store",
+    r"a dump text of 500,000 entries to an image \| (\S+) \|": "500000 entries, --from-file",
+    r"the digest of one file of 2 GiB \| (\S+) \|": "one file of 2048 MiB, --print-digest-only",
+    r"into a store that has them \| (\S+) \|": "60000 small files, warm store, no cache",
+    r"A rebuild of an unchanged tree is (\S+) times as fast": "60000 small files, nothing changed",
+}
 
 
 def quick_start() -> list[str]:
@@ -58,3 +68,21 @@ def test_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     digest, new = capsys.readouterr().out.split()
     assert (len(digest), new) == (64, "1")
     assert (tmp_path / "image.cfs").stat().st_size > 0
+
+
+def measured(job: str) -> list[str]:
+    """The row of a job: its name, our seconds, theirs, how many times faster and more."""
+    (row,) = re.findall(rf"^\| ({re.escape(job)} \|.*)$", RESULTS, re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")]
+
+
+@pytest.mark.parametrize(("claim", "job"), SPEED.items())
+def test_no_more_speed_is_claimed_than_was_measured(claim: str, job: str) -> None:
+    (said,) = re.findall(claim, README)
+    rounding = 0.5 * 10.0 ** -len(said.partition(".")[2])
+    assert float(said) <= float(measured(job)[3].rstrip("×")) + rounding
+
+
+def test_the_start_takes_as_long_as_was_measured() -> None:
+    (said,) = re.findall(r"(\d+) ms of each run", README)
+    assert int(said) / 1000 == float(measured("--version")[1])
