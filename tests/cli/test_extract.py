@@ -25,8 +25,8 @@ NOBODY = 65534
 
 # The interpreter itself may be out of the reach of ordinary users: start it first, then give up all rights.
 AS_NOBODY = f"""
-import os, sys
-import json, locale, cfstools.cli.app, cfstools.cli.commands.extract, cfstools.store.chain, cfstools.store.directory
+import hashlib, json, locale, os, sys
+import cfstools.cli.app, cfstools.cli.commands.extract, cfstools.store.chain, cfstools.store.directory
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
