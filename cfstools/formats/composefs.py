@@ -5,56 +5,22 @@ Rules: composefs format, sections 1.4 and 4.5 to 4.7.
 
 from __future__ import annotations
 
-import stat
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cfstools import native
-from cfstools.errors import TreeError, UsageError
+from cfstools.errors import UsageError
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.nodes import Node, Pair
-from cfstools.formats.erofs.writer import chunk_geometry, place
-from cfstools.formats.escape import escape
-from cfstools.formats.overlay import (
-    ACL_KEYS,
-    ESCAPED,
-    METACOPY_HEADERS,
-    METACOPY_KEY,
-    OPAQUE_KEY,
-    OVERLAY,
-    PARENT_MARKS,
-    PARENT_MARKS_V1,
-    REDIRECT_KEY,
-    SELINUX_KEY,
-    WHITEOUT_MARKS,
-)
-from cfstools.tree import (
-    Device,
-    Directory,
-    Entry,
-    External,
-    Fifo,
-    HardLink,
-    Inode,
-    Leaf,
-    RegularFile,
-    Socket,
-    Symlink,
-    Unread,
-    Xattrs,
-)
+from cfstools.formats.overlay import ESCAPED, HIDING_NAMES, METACOPY_HEADERS, OVERLAY
+from cfstools.tree import Directory, Xattrs
 from cfstools.tree.model import KINDS
-from cfstools.tree.walk import iter_entries
-from cfstools.tree.xattrs import XattrBuilder, check_xattr_space
+from cfstools.tree.xattrs import check_xattr_space
 from cfstools.verity import Algorithm
 
+if TYPE_CHECKING:
+    from cfstools.formats.erofs.nodes import Pair
+
 _CHUNK = 1 << 20
-_HIDING_NAMES = [b"%02x" % number for number in range(256)]
-_HIDING_MODE = stat.S_IFCHR | 0o644
-_PERMISSIONS = 0o7777
-_U32 = 0xFFFFFFFF
 
 
 def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
@@ -86,8 +52,7 @@ class ImagePlan(Protocol):
         """Its bytes from front to back, in pieces of about 1 MiB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
+class _Encoded(NamedTuple):
     """An :class:`ImagePlan` that is in memory already."""
 
     image: bytes
@@ -129,17 +94,10 @@ def plan_image(
     )
     if encoded is not None:
         return _Encoded(image=encoded[0], inode_count=encoded[1])
-    planner = _Planner(algorithm=algorithm)
-    nodes = planner.plan(root)
-    version = select_version(min_version, max_version, has_whiteout=bool(planner.whiteout_parents))
-    planner.mark_parents(root, version)
-    header = fmt.ComposefsHeader(
-        magic=fmt.COMPOSEFS_MAGIC,
-        header_version=fmt.COMPOSEFS_HEADER_VERSION,
-        flags=fmt.HEADER_FLAG_HAS_ACL if planner.has_acl else 0,
-        composefs_version=version,
-    )
-    return place(nodes, header)
+    # Most trees are encoded by now.
+    from cfstools.formats.composefs_plan import place_tree  # noqa: PLC0415
+
+    return place_tree(root, min_version=min_version, max_version=max_version, algorithm=algorithm)
 
 
 def first_difference(plan: ImagePlan, image: memoryview) -> int | None:
@@ -176,241 +134,6 @@ def escape_key(key: bytes) -> bytes:
     return ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key
 
 
-def metacopy(digest: bytes | None, algorithm: Algorithm) -> bytes:
-    """The value of ``trusted.overlay.metacopy`` for an external file (section 4.5)."""
-    if digest is None:
-        return b""
-    if len(digest) != algorithm.digest_size:
-        raise TreeError(f"object digest has {len(digest)} bytes; {algorithm.value} has {algorithm.digest_size}")
-    return METACOPY_HEADERS[algorithm] + digest
-
-
-class _Rejected(Exception):
-    """What is wrong with an entry; the planner adds the path, which is only worked out when it is needed."""
-
-    def __init__(self, entry: Entry, what: str) -> None:
-        super().__init__(what)
-        self.entry = entry
-
-
-@dataclass(slots=True, eq=False)
-class _Planner:
-    """Turns a tree into nodes: breadth-first order, rewritten xattrs, automatic whiteouts."""
-
-    algorithm: Algorithm
-    has_acl: bool = False
-    nodes: list[Node] = field(default_factory=list)
-    inodes: list[Inode | None] = field(default_factory=list)  # parallel to nodes; None for automatic whiteouts
-    links: list[tuple[list[tuple[bytes, Node]], int, HardLink]] = field(default_factory=list)
-    whiteout_parents: list[tuple[Node, Directory]] = field(default_factory=list)
-    rewritten: dict[int, tuple[Xattrs, list[Pair]]] = field(default_factory=dict)
-
-    def plan(self, root: Directory) -> list[Node]:
-        """All nodes in breadth-first order (section 2.2), root first."""
-        try:
-            self._plan(root)
-        except _Rejected as rejected:
-            raise TreeError(str(rejected), where=_path_text(root, rejected.entry)) from None
-        return self.nodes
-
-    def _plan(self, root: Directory) -> None:
-        top = self._node(root)
-        top.xattrs = sorted([*top.xattrs, (OPAQUE_KEY, b"y")])
-        self._append(top, root)
-        hiding = _hiding_nodes(root)
-        queue = deque([(top, root, top)])
-        while queue:
-            node, directory, parent = queue.popleft()
-            queue.extend(self._add_children(node, directory, parent, hiding))
-            hiding = {}
-        self._resolve_links()
-
-    def _append(self, node: Node, inode: Inode | None) -> None:
-        self.nodes.append(node)
-        self.inodes.append(inode)
-
-    def _add_children(
-        self, node: Node, directory: Directory, parent: Node, hiding: dict[bytes, Node]
-    ) -> list[tuple[Node, Directory, Node]]:
-        """Append the nodes of one directory's entries; returns its subdirectories."""
-        entries = directory.entries
-        fixed = {b".": node, b"..": parent, **hiding}
-        children: list[tuple[bytes, Node]] = []
-        subdirectories = []
-        has_whiteout = False
-        for name in sorted(entries.keys() | fixed.keys()):
-            entry = entries.get(name)
-            if entry is None:
-                child = fixed[name]
-                if hiding and name in hiding:
-                    self._append(child, None)
-            elif isinstance(entry, HardLink):
-                _check_name(name, entry)
-                self.links.append((children, len(children), entry))
-                child = node  # a place holder: the right node is not known before all nodes exist
-            else:
-                _check_name(name, entry)
-                child = self._node(entry)
-                self._append(child, entry)
-                if isinstance(entry, Directory):
-                    subdirectories.append((child, entry, node))
-                elif isinstance(entry, Device) and entry.is_whiteout:
-                    has_whiteout = True
-            children.append((name, child))
-        if has_whiteout:
-            self.whiteout_parents.append((node, directory))
-        node.children = children
-        node.nlink = 2 + len(subdirectories)
-        return subdirectories
-
-    def _resolve_links(self) -> None:
-        if not self.links:
-            return
-        wanted = {id(link.inode) for _, _, link in self.links}
-        targets = {id(inode): node for node, inode in zip(self.nodes, self.inodes, strict=True) if id(inode) in wanted}
-        for children, position, link in self.links:
-            target = targets.get(id(link.inode))
-            if target is None:
-                raise _Rejected(link, "hard link to an inode that is not in the tree")
-            children[position] = (children[position][0], target)
-
-    def mark_parents(self, root: Directory, version: int) -> None:
-        """Mark directories that hold whiteouts (section 4.6); TreeError where the account of space refuses (Q5)."""
-        for node, directory in self.whiteout_parents:
-            try:
-                node.xattrs = _marked(node.xattrs, PARENT_MARKS_V1 if version == 1 else PARENT_MARKS)
-            except TreeError as error:
-                raise TreeError(error.what, where=_path_text(root, directory)) from None
-
-    def _node(self, inode: Directory | Leaf) -> Node:
-        if (inode.uid | inode.gid | inode.nlink | inode.mtime_nsec) >> 32 or (inode.mtime_sec + (1 << 63)) >> 64:
-            raise _Rejected(inode, "owner, link count or time is out of the format's range")
-        node = Node(
-            mode=inode.mode & 0xFFFF,
-            nlink=inode.nlink,
-            uid=inode.uid,
-            gid=inode.gid,
-            mtime_sec=inode.mtime_sec,
-            mtime_nsec=inode.mtime_nsec,
-            xattrs=self._rewrite(inode) if inode.xattrs else (),
-        )
-        match inode:
-            case RegularFile():
-                self._fill_file(node, inode)
-            case Symlink(target=target):
-                if not 0 < len(target) <= fmt.SYMLINK_MAX:
-                    raise _Rejected(inode, f"symlink target of {len(target)} bytes: 1 to {fmt.SYMLINK_MAX} are allowed")
-                if b"\0" in target:
-                    raise _Rejected(inode, "symlink target holds a NUL byte")
-                node.data, node.size = target, len(target)
-            case Device():
-                self._fill_device(node, inode)
-            case Fifo(size=size) | Socket(size=size):
-                node.size = size
-            case Directory():
-                pass
-        return node
-
-    def _fill_file(self, node: Node, inode: RegularFile) -> None:
-        content = inode.content
-        node.size = inode.size
-        match content:
-            case bytes():
-                if len(content) != inode.size or len(content) > fmt.INLINE_MAX:
-                    raise _Rejected(
-                        inode,
-                        f"{len(content)} bytes of inline content for a size of {inode.size}; "
-                        f"they must agree and be at most {fmt.INLINE_MAX}",
-                    )
-                node.data = content
-            case External():
-                self._fill_external(node, inode, content)
-            case Unread():
-                raise _Rejected(inode, "contents were not read before the image was written")
-
-    def _fill_external(self, node: Node, inode: RegularFile, content: External) -> None:
-        if inode.size == 0:
-            return
-        payload = content.payload
-        node.chunked = True
-        try:
-            chunk_geometry(inode.size)
-            pairs = [(METACOPY_KEY, metacopy(content.digest, self.algorithm))]
-        except TreeError as error:
-            raise _Rejected(inode, error.what) from None
-        if payload:
-            if len(payload) > fmt.PAYLOAD_MAX:
-                raise _Rejected(inode, f"payload of {len(payload)} bytes: at most {fmt.PAYLOAD_MAX} are allowed")
-            pairs.append((REDIRECT_KEY, b"/" + payload))
-        node.xattrs = sorted([*node.xattrs, *pairs]) if node.xattrs else pairs
-
-    def _fill_device(self, node: Node, inode: Device) -> None:
-        if inode.is_whiteout:
-            node.mode = stat.S_IFREG | (inode.mode & _PERMISSIONS)
-            try:
-                node.xattrs = _marked(node.xattrs, WHITEOUT_MARKS)
-            except TreeError as error:
-                raise _Rejected(inode, error.what) from None
-        else:
-            node.size = inode.size
-            node.rdev = inode.rdev & _U32
-
-    def _rewrite(self, inode: Directory | Leaf) -> list[Pair]:
-        """The inode's xattrs, checked, escaped and sorted; inodes that share a mapping share the work."""
-        known = self.rewritten.get(id(inode.xattrs))
-        if known is not None:
-            return known[1]
-        try:
-            pairs = rewrite_xattrs(inode.xattrs)
-        except TreeError as error:
-            raise _Rejected(inode, error.what) from None
-        if not self.has_acl:
-            self.has_acl = any(key in ACL_KEYS for key in inode.xattrs)
-        # The mapping is kept with the result: an id is only good while its object lives.
-        self.rewritten[id(inode.xattrs)] = (inode.xattrs, pairs)
-        return pairs
-
-
-def _marked(xattrs: Sequence[Pair], marks: Sequence[Pair]) -> list[Pair]:
-    builder = XattrBuilder(dict(xattrs))
-    for key, value in marks:
-        builder.set(key, value)
-    return sorted(builder.build().items())
-
-
-def _hiding_nodes(root: Directory) -> dict[bytes, Node]:
-    """The automatic whiteouts that hide a store's directories (section 4.7), by name."""
-    label = root.xattrs.get(SELINUX_KEY)
-    xattrs = [] if label is None else [(SELINUX_KEY, label)]
-    return {
-        name: Node(
-            mode=_HIDING_MODE,
-            nlink=1,
-            uid=root.uid,
-            gid=root.gid,
-            mtime_sec=root.mtime_sec,
-            mtime_nsec=root.mtime_nsec,
-            xattrs=xattrs,
-        )
-        for name in _HIDING_NAMES
-        if name not in root.entries
-    }
-
-
 def automatic_whiteouts(root: Directory) -> int:
     """How many inodes the image of *root* has that readers leave out of its tree again (section 4.7)."""
-    return sum(name not in root.entries for name in _HIDING_NAMES)
-
-
-def _check_name(name: bytes, entry: Entry) -> None:
-    if not 0 < len(name) <= fmt.NAME_MAX:
-        raise _Rejected(entry, f"name of {len(name)} bytes: 1 to {fmt.NAME_MAX} are allowed")
-    if b"/" in name or b"\0" in name or name in {b".", b".."}:
-        raise _Rejected(entry, "name is '.' or '..' or holds a slash or NUL")
-
-
-def _path_text(root: Directory, wanted: Entry) -> str | None:
-    for path, _, entry in iter_entries(root):
-        if entry is wanted:
-            return escape(path).decode("ascii")
-    return None
+    return sum(name not in root.entries for name in HIDING_NAMES)

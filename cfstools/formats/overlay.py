@@ -15,6 +15,8 @@ ACL_KEYS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
 WHITEOUT_MARKS = ((ESCAPED + b"whiteout", b""), (b"user.overlay.whiteout", b""))
 PARENT_MARKS = ((ESCAPED + b"whiteouts", b""), (b"user.overlay.whiteouts", b""))
 PARENT_MARKS_V1 = (*PARENT_MARKS, (ESCAPED + b"opaque", b"x"), (b"user.overlay.opaque", b"x"))
+# Automatic whiteouts in the root, which hide the directories of a store.
+HIDING_NAMES = [b"%02x" % number for number in range(256)]
 METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt.METACOPY_SHA512}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cfstools import native
 from cfstools.errors import CfsError
-from cfstools.formats import composefs
 from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
+from cfstools.formats.overlay import HIDING_NAMES
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
 from tests.fuzz.trust import Trusting
 from tests.oci import making
@@ -61,13 +61,13 @@ def _dumps() -> list[bytes]:
 
 def _images() -> list[bytes]:
     """Images of the golden dumps as they are, and without the 256 whiteouts, which only take time after the first."""
-    before, hiding = native.IMPLEMENTATION, composefs._HIDING_NAMES
+    before, hiding = native.IMPLEMENTATION, [*HIDING_NAMES]
     native.use("pure")
-    composefs._HIDING_NAMES = []
+    HIDING_NAMES.clear()
     try:
         small = _images_of(_dumps())
     finally:
-        composefs._HIDING_NAMES = hiding
+        HIDING_NAMES[:] = hiding
         native.use(before)
     return [*small, *_images_of(_dumps()[:3])]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cfstools import native
 from cfstools.errors import TreeError
-from cfstools.formats import composefs
+from cfstools.formats import composefs_plan
 from cfstools.formats.composefs import rewrite_xattrs, write_image
 from cfstools.formats.overlay import METACOPY_HEADERS
 from cfstools.native import _pure
@@ -197,7 +197,7 @@ def test_what_is_no_refusal_comes_through() -> None:
 
 def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     native.use("native")
-    monkeypatch.setattr(composefs, "_Planner", None)
+    monkeypatch.setattr(composefs_plan, "place_tree", None)
     image = write_image(directory({b"f": file(1, b"1")}))
     monkeypatch.undo()
     assert image == by_python(directory({b"f": file(1, b"1")}))
