@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -12,7 +12,6 @@ from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
 from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import automatic_whiteouts, plan_image, select_version
-from cfstools.formats.listing import object_digests, object_payloads
 from cfstools.formats.overlay import format_word
 from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
     from cfstools.store import Blobs, StoreWriter
     from cfstools.store.base import FsVerity
     from cfstools.store.cache import DigestCache
+    from cfstools.tree import Directory
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(NamedTuple):
     """What decides the bytes of an image besides its source.
 
     Versions that are ``None`` follow the reference tool of the source. For a directory or a dump neither given means 0
@@ -181,7 +180,7 @@ def build(
             plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
         if writer is not None:
             # Objects that a later layer or a filter took out of the tree are not kept.
-            writer.commit(object_digests(tree.root) if container else None)
+            writer.commit(_digests(tree.root) if container else None)
         digest = output.write(plan, params)
         stored = writer.report if writer is not None else None
     missing = _count_missing(tree, stores)
@@ -282,7 +281,15 @@ def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
     """Objects that a dump or an image names and no store has; without stores nobody asked."""
     if not stores or tree.kind not in {"dump", "image"}:
         return 0
+    from cfstools.formats.listing import object_payloads
+
     return sum(not payload_exists(stores, payload) for payload in object_payloads(tree.root))
+
+
+def _digests(root: Directory) -> Collection[bytes]:
+    from cfstools.formats.listing import object_digests
+
+    return object_digests(root)
 
 
 @contextmanager

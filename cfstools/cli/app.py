@@ -8,7 +8,6 @@ import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -189,6 +188,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 def _report(error: BaseException, *, debug: bool) -> int:
     if debug:
+        import traceback
+
         traceback.print_exception(error)
     match error:
         case CfsError():

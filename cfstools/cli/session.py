@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import click
 
@@ -18,8 +17,7 @@ from cfstools.report import Json
 _WRITE_SIZE = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Session:
+class Session(NamedTuple):
     """How much to tell."""
 
     verbosity: int = 0  # -1 quiet, 0 normal, 1 and more verbose
@@ -28,13 +26,13 @@ class Session:
         """One step more verbose. Raises UsageError after :meth:`silenced`."""
         if self.verbosity < 0:
             raise UsageError("--verbose and --quiet contradict each other")
-        return replace(self, verbosity=self.verbosity + 1)
+        return self._replace(verbosity=self.verbosity + 1)
 
     def silenced(self) -> Session:
         """Quiet. Raises UsageError after :meth:`louder`."""
         if self.verbosity > 0:
             raise UsageError("--verbose and --quiet contradict each other")
-        return replace(self, verbosity=-1)
+        return self._replace(verbosity=-1)
 
     def progress(self) -> Progress:
         """The observer for long work: bars on a terminal, silence elsewhere."""

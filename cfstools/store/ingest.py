@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
 
 from cfstools import native
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
-from cfstools.report import Report
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
 from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
@@ -85,8 +83,7 @@ class MemoryBlobs:
             close(self._files.popitem()[1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestReport(Report):
+class IngestReport(NamedTuple):
     """Regular files that were read, by where their contents went; what the store did is in the writer's report."""
 
     empty_files: int

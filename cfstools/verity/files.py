@@ -18,7 +18,7 @@ from cfstools.verity.merkle import MerkleHasher
 from cfstools.workers import map_ahead
 
 READ_SIZE = 1 << 20
-SEGMENT = 16 << 20
+SEGMENT = 8 << 20
 """A large file is hashed in pieces of so many bytes."""
 
 _DIGEST_TEXT = re.compile(r"(?:(sha256|sha512):)?([0-9A-Fa-f]*)")
