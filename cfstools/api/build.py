@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import payload_exists
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.composefs import automatic_whiteouts, plan_image, select_version
-from cfstools.formats.overlay import format_word
+from cfstools.formats.composefs import automatic_whiteouts, plan_image
+from cfstools.formats.overlay import format_word, select_version
 from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report

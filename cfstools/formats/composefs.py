@@ -6,31 +6,16 @@ Rules: composefs format, sections 1.4 and 4.5 to 4.7.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from cfstools import native
-from cfstools.errors import UsageError
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.overlay import ESCAPED, HIDING_NAMES, METACOPY_HEADERS, OVERLAY
-from cfstools.tree import Directory, Xattrs
+from cfstools.formats.overlay import HIDING_NAMES, METACOPY_HEADERS, rewrite_xattrs, select_version
+from cfstools.tree import Directory
 from cfstools.tree.model import KINDS
-from cfstools.tree.xattrs import check_xattr_space
 from cfstools.verity import Algorithm
 
-if TYPE_CHECKING:
-    from cfstools.formats.erofs.nodes import Pair
-
 _CHUNK = 1 << 20
-
-
-def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
-    """The composefs version to write (section 1.4). Raises UsageError for versions that do not exist."""
-    for option, version in (("minimum", minimum), ("maximum", maximum)):
-        if not 0 <= version <= fmt.MAX_COMPOSEFS_VERSION:
-            raise UsageError(f"{option} format version {version} does not exist: 0 and 1 do")
-    if has_whiteout and minimum < 1 <= maximum:
-        return 1
-    return minimum
 
 
 class ImagePlan(Protocol):
@@ -121,17 +106,6 @@ def _length_of_same(one: memoryview, other: memoryview) -> int:
         else:
             end = middle - 1
     return same
-
-
-def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
-    """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
-    check_xattr_space(xattrs)
-    return sorted([(escape_key(key), value) for key, value in xattrs.items()])
-
-
-def escape_key(key: bytes) -> bytes:
-    """A key that overlayfs would act on, with one more ``overlay.`` so that it does not (section 4.5)."""
-    return ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key
 
 
 def automatic_whiteouts(root: Directory) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cfstools.errors import TreeError
-from cfstools.formats.composefs import rewrite_xattrs, select_version
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.nodes import Node, Pair
 from cfstools.formats.erofs.writer import Placed, chunk_geometry, place
@@ -27,6 +26,8 @@ from cfstools.formats.overlay import (
     REDIRECT_KEY,
     SELINUX_KEY,
     WHITEOUT_MARKS,
+    rewrite_xattrs,
+    select_version,
 )
 from cfstools.tree import (
     Device,

@@ -1,9 +1,20 @@
-"""The extended attributes by which a composefs image talks to overlayfs, and the word for an image's format."""
+"""The extended attributes by which a composefs image talks to overlayfs, its versions, and the word for its format.
+
+Rules: composefs format, sections 1.4 and 4.5.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from cfstools.errors import UsageError
 from cfstools.formats.erofs import layout as fmt
+from cfstools.tree import Xattrs
+from cfstools.tree.xattrs import check_xattr_space
 from cfstools.verity import Algorithm
+
+if TYPE_CHECKING:
+    from cfstools.formats.erofs.nodes import Pair
 
 OVERLAY = b"trusted.overlay."
 ESCAPED = b"trusted.overlay.overlay."
@@ -23,3 +34,24 @@ METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt
 def format_word(version: int, algorithm: Algorithm) -> str:
     """What decides the bytes of an image in one word, like ``v0-sha256-12`` (12: the logarithm of the block size)."""
     return f"v{version}-{algorithm.value}-{fmt.BLOCK_BITS}"
+
+
+def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
+    """The composefs version to write (section 1.4). Raises UsageError for versions that do not exist."""
+    for option, version in (("minimum", minimum), ("maximum", maximum)):
+        if not 0 <= version <= fmt.MAX_COMPOSEFS_VERSION:
+            raise UsageError(f"{option} format version {version} does not exist: 0 and 1 do")
+    if has_whiteout and minimum < 1 <= maximum:
+        return 1
+    return minimum
+
+
+def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
+    """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
+    check_xattr_space(xattrs)
+    return sorted([(escape_key(key), value) for key, value in xattrs.items()])
+
+
+def escape_key(key: bytes) -> bytes:
+    """A key that overlayfs would act on, with one more ``overlay.`` so that it does not (section 4.5)."""
+    return ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from cfstools.errors import CfsError, TreeError, UsageError
-from cfstools.formats.composefs import escape_key, plan_image, select_version, write_image
+from cfstools.formats.composefs import plan_image, write_image
 from cfstools.formats.erofs.layout import BLOCK_SIZE, COMPOSEFS_HEADER, FIRST_INODE_OFFSET, ComposefsHeader
 from cfstools.formats.erofs.writer import chunk_geometry
 from cfstools.formats.erofs.xattrs import filter_bit, split_key
 from cfstools.formats.erofs.xxh32 import xxh32
+from cfstools.formats.overlay import escape_key, select_version
 from cfstools.tree import (
     Device,
     Directory,

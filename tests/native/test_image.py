@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cfstools import native
 from cfstools.errors import TreeError
 from cfstools.formats import composefs_plan
-from cfstools.formats.composefs import rewrite_xattrs, write_image
-from cfstools.formats.overlay import METACOPY_HEADERS
+from cfstools.formats.composefs import write_image
+from cfstools.formats.overlay import METACOPY_HEADERS, rewrite_xattrs
 from cfstools.native import _pure
 from cfstools.tree import Device, Directory, External, Fifo, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.tree.model import KINDS

@@ -18,10 +18,10 @@ from types import ModuleType
 import pytest
 
 from cfstools import native
-from cfstools.formats.composefs import rewrite_xattrs, write_image
+from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.overlay import METACOPY_HEADERS
+from cfstools.formats.overlay import METACOPY_HEADERS, rewrite_xattrs
 from cfstools.native._pure import Maker
 from cfstools.tree import NO_XATTRS, Directory, RegularFile
 from cfstools.tree.model import KINDS, Stamp
