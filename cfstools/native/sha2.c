@@ -274,8 +274,7 @@ ALWAYS_INLINE WIDE_TARGET void wide512_compress(__m512i *s, __m512i *w) {
 
 /* The next 16 words of each of 16 messages, word by word. Transposed in registers: gathers would fetch each word by
  * itself, from lines that are all in one set of the first cache when messages are 4 KiB apart. */
-ALWAYS_INLINE WIDE_TARGET void wide256_words(__m512i *w, const uint8_t *data, size_t distance) {
-    const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL));
+ALWAYS_INLINE WIDE_TARGET void wide256_words(__m512i *w, const uint8_t *data, size_t distance, __m512i swap) {
     __m512i r[16], t[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++)
@@ -307,18 +306,18 @@ ALWAYS_INLINE WIDE_TARGET void wide256_words(__m512i *w, const uint8_t *data, si
 
 static WIDE_TARGET void wide256_messages(const struct sha2_start *start, const uint8_t *data, size_t size,
                                          const uint8_t *last, uint8_t *out) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i swap = _mm512_broadcast_i32x4(_mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL));
     __m512i s[8], w[16];
     for (int i = 0; i < 8; i++)
         s[i] = set32((uint32_t)start->state[i]);
     for (size_t done = 0; done < size; done += 64) {
-        wide256_words(w, data + done, size);
+        wide256_words(w, data + done, size, swap);
         wide256_compress(s, w);
     }
     for (int i = 0; i < 16; i++)
         w[i] = set32(load32(last + 4 * i));
     wide256_compress(s, w);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(32));
     for (int i = 0; i < 8; i++)
         _mm512_i32scatter_epi32(out + 4 * i, places, _mm512_shuffle_epi8(s[i], swap), 1);
