@@ -48,10 +48,11 @@ class DirectoryStore:
             raise store_error(error, "cannot open the store", self.path) from error
         # Directories already opened, by prefix; kept open until the end so that no thread sees a number reused.
         self._prefixes: dict[bytes, int] = {}
-        # The same by number, -1 where there is none, in the form that the native functions take.
-        self.prefix_fds = array("i", [-1]) * 256
+        self._prefix_fds = array("i", [-1]) * 256
+        self._opened_prefixes = False
         self._keep = min(256, files.fd_limit() // 8)
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
 
     def _make(self) -> None:
         try:
@@ -76,7 +77,7 @@ class DirectoryStore:
                 if fd >= 0:
                     files.close(fd)
             self._prefixes.clear()
-            self.prefix_fds = array("i", [-1]) * 256
+            self._prefix_fds = array("i", [-1]) * 256
             self.fd = -1
 
     def describe(self, digest: bytes) -> str:
@@ -162,6 +163,22 @@ class DirectoryStore:
         """Whether the directory holds nothing at all."""
         return not self._names(self.fd)
 
+    @property
+    def prefix_fds(self) -> array[int]:
+        """The descriptors of :meth:`prefix_fd` by number, -1 where there is none, as the native functions take them.
+
+        The directories that exist are opened when this is first asked for: a function that has to open one for every
+        object takes twice as long.
+        """
+        if not self._opened_prefixes:
+            with self._opening:
+                for number in range(256):
+                    if len(self._prefixes) < self._keep:
+                        with suppress(OSError), self.prefix_fd(b"%02x" % number):
+                            pass
+                self._opened_prefixes = True
+        return self._prefix_fds
+
     @contextmanager
     def prefix_fd(self, prefix: bytes, *, create: bool = False) -> Iterator[int]:
         """The directory of the objects that start with *prefix*, open. Raises plain ``OSError``."""
@@ -182,7 +199,7 @@ class DirectoryStore:
                 fd = other
             elif kept:
                 self._prefixes[prefix] = fd
-                self.prefix_fds[int(prefix, 16)] = fd
+                self._prefix_fds[int(prefix, 16)] = fd
         try:
             yield fd
         finally:
