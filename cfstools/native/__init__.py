@@ -29,6 +29,7 @@ give_contents = _pure.give_contents
 match_stamps = _pure.match_stamps
 digest_range = _pure.digest_range
 find_objects = _pure.find_objects
+check_objects = _pure.check_objects
 write_files = _pure.write_files
 link_files = _pure.link_files
 list_names = _pure.list_names
@@ -37,6 +38,7 @@ encode_tree = _pure.encode_tree
 parse_lines = _pure.parse_lines
 read_tree = _pure.read_tree
 print_entries = _pure.print_entries
+needed_objects = _pure.needed_objects
 
 FUNCTIONS = (
     "hash_blocks",
@@ -45,6 +47,7 @@ FUNCTIONS = (
     "match_stamps",
     "digest_range",
     "find_objects",
+    "check_objects",
     "write_files",
     "link_files",
     "list_names",
@@ -53,6 +56,7 @@ FUNCTIONS = (
     "parse_lines",
     "read_tree",
     "print_entries",
+    "needed_objects",
 )
 
 

@@ -188,6 +188,9 @@ static PyMethodDef methods[] = {
      "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
     {"find_objects", native_find_objects, METH_VARARGS,
      "find_objects(store_fd, prefixes, wanted)\n\nAs in _pure.py."},
+    {"check_objects", native_check_objects, METH_VARARGS,
+     "check_objects(prefixes, digests, ends, first, end, arena, algorithm, block_size, salt_prefix, descriptor)\n\n"
+     "As in _pure.py."},
     {"write_files", native_write_files, METH_VARARGS,
      "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
@@ -200,6 +203,8 @@ static PyMethodDef methods[] = {
      "parse_lines(text, start, kinds, directories, xattrs, no_xattrs, digits, strict)\n\nAs _pure.py says."},
     {"read_tree", native_read_tree, METH_VARARGS,
      "read_tree(data, root_nid, xattr_base, build_sec, build_nsec, kinds, no_xattrs, freeze)\n\nAs _pure.py says."},
+    {"needed_objects", native_needed_objects, METH_VARARGS,
+     "needed_objects(root, kinds, digest_size)\n\nAs _pure.py says."},
     {"print_entries", native_print_entries, METH_VARARGS,
      "print_entries(stack, firsts, line, xattrs_text, no_xattrs, kinds, enough)\n\nAs _pure.py says."},
     {NULL, NULL, 0, NULL},

@@ -6,9 +6,12 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from cfstools.native import _trees
+from cfstools.native._trees import Pairs
 
 if TYPE_CHECKING:
     import hashlib
@@ -19,13 +22,18 @@ if TYPE_CHECKING:
 Stamp = tuple[int, int, int, int, int]
 # contents of a small file; or digest, size and place in the arena (-1: the store has it); or nothing
 Digested = bytes | tuple[bytes, int, int] | None
-Pairs = tuple[tuple[bytes, bytes], ...]
 # mode, link count, owner, group, device number, device, inode, size, mtime and ctime in seconds and nanoseconds,
 # attributes (None: there are none, False: to be read by the caller), target of a symbolic link
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
 # the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, whether names are links
 Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, bool]
+
+encode_tree = _trees.encode_tree
+parse_lines = _trees.parse_lines
+read_tree = _trees.read_tree
+print_entries = _trees.print_entries
+needed_objects = _trees.needed_objects
 
 _ZEROS = bytes(65536)
 _PATH_MAX = 4096
@@ -319,6 +327,45 @@ def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> i
     return 1 if stat.S_ISREG(status.st_mode) and status.st_size == size else -1
 
 
+def check_objects(  # noqa: PLR0917 - likewise
+    prefixes: Buffer,
+    digests: Buffer,
+    ends: Buffer,
+    first: int,
+    end: int,
+    arena: Buffer,
+    algorithm: str,
+    block_size: int,
+    salt_prefix: bytes,
+    descriptor: bytes,
+) -> bytes:
+    """For each object from *first* up to *end* a byte: 1 if it is a regular file of its size and digest, else 0.
+
+    *digests* lie one behind the other; *ends* are unsigned numbers of eight bytes, how many bytes the objects have
+    together up to and including each. Those of a store are found below its *prefixes*. Whatever is below a directory
+    that is not open, is empty, or too large for a quarter of the writable *arena* gets 0 as well.
+    """
+    directories = memoryview(prefixes).cast("B").cast("i")
+    sums = memoryview(ends).cast("B").cast("Q")
+    length = _hasher(algorithm).digest_size
+    limit = memoryview(arena).nbytes // 4
+    if len(descriptor) != 256 or len(directories) != 256 or block_size <= 0:
+        raise ValueError("descriptor, prefixes or block size of a wrong size")
+    if memoryview(digests).nbytes // length != len(sums) or not 0 <= first <= end <= len(sums):
+        raise ValueError("there are no such objects")
+    found = bytearray(end - first)
+    for number in range(first, end):
+        digest = bytes(memoryview(digests).cast("B")[number * length : (number + 1) * length])
+        size = sums[number] - (sums[number - 1] if number else 0)
+        directory = directories[digest[0]]
+        if directory >= 0 and 0 < size <= limit:
+            data = _read_file(directory, digest.hex().encode()[2:], None, size + 2 * block_size, block_size)
+            if data is not None and len(data) == size:
+                met = _file_digest(algorithm, data, block_size, salt_prefix, descriptor)
+                found[number - first] = met == digest
+    return bytes(found)
+
+
 def write_files(store_fd: int, arena: Buffer, spans: Sequence[tuple[int, int]], mode: int) -> list[int]:
     """Files without names below *store_fd* that hold these spans (offset, size) of *arena*: their descriptors.
 
@@ -413,77 +460,3 @@ def _xattrs(directory: int, name: bytes) -> Pairs | bool | None:
         return tuple([(key, os.getxattr(path, key, follow_symlinks=False)) for key in keys]) or None
     except OSError as error:
         return None if error.errno == errno.EOPNOTSUPP else False
-
-
-def encode_tree(  # noqa: PLR0917 - called as the C copy is, by position
-    root: object,  # noqa: ARG001
-    kinds: tuple[type, ...],  # noqa: ARG001
-    rewrite: Callable[[Any], list[tuple[bytes, bytes]]],  # noqa: ARG001
-    metacopy_header: bytes,  # noqa: ARG001
-    digest_size: int,  # noqa: ARG001
-    version: int,  # noqa: ARG001
-) -> tuple[bytes, int] | None:
-    """The bytes of the image of a tree and the number of its inodes, or ``None``: left to the caller.
-
-    Nothing is done here: the truth about images is ``cfstools.formats``, which needs more than this room has. The
-    C copy leaves to the caller what is rare or wrong. ``kinds`` are the classes Directory, RegularFile, Symlink,
-    Device, Fifo, Socket, HardLink and External; ``rewrite`` gives the sorted and escaped attributes of a mapping.
-    """
-    return None
-
-
-def parse_lines(  # noqa: PLR0917 - likewise
-    text: bytes,  # noqa: ARG001
-    start: int,
-    kinds: tuple[type, ...],  # noqa: ARG001
-    directories: dict[bytes, Any],  # noqa: ARG001
-    xattrs: Any,  # noqa: ARG001
-    no_xattrs: Any,  # noqa: ARG001
-    digits: int,  # noqa: ARG001
-    strict: bool,  # noqa: ARG001, FBT001
-) -> tuple[int, int]:
-    """Add what lines of a dump *text* from *start* on describe to the tree, up to the first that is not ordinary.
-
-    Returns where that line starts (one more than the length of *text* if there is none) and how many lines were
-    taken in. Nothing is done here, as for :func:`encode_tree`; the truth is ``cfstools.formats.dump``. *directories*
-    are all directories by plain path, *xattrs* maps the text of attributes to them.
-    """
-    return start, 0
-
-
-def read_tree(  # noqa: PLR0917 - likewise
-    data: Buffer,  # noqa: ARG001
-    root_nid: int,  # noqa: ARG001
-    xattr_base: int,  # noqa: ARG001
-    build_sec: int,  # noqa: ARG001
-    build_nsec: int,  # noqa: ARG001
-    kinds: tuple[type, ...],  # noqa: ARG001
-    no_xattrs: Any,  # noqa: ARG001
-    freeze: Callable[[Pairs], Any],  # noqa: ARG001
-) -> tuple[Any, int, int, int, int, int, int] | None:
-    """The tree of the image *data*, or ``None``: left to the caller, as it is here always.
-
-    The truth is ``cfstools.formats.composefs_reader``; what is there refused, or only rare, is left to it. With the
-    root come the number of the digests' algorithm (0: there are none), and how many there are of hiding devices,
-    further names, files with a link count other than 1, different shared attributes and references to these. *freeze*
-    makes a mapping of pairs.
-    """
-    return None
-
-
-def print_entries(  # noqa: PLR0917 - likewise
-    stack: list[tuple[bytes, Any]],  # noqa: ARG001
-    firsts: dict[Any, bytes | None],  # noqa: ARG001
-    line: Callable[[bytes, Any, bytes | None], bytes],  # noqa: ARG001
-    xattrs_text: Callable[[Any], bytes],  # noqa: ARG001
-    no_xattrs: Any,  # noqa: ARG001
-    kinds: tuple[type, ...],  # noqa: ARG001
-    enough: int,  # noqa: ARG001
-) -> bytes:
-    """Lines of dump text for what is last on the *stack* (path and entry), and then for what is in it, and so on.
-
-    Stops with *enough* bytes; nothing at all is done here, where the text is empty. The truth is
-    ``cfstools.formats.dump.print``, which *line* is asked for what is not ordinary. *firsts* has each inode with
-    several names, and the first of them once that was met.
-    """
-    return b""

@@ -1,70 +1,17 @@
-/* Files in batches: read, hashed and looked up in a store; and ranges of large files.
- *
- * Only what goes as expected is done here. A file that cannot be opened, is not the one it should be, or changes
- * under the reader gets no result, and the caller looks at it again in Python, where errors are found out and named. */
+/* Files in batches: read, hashed and looked up in a store; and ranges of large files. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "batch.h"
 #include "mapping.h"
-#include "native.h"
 
-#define DESCRIPTOR_SIZE 256
-#define DESCRIPTOR_DATA_SIZE_AT 8
-#define DESCRIPTOR_ROOT_AT 16
 #define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
 #define WINDOW ((size_t)4 << 20) /* of a mapped file: large enough to cost nothing, small enough to hold nothing up */
-
-#define OPEN_FLAGS (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-#define SYS_OPENAT2 437
-#define RESOLVE_BENEATH_WITHOUT_LINKS (0x08 | 0x04 | 0x02)
-
-struct open_how_v0 {
-    uint64_t flags, mode, resolve;
-};
-
-/* Opens `path` below `root` without following any link; see open_beneath in cfstools/linux/files.py. */
-static int open_beneath(int root, const char *path) {
-    struct open_how_v0 how = {OPEN_FLAGS, 0, RESOLVE_BENEATH_WITHOUT_LINKS};
-    long fd;
-    do
-        fd = syscall(SYS_OPENAT2, root, path, &how, sizeof how);
-    while (fd < 0 && (errno == EINTR || errno == EAGAIN));
-    return (int)fd;
-}
-
-enum state { UNDONE, INLINE, HASHED, FOUND };
-
-struct file {
-    const char *path;
-    int stamped;
-    uint64_t device, inode;
-    int64_t size, mtime, ctime;
-    enum state state;
-    size_t offset; /* in the arena, or of inline contents */
-    size_t digest; /* index of the first digest of the level last hashed */
-    size_t count;  /* digests in it */
-    uint8_t root[DIGEST_MAX];
-};
-
-static int nanoseconds(const struct timespec *time, int64_t *out) {
-    return __builtin_mul_overflow((int64_t)time->tv_sec, 1000000000, out) ||
-           __builtin_add_overflow(*out, (int64_t)time->tv_nsec, out);
-}
-
-static int is_as_stamped(const struct file *file, const struct stat *status) {
-    int64_t mtime, ctime;
-    return !nanoseconds(&status->st_mtim, &mtime) && !nanoseconds(&status->st_ctim, &ctime) &&
-           file->device == status->st_dev && file->inode == status->st_ino && file->size == status->st_size &&
-           file->mtime == mtime && file->ctime == ctime;
-}
 
 /* Whether the last name is not empty, and none before it is empty or "..": the same paths as in _pure.py. Others are
  * left to the caller. */
@@ -107,164 +54,15 @@ static int parse_file(PyObject *item, struct file *file) {
     return 0;
 }
 
-struct batch {
-    int root_fd;
-    size_t count;
-    struct file *files;
-    uint8_t *arena;
-    size_t capacity, used;
-    uint8_t *inlined;
-    size_t inline_limit;
-    const struct sha2_algorithm *algorithm;
-    const struct sha2_choice *kernel;
-    struct sha2_start start;
-    size_t block_size;
-    uint8_t descriptor[DESCRIPTOR_SIZE];
-    int store_fd;
-    const int *prefixes;
-};
-
-/* Reads exactly `size` bytes and sees that no more follow at once; 0 when that is so. */
-static int read_whole(int fd, uint8_t *to, size_t size) {
-    size_t done = 0;
-    while (done < size) {
-        const ssize_t got = pread(fd, to + done, size + 1 - done, (off_t)done);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return -1;
-        done += (size_t)got;
-    }
-    return done == size ? 0 : -1;
-}
-
-static void read_open(struct batch *batch, struct file *file, int fd, size_t number) {
-    struct stat status;
-    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || (file->stamped && !is_as_stamped(file, &status)))
-        return;
-    if (!file->stamped) {
-        file->device = status.st_dev, file->inode = status.st_ino, file->size = status.st_size;
-        if (nanoseconds(&status.st_mtim, &file->mtime) || nanoseconds(&status.st_ctim, &file->ctime))
-            return;
-    }
-    const size_t size = (size_t)file->size;
-    if (size == 0 || size >= batch->capacity)
-        return;
-    const size_t padded = (size + batch->block_size - 1) / batch->block_size * batch->block_size;
-    if (padded >= batch->capacity - batch->used)
-        return;
-    uint8_t *data = batch->arena + batch->used;
-    if (read_whole(fd, data, size) < 0 || fstat(fd, &status) < 0 || !is_as_stamped(file, &status))
-        return;
-    if (size <= batch->inline_limit) {
-        file->offset = number * batch->inline_limit;
-        memcpy(batch->inlined + file->offset, data, size);
-        file->state = INLINE;
-        return;
-    }
-    memset(data + size, 0, padded - size);
-    file->offset = batch->used;
-    file->digest = batch->used / batch->block_size;
-    file->count = padded / batch->block_size;
-    batch->used += padded;
-    file->state = HASHED;
-}
-
 static void read_files(struct batch *batch) {
     for (size_t i = 0; i < batch->count; i++) {
         struct file *file = &batch->files[i];
-        const int fd = file->path != NULL ? open_beneath(batch->root_fd, file->path) : -1;
+        const int fd = file->path != NULL ? batch_open(batch->root_fd, file->path) : -1;
         if (fd < 0)
             continue;
-        read_open(batch, file, fd, i);
+        batch_read(batch, file, fd);
         close(fd);
     }
-}
-
-/* From the digests of one level to those of the next, for all files that have more than one; what is left over is
- * each file's root. `*digests` is replaced. Returns whether there is another level, -1 when memory is short. */
-static int next_level(struct batch *batch, uint8_t **digests) {
-    const size_t size = batch->algorithm->digest_size, block = batch->block_size;
-    size_t blocks = 0;
-    for (size_t i = 0; i < batch->count; i++) {
-        struct file *file = &batch->files[i];
-        if (file->state != HASHED || file->count == 0)
-            continue;
-        if (file->count == 1) {
-            memcpy(file->root, *digests + file->digest * size, size);
-            file->count = 0;
-        } else {
-            blocks += (file->count * size + block - 1) / block;
-        }
-    }
-    if (blocks == 0)
-        return 0;
-    uint8_t *level = calloc(blocks, block), *hashes = malloc(blocks * size);
-    int result = level != NULL && hashes != NULL ? 1 : -1;
-    size_t at = 0;
-    for (size_t i = 0; result > 0 && i < batch->count; i++) {
-        struct file *file = &batch->files[i];
-        if (file->state != HASHED || file->count == 0)
-            continue;
-        memcpy(level + at * block, *digests + file->digest * size, file->count * size);
-        file->digest = at;
-        file->count = (file->count * size + block - 1) / block;
-        at += file->count;
-    }
-    if (result > 0)
-        result = native_hash(batch->algorithm, batch->kernel, &batch->start, level, block, blocks, hashes) ? -1 : 1;
-    free(level);
-    free(*digests);
-    *digests = hashes;
-    return result;
-}
-
-/* The descriptors of all files and their digests, which replace the roots. */
-static int finish_digests(struct batch *batch) {
-    const size_t size = batch->algorithm->digest_size;
-    struct sha2_start plain;
-    size_t count = 0;
-    batch->algorithm->init(&plain);
-    for (size_t i = 0; i < batch->count; i++)
-        count += batch->files[i].state == HASHED;
-    if (count == 0)
-        return 0;
-    uint8_t *descriptors = malloc(count * DESCRIPTOR_SIZE), *hashes = malloc(count * size), *at = descriptors;
-    int failed = descriptors == NULL || hashes == NULL;
-    for (size_t i = 0; !failed && i < batch->count; i++) {
-        const struct file *file = &batch->files[i];
-        if (file->state != HASHED)
-            continue;
-        memcpy(at, batch->descriptor, DESCRIPTOR_SIZE);
-        for (int byte = 0; byte < 8; byte++)
-            at[DESCRIPTOR_DATA_SIZE_AT + byte] = (uint8_t)((uint64_t)file->size >> 8 * byte);
-        memcpy(at + DESCRIPTOR_ROOT_AT, file->root, size);
-        at += DESCRIPTOR_SIZE;
-    }
-    if (!failed)
-        failed = native_hash(batch->algorithm, batch->kernel, &plain, descriptors, DESCRIPTOR_SIZE, count, hashes);
-    for (size_t i = 0, number = 0; !failed && i < batch->count; i++)
-        if (batch->files[i].state == HASHED)
-            memcpy(batch->files[i].root, hashes + number++ * size, size);
-    free(descriptors);
-    free(hashes);
-    return failed ? -1 : 0;
-}
-
-static int hash_files(struct batch *batch) {
-    const size_t blocks = batch->used / batch->block_size;
-    if (blocks == 0)
-        return 0;
-    uint8_t *digests = malloc(blocks * batch->algorithm->digest_size);
-    int more = digests == NULL ? -1
-                               : native_hash(batch->algorithm, batch->kernel, &batch->start, batch->arena,
-                                             batch->block_size, blocks, digests);
-    if (more == 0)
-        do
-            more = next_level(batch, &digests);
-        while (more > 0);
-    free(digests);
-    return more < 0 ? -1 : finish_digests(batch);
 }
 
 static void find_files(struct batch *batch) {
@@ -322,7 +120,7 @@ static PyObject *digest_batch(struct batch *batch, PyObject *items) {
             goto out;
     Py_BEGIN_ALLOW_THREADS
     read_files(batch);
-    failed = hash_files(batch);
+    failed = batch_hash(batch);
     if (!failed)
         find_files(batch);
     Py_END_ALLOW_THREADS
@@ -331,12 +129,6 @@ out:
     PyMem_Free(batch->files);
     PyMem_Free(batch->inlined);
     return results;
-}
-
-static int is_block_size(const struct sha2_algorithm *algorithm, Py_ssize_t block_size, Py_ssize_t salt_size) {
-    const Py_ssize_t unit = (Py_ssize_t)algorithm->compression_block;
-    return block_size >= 2 * (Py_ssize_t)algorithm->digest_size && (size_t)block_size <= SHA2_SIZE_MAX &&
-           block_size % unit == 0 && salt_size % unit == 0;
 }
 
 PyObject *native_digest_files(PyObject *module, PyObject *args) {
@@ -355,7 +147,7 @@ PyObject *native_digest_files(PyObject *module, PyObject *args) {
     if (descriptor.len != DESCRIPTOR_SIZE || inline_limit < 0 || inline_limit > PIPE_BUF || block_size <= 0 ||
         (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (store_fd >= 0 || prefixes.len != 0))) {
         PyErr_SetString(PyExc_ValueError, "descriptor, inline limit, block size or prefixes of a wrong size");
-    } else if (kernel == NULL || !is_block_size(algorithm, block_size, salt.len)) {
+    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len)) {
         result = native_ask_pure("digest_files", args);
     } else if ((items = PySequence_Tuple(files)) != NULL) {
         struct batch batch = {.root_fd = root_fd, .arena = arena.buf, .capacity = (size_t)arena.len,
@@ -481,7 +273,7 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
     PyObject *result = NULL;
     if (offset < 0 || length < 0 || block_size <= 0) {
         PyErr_SetString(PyExc_ValueError, "offset, length or block size out of range");
-    } else if (kernel == NULL || !is_block_size(algorithm, block_size, salt.len) || PIECE % (size_t)block_size) {
+    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len) || PIECE % (size_t)block_size) {
         result = native_ask_pure("digest_range", args);
     } else {
         struct range range = {.fd = fd, .copy_fd = copy_fd, .offset = (off_t)offset, .length = (size_t)length,

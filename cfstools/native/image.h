@@ -52,6 +52,10 @@ struct index {
     size_t mask, used;
 };
 
+/* More slots are never looked at: somebody may choose what is hashed so that it all comes to one place. Then it is left
+ * to Python, whose hashes nobody foresees. */
+#define PROBES_MAX 512
+
 int index_grow(struct index *index);
 uint64_t hash_bytes(uint64_t hash, const uint8_t *data, size_t size);
 uint64_t hash_pointer(const void *pointer);

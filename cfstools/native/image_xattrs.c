@@ -71,7 +71,9 @@ enum outcome image_find_pair(struct writer *w, uint32_t key, struct text value, 
         return no_memory();
     struct index *index = &w->pair_index;
     size_t at = hash & index->mask;
-    for (; index->slots[at].number; at = (at + 1) & index->mask) {
+    for (int probes = 0; index->slots[at].number; at = (at + 1) & index->mask) {
+        if (++probes > PROBES_MAX)
+            return LEFT;
         struct pair *pair = &w->pairs.at[index->slots[at].number - 1];
         if (index->slots[at].hash == hash && pair->key == key && equal(pair->value, value)) {
             pair->count += uses;

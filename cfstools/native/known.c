@@ -16,6 +16,12 @@ void native_hex(const uint8_t *digest, size_t size, char *out) {
     *out = 0;
 }
 
+void native_object_path(const uint8_t *digest, size_t size, char *out) {
+    native_hex(digest, 1, out);
+    out[2] = '/';
+    native_hex(digest + 1, size - 1, out + 3);
+}
+
 /* The contents that (digest, size, place) stands for. */
 static PyObject *external_of(const struct model *model, PyObject *item) {
     char *digest, name[2 * DIGEST_MAX + 2];
@@ -26,10 +32,7 @@ static PyObject *external_of(const struct model *model, PyObject *item) {
         PyErr_SetString(PyExc_ValueError, "not a digest");
         return NULL;
     }
-    /* "ab/cdef..." */
-    native_hex((const uint8_t *)digest, 1, name);
-    name[2] = '/';
-    native_hex((const uint8_t *)digest + 1, (size_t)size - 1, name + 3);
+    native_object_path((const uint8_t *)digest, (size_t)size, name);
     return model_new_external(model, Py_NewRef(PyTuple_GetItem(item, 0)), PyBytes_FromStringAndSize(name, 2 * size + 1));
 }
 

@@ -42,8 +42,15 @@ int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset);
 PyObject *native_give_contents(PyObject *module, PyObject *args);
 PyObject *native_match_stamps(PyObject *module, PyObject *args);
 
-/* Hexadecimal digits of a digest, with a zero behind them. */
+/* Hexadecimal digits of a digest, with a zero behind them; and the path below a store, "ab/cdef...", likewise. */
 void native_hex(const uint8_t *digest, size_t size, char *out);
+void native_object_path(const uint8_t *digest, size_t size, char *out);
+
+/* check.c */
+PyObject *native_check_objects(PyObject *module, PyObject *args);
+
+/* needs.c */
+PyObject *native_needed_objects(PyObject *module, PyObject *args);
 
 /* walk.c */
 PyObject *native_list_names(PyObject *module, PyObject *args);
