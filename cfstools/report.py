@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import ClassVar
+
+from cfstools.values import Value
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
-class Report:
-    """Base of all reports: frozen, keyword-only dataclasses whose fields are plain values or such dataclasses.
+class Report(Value):
+    """Base of all reports: values whose fields are plain or such values.
 
     ``schema`` is raised when a field is removed or changes its meaning; new fields do not raise it.
     """
@@ -26,7 +27,7 @@ class Report:
 
 
 def to_json(value: object) -> Json:
-    """*value* as JSON values: dataclasses by field, enums by value, bytes as hexadecimal text."""
+    """*value* as JSON values: values by field, enums by value, bytes as hexadecimal text."""
     match value:
         case Enum():
             return to_json(value.value)
@@ -38,7 +39,7 @@ def to_json(value: object) -> Json:
             return {str(to_json(key)): to_json(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [to_json(item) for item in value]
-        case _ if is_dataclass(value):
-            return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+        case Value():
+            return {name: to_json(getattr(value, name)) for name in value._fields}
         case _:
             raise TypeError(f"no JSON form for {type(value).__name__}")

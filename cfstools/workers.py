@@ -84,6 +84,11 @@ class Workers:
     ) -> None:
         self.stop()
 
+    @property
+    def count(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
+
     def submit(self, function: Callable[_P, _R], *words: _P.args, **_none: _P.kwargs) -> Call[_R]:
         """Have ``function(*words)`` called."""
         call = Call(function, words)

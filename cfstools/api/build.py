@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
@@ -13,6 +12,7 @@ from cfstools.api.stores import payload_exists
 from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import automatic_whiteouts, plan_image
 from cfstools.formats.overlay import format_word, select_version
+from cfstools.lasting import keep
 from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -89,7 +89,6 @@ class ObjectOptions(NamedTuple):
     cache: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuildReport(Report):
     """What a build made. Sizes are in bytes; ``image`` and ``store`` are paths as text.
 
@@ -171,6 +170,7 @@ def build(
             progress=progress,
         ) as tree,
     ):
+        keep(tree)
         reading.finish()
         if options.for_dumps and tree.kind != "dump":
             raise _meaningless(options.for_dumps, "a composefs-dump(5) text", "a composefs image")

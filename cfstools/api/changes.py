@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from cfstools.api.listing import type_name
 from cfstools.formats.escape import escape
@@ -14,7 +13,6 @@ from cfstools.tree import Device, Directory, External, Fifo, Leaf, RegularFile, 
 from cfstools.tree.diff import Aspect, Change
 
 
-@dataclass(frozen=True, kw_only=True)
 class Difference(Report):
     """One aspect of a name, before and after, as text; ``None`` where there is nothing.
 
@@ -30,7 +28,6 @@ class Difference(Report):
     size_after: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChangeReport(Report):
     """One name that was ``added``, ``removed`` or ``changed``. Paths are escaped as in dump texts.
 

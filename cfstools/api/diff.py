@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
@@ -18,6 +17,7 @@ from cfstools.formats.erofs.reader import Image
 from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
 from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
+from cfstools.lasting import keep
 from cfstools.linux.lookup import file_type
 from cfstools.linux.mapping import mapped_file
 from cfstools.progress import SILENT, Progress
@@ -28,13 +28,13 @@ from cfstools.sources.open import open_source
 from cfstools.store.ingest import ingest
 from cfstools.tree import Directory
 from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
+from cfstools.values import Value
 from cfstools.verity import Algorithm, MerkleHasher, Params, digest_bytes
 
 _STDIN = b"-"
 _IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 
 
-@dataclass(frozen=True, kw_only=True)
 class SideReport(Report):
     """One side: what it is, and the image it is or would become with default options."""
 
@@ -45,7 +45,6 @@ class SideReport(Report):
     image_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class DiffReport(Report):
     """What is different between ``a`` and ``b``. Sizes are in bytes.
 
@@ -71,11 +70,10 @@ class DiffReport(Report):
     contents_incomparable: int
     ignored: tuple[str, ...]
     reasons: tuple[Reason, ...]
-    changes: tuple[ChangeReport, ...] = field(repr=False)
+    changes: tuple[ChangeReport, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffOptions:
+class DiffOptions(Value):
     """What counts as a difference, and how sides that are not images are read.
 
     ``algorithm`` is that of digests of sources that are not images; ``None`` means that of the other side if this is
@@ -121,17 +119,16 @@ def diff(
             else _read(path, name, algorithm, threads=threads, stdin=stdin, progress=progress)
             for side, (path, name) in zip(opened, ((a, "A"), (b, "B")), strict=True)
         )
+        keep((old, new))
         return _compare(old, new, options)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Side:
+class _Side(Value):
     form: Form
     report: SideReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ImageSide:
+class _ImageSide(Value):
     """An image that was read; without objects it leaves open which algorithm it is of."""
 
     path: bytes

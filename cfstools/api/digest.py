@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.verity import DEFAULT, Params, digest_file
 
 
-@dataclass(frozen=True, kw_only=True)
 class FileDigest(Report):
     """The digest of one file; ``path`` is as it was given."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.api.input import read_small
@@ -12,6 +11,7 @@ from cfstools.linux.lookup import file_type
 from cfstools.report import Report
 from cfstools.signing import MAX_TRAILER, ImageDigests, SignatureReport, Verdict, Verifier, find_trailer, judge
 from cfstools.signing.envelope import MAX_ENVELOPE
+from cfstools.values import Value
 
 SIGNATURE_SUFFIX = b".sig"
 
@@ -23,7 +23,6 @@ class Place(Enum):
     BESIDE = "beside"
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlacedSignature(Report):
     """What is known about the envelope at one place; ``path`` is that of the file that holds it."""
 
@@ -32,8 +31,7 @@ class PlacedSignature(Report):
     report: SignatureReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignedFile:
+class SignedFile(Value):
     """The bytes of an image and the envelopes that came with it, in no way checked.
 
     ``broken`` says why what is behind the image is no whole trailer; then ``image`` is all of the file.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
@@ -34,7 +33,6 @@ _VERSIONS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpectReport(Report):
     """Whether an image of *path* can have the expected digest.
 

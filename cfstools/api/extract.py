@@ -20,6 +20,7 @@ from cfstools.sources.directory import MAX_PATH
 from cfstools.tree import Directory, HardLink, Leaf, RegularFile
 from cfstools.tree.select import select
 from cfstools.tree.walk import inode_of, iter_entries, iter_inodes, iter_names
+from cfstools.values import Value
 from cfstools.view import View
 from cfstools.workers import Call, Workers
 
@@ -32,7 +33,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _NO_NAMES = frozenset({b"", b".", b".."})
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExtractOptions(InodeOptions):
     """What is put on disk, and how.
 
@@ -44,8 +44,7 @@ class ExtractOptions(InodeOptions):
     sync: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class LeftOut(Value):
     """Something the image has and the tree on disk has not: what, of how many names, and the first of them."""
 
     what: str
@@ -53,7 +52,6 @@ class LeftOut:
     first: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExtractReport(Report):
     """What an extraction made. Files are counted by inode, ``hard_links`` are further names.
 

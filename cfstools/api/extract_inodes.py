@@ -18,6 +18,7 @@ from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
 from cfstools.tree.xattrs import XattrPolicy
+from cfstools.values import Value
 from cfstools.view import Contents, View
 
 OWNERS = "owners"
@@ -46,8 +47,7 @@ class CopyMode(Enum):
     COPY = "copy"
 
 
-@dataclass(frozen=True, kw_only=True)
-class InodeOptions:
+class InodeOptions(Value):
     """What of an inode is put on disk. ``AUTO`` clones where the file system can and copies elsewhere."""
 
     contents: CopyMode = CopyMode.AUTO

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from cfstools.api.envelopes import PlacedSignature, signed_file
@@ -16,6 +15,7 @@ from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.erofs.regions import Region, regions
 from cfstools.formats.escape import escape
 from cfstools.formats.overlay import format_word
+from cfstools.lasting import keep
 from cfstools.linux.mapping import mapped_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from cfstools.sources.oci_describe import ImageDescription
 
 
-@dataclass(frozen=True, kw_only=True)
 class InspectReport(Report):
     """What an image is and holds.
 
@@ -90,7 +89,6 @@ class TreeLine(NamedTuple):
     target: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class TreeReport(Report):
     """The names at and below one place of an image, each as ``ls`` reports it, with its whole path."""
 
@@ -116,6 +114,7 @@ def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     """The root of the image at *path* and its entry *start*."""
     with mapped_file(path) as data:
         root = read_image(data, allow_tail=True)
+    keep(root)
     entry = lookup(root, start)
     if entry is None:
         raise InputError(f"no {_text(start)} in the image", subject=shown_path(path))

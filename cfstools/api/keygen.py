@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 
 from cfstools.errors import naming, os_error, shown_path
 from cfstools.linux.files import close, write_all
@@ -15,7 +14,6 @@ PRIVATE_SUFFIX = b".key"
 PUBLIC_SUFFIX = b".pub"
 
 
-@dataclass(frozen=True, kw_only=True)
 class KeygenReport(Report):
     """The keys made: where they are, what kind they are, and their id."""
 

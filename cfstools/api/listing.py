@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from cfstools.api.stores import payload_exists
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape
 from cfstools.formats.listing import ls_lines, object_payloads
+from cfstools.lasting import keep
 from cfstools.linux.mapping import mapped_file
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries
 
 
-@dataclass(frozen=True, kw_only=True)
 class EntryReport(Report):
     """One name of an image. Text is escaped as in dump texts; ``link_to`` is the first name of a hard link."""
 
@@ -39,7 +38,6 @@ class EntryReport(Report):
     xattrs: dict[str, str] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ObjectReport(Report):
     """An object that images need."""
 
@@ -52,16 +50,25 @@ def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
         return read_image(data, filters=frozenset(filters) or None, allow_tail=True)
 
 
+def _trees(images: Sequence[bytes], filters: Collection[bytes]) -> Iterator[Directory]:
+    """The trees of the images one after another; the last may last."""
+    for left, image in zip(range(len(images) - 1, -1, -1), images, strict=True):
+        root = load_image(image, filters)
+        if not left:
+            keep(root)
+        yield root
+
+
 def ls(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
     """Lines as ``composefs-info ls`` prints them, image after image."""
-    for image in images:
-        yield from ls_lines(load_image(image, filters))
+    for root in _trees(images, filters):
+        yield from ls_lines(root)
 
 
 def dump(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
     """Composefs-dump(5) text as ``composefs-info dump`` prints it, image after image, in pieces of whole lines."""
-    for image in images:
-        yield from dump_text(load_image(image, filters))
+    for root in _trees(images, filters):
+        yield from dump_text(root)
 
 
 def objects(
@@ -72,8 +79,8 @@ def objects(
 ) -> list[bytes]:
     """Sorted unique object paths the images need; with *missing_from*, only those in none of these stores."""
     payloads: set[bytes] = set()
-    for image in images:
-        payloads.update(object_payloads(load_image(image, filters)))
+    for root in _trees(images, filters):
+        payloads.update(object_payloads(root))
     if missing_from is None:
         return sorted(payloads)
     return sorted(payload for payload in payloads if not payload_exists(missing_from, payload))
@@ -81,8 +88,8 @@ def objects(
 
 def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:
     """Every name of the images as a report, depth-first in byte order."""
-    for image in images:
-        yield from entries_below(load_image(image, filters))
+    for root in _trees(images, filters):
+        yield from entries_below(root)
 
 
 def entries_below(root: Directory, start: bytes = b"/") -> Iterator[EntryReport]:

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from enum import Enum
 
 from cfstools.api.envelopes import SignedFile, signed_file
@@ -49,7 +48,6 @@ class VerityMode(Enum):
     OFF = "off"
 
 
-@dataclass(frozen=True, kw_only=True)
 class MountReport(Report):
     """What was mounted. ``digest_checked`` and ``verified_by`` (key ids) say what the image was held against.
 
@@ -98,7 +96,7 @@ def mount(
                 _check_measurement(data, measured)
         objects = _object_check(verity, layers.stores, sealed=measured is not None)
         with _directory(directory, InputError) as target:
-            done = mount_image(fd, replace(layers, objects=objects), target, size=size - size % _BLOCK)
+            done = mount_image(fd, layers._replace(objects=objects), target, size=size - size % _BLOCK)
     return MountReport(
         image=shown_path(image),
         directory=shown_path(directory),

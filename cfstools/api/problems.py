@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.formats.escape import escape
@@ -26,7 +25,6 @@ class ProblemKind(Enum):
     UNVERIFIABLE = "unverifiable"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Problem(Report):
     """One problem: of what ``kind``, with which file (``subject``, a path), and what it is.
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
@@ -27,6 +26,7 @@ from cfstools.signing import (
     parse_envelope,
     sign_envelope,
 )
+from cfstools.values import Value
 from cfstools.verity import Algorithm, Params, digest_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ KERNEL_SUFFIX = b".p7s"
 MAX_CERTIFICATE_FILE = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
 class SignReport(Report):
     """What was signed, and where the signatures are.
 
@@ -55,7 +54,6 @@ class SignReport(Report):
     changed: bool
 
 
-@dataclass(frozen=True, kw_only=True)
 class RemoveReport(Report):
     """The files that signatures were taken out of; an envelope file is gone itself."""
 
@@ -63,8 +61,7 @@ class RemoveReport(Report):
     removed: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignedImage:
+class SignedImage(Value):
     """What a signature says about an image: its digests, and its format as one word."""
 
     digests: ImageDigests

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cfstools.api.problems import shown
 from cfstools.errors import shown_path
@@ -20,7 +19,6 @@ from cfstools.store.repair import RepairOptions, repair
 MAX_PROBLEMS = 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreProblem(Report):
     """One thing that is wrong: of what sort, where below the store (escaped), what it is, and what was done about it.
 
@@ -38,7 +36,6 @@ class StoreProblem(Report):
         return f"{self.fault.value}: {self.path}: {self.what}{done}"
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreFsckReport(Report):
     """What was checked and found in a store. Sizes are in bytes; ``measured`` objects were checked by the kernel.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 
 from cfstools.api.store_images import find_images, needed_digests
 from cfstools.errors import InputError, UsageError, shown_path
@@ -14,7 +13,6 @@ from cfstools.store.gc import gc as collect
 from cfstools.store.locking import silently
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreGcReport(GcReport):
     """What was removed from the store at the path ``store``, and the ``images`` whose objects were kept."""
 
@@ -67,5 +65,5 @@ def gc(
     return StoreGcReport(
         store=shown_path(store),
         images=tuple(map(shown_path, images)),
-        **{item.name: getattr(report, item.name) for item in fields(report)},
+        **{name: getattr(report, name) for name in report._fields},
     )

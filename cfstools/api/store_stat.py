@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from cfstools.api.store_images import needed_digests
 from cfstools.errors import shown_path
@@ -14,7 +13,6 @@ from cfstools.store.locking import silently
 from cfstools.store.usage import StoreUsage, usage
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreStatReport(Report):
     """What the store at the path ``store`` holds; ``images`` are the paths of those in ``usage``, in the same order."""
 

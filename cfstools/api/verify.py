@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.api.canonical import canonical_difference
 from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
 from cfstools.api.input import read_image_file
 from cfstools.api.problems import Problem, ProblemKind, Problems
-from cfstools.api.verify_objects import ObjectTally, check_objects, needed_objects
+from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
-from cfstools.formats.composefs_check import check_every_rule, read_written_anew
-from cfstools.formats.composefs_reader import TreeReader
+from cfstools.formats.composefs_check import check_every_rule, is_written_anew
+from cfstools.formats.composefs_reader import OrdinaryTree, TreeReader, read_ordinary
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
+from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
@@ -36,7 +36,6 @@ class Outcome(Enum):
     NOT_CHECKED = "not checked"
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyReport(Report):
     """What ``verify`` found. ``ok`` is true if nothing that was asked for is wrong.
 
@@ -105,9 +104,7 @@ def verify(
         trusted = run.check_digest(digest)
         trusted = run.check_signature(keys, threshold) and trusted
         if trusted or not (keys or digest):
-            root = run.check_structure(canonical=canonical)
-            if root is not None and opened:
-                run.check_objects(root, opened, deep=deep, threads=threads, progress=progress)
+            run.check_contents(opened, canonical=canonical, deep=deep, threads=threads, progress=progress)
         return run.report()
 
 
@@ -177,15 +174,40 @@ class _Verification:
             problems=(f"the signature holds, but {difference}",),
         )
 
-    def check_structure(self, *, canonical: bool) -> Directory | None:
-        """Check the structure and return the tree, if the image can be read at all."""
-        tree = read_written_anew(self._image)
-        if tree is not None:
-            self._structure = Outcome.OK
-            self._canonical = Outcome.OK if canonical else Outcome.NOT_CHECKED
-            self._know(Image(self._image), tree.algorithm)
-            return tree.root
-        return self._check_every_rule(canonical=canonical)
+    def check_contents(
+        self, stores: Sequence[DirectoryStore], *, canonical: bool, deep: bool, threads: int, progress: Progress
+    ) -> None:
+        """Check the structure and, with *stores*, every object of the tree, if the image can be read at all.
+
+        Of an image that can be read at once the objects are hashed while its structure is looked at.
+        """
+        with ExitStack() as stack:
+
+            def begin(root: Directory) -> ObjectCheck:
+                needed = needed_objects(root, self._algorithm)
+                self._needed = len(needed)
+                progress.start("verify", needed.size, "B")
+                stack.callback(progress.finish)
+                check = ObjectCheck(
+                    needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=progress
+                )
+                return stack.enter_context(check)
+
+            check: ObjectCheck | None = None
+            read = _read_at_once(self._image)
+            keep(read)
+            if read is not None:
+                self._know(read[0], read[1].algorithm)
+                check = begin(read[1].root) if stores else None
+            if read is not None and is_written_anew(*read):
+                self._structure = Outcome.OK
+                self._canonical = Outcome.OK if canonical else Outcome.NOT_CHECKED
+            else:
+                root = self._check_every_rule(canonical=canonical)
+                if check is None and root is not None and stores:
+                    check = begin(root)
+            if check is not None:
+                self._add_up(check)
 
     def _check_every_rule(self, *, canonical: bool) -> Directory | None:
         findings = check_every_rule(self._image)
@@ -214,27 +236,17 @@ class _Verification:
         self._algorithm = algorithm or self._algorithm
         self._format = format_word(disk.header.composefs_version, self._algorithm)
 
-    def check_objects(
-        self, root: Directory, stores: Sequence[DirectoryStore], *, deep: bool, threads: int, progress: Progress
-    ) -> None:
-        """Check every object the tree needs."""
-        needed = needed_objects(root)
-        self._needed = len(needed)
+    def _add_up(self, check: ObjectCheck) -> None:
+        """Take down what was found out about the objects."""
         self._objects = Outcome.OK
         total = self._tally
-        progress.start("verify", sum(item.size for item in needed), "B")
-        try:
-            for tally in check_objects(
-                needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=progress
-            ):
-                total.measured += tally.measured
-                total.hashed += tally.hashed
-                total.present += tally.present
-                total.bytes_hashed += tally.bytes_hashed
-                if self._problems.add(tally.problems):
-                    self._objects = Outcome.WRONG
-        finally:
-            progress.finish()
+        for tally in check.tallies():
+            total.measured += tally.measured
+            total.hashed += tally.hashed
+            total.present += tally.present
+            total.bytes_hashed += tally.bytes_hashed
+            if self._problems.add(tally.problems):
+                self._objects = Outcome.WRONG
 
     def report(self) -> VerifyReport:
         """Everything found so far."""
@@ -280,3 +292,13 @@ def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:
             if signature.report.state is state:
                 return signature
     return found[0]
+
+
+def _read_at_once(data: memoryview) -> tuple[Image, OrdinaryTree] | None:
+    """The image and its tree, if nothing in it is wrong or rare."""
+    try:
+        image = Image(data)
+        tree = read_ordinary(image)
+    except FormatError:
+        return None
+    return (image, tree) if tree is not None else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Self
 
 from cfstools import native
 from cfstools.api.problems import Problem, ProblemKind, shown
@@ -16,22 +17,24 @@ from cfstools.linux.files import close
 from cfstools.progress import Progress
 from cfstools.store import DirectoryStore, Store
 from cfstools.tree import Directory, External, Leaf, RegularFile
+from cfstools.tree.model import KINDS
 from cfstools.tree.walk import inode_of, iter_directories, iter_entries
-from cfstools.verity import DEFAULT, Algorithm, Params, descriptor, digest_bytes, hash_fd, object_path
-from cfstools.workers import map_ahead
+from cfstools.verity import Algorithm, Params, descriptor, digest_bytes, hash_fd, object_path
+from cfstools.workers import Call, Workers
 
 SHOWN_PATHS = 3
-_BATCH_FILES = 256
-_BATCH_BYTES = 1 << 20
-_BATCHES_AHEAD = 8
+_BATCH_BYTES = 256 << 20  # as much is checked between two steps of progress, and this at least:
+_LEAST_FILES = 256
+_LEAST_BYTES = 1 << 20
+_MOMENT = 0.05  # seconds
 _OPEN_FILES = 16  # how many objects a thread holds open
 _WHOLE = 1 << 20  # files up to this size are read with one call
-_SMALL = 1 << 18  # files up to this size are hashed in batches
-# What a batch of small files takes in memory: blocks are not shared, and the last file may go over the limit.
-_ARENA_BYTES = _BATCH_BYTES + _SMALL + (_BATCH_FILES + 1) * DEFAULT.block_size
+_ARENA_BYTES = 1 << 20  # files up to a quarter of this are hashed together
 
 
-Key = tuple[bytes, bytes | None, int]  # path below a store, digest, size
+Key = tuple[bytes, bytes | None, int]
+"""An object as an image names it: the path below a store at which the kernel looks, the digest of what must be found
+there, and its size."""
 
 
 class Names:
@@ -61,55 +64,67 @@ class Names:
         return found
 
 
-class NeededObject(NamedTuple):
-    """An object as an image names it.
+class Needed:
+    """Every object that a tree needs, once, in the order in which directories are met.
 
-    ``payload`` is the path below a store at which the kernel looks, ``digest`` what must be found there.
+    ``ends`` says how many bytes the objects have together up to and including each. Where all are at the paths made of
+    their digests, ``packed`` are those, one behind the other, and ``ends``, as the native functions take them: nothing
+    else is made of an object that is right.
     """
 
-    payload: bytes
-    digest: bytes | None
-    size: int
-    names: Names
+    def __init__(self, names: Names, keys: Sequence[Key], packed: tuple[bytes, memoryview[int]] | None = None) -> None:
+        self.packed = packed
+        self.ends: Sequence[int] = packed[1] if packed is not None else list(accumulate([key[2] for key in keys]))
+        self._names = names
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self.ends)
 
     @property
-    def at_digest(self) -> bool:
-        """Whether the path is the one made of the digest."""
-        return self.digest is not None and self.payload == object_path(self.digest)
+    def size(self) -> int:
+        """How many bytes all have together."""
+        return self.ends[-1] if self.ends else 0
 
-    def place_in(self, store: Store) -> str:
-        """Where the object is in *store*, for messages."""
-        return store.describe(self.digest) if self.digest and self.at_digest else shown(self.payload)
+    def key(self, number: int) -> Key:
+        """The object with this *number*, from 0 on."""
+        if self.packed is None:
+            return self._keys[number]
+        length = len(self.packed[0]) // len(self.ends)
+        digest = self.packed[0][number * length : (number + 1) * length]
+        return object_path(digest), digest, self.ends[number] - (self.ends[number - 1] if number else 0)
 
-    def problem(self, kind: ProblemKind, what: str, subject: str | None = None) -> Problem:
+    def problem(self, key: Key, kind: ProblemKind, what: str, subject: str | None = None) -> Problem:
         """A problem with this object, naming the files that need it."""
-        paths, count = self.names.of((self.payload, self.digest, self.size))
+        paths, count = self._names.of(key)
         return Problem(
             kind=kind,
-            subject=subject or shown(self.payload),
+            subject=subject or shown(key[0]),
             what=what,
             paths=tuple(shown(path) for path in paths),
             path_count=count,
         )
 
 
-@dataclass(slots=True)
 class ObjectTally:
     """How many objects were found right, by how, and what is wrong with the others. Sizes are in bytes."""
 
-    measured: int = 0
-    hashed: int = 0
-    present: int = 0
-    bytes_hashed: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    __slots__ = ("bytes_hashed", "hashed", "measured", "present", "problems")
+
+    def __init__(self) -> None:
+        self.measured = self.hashed = self.present = self.bytes_hashed = 0
+        self.problems: list[Problem] = []
 
 
-def needed_objects(root: Directory) -> list[NeededObject]:
-    """Every object of the tree once, in the order in which directories are met."""
+def needed_objects(root: Directory, algorithm: Algorithm) -> Needed:
+    """The objects that the tree needs, whose digests are of *algorithm*."""
     names = Names(root)
+    packed = native.needed_objects(root, KINDS, algorithm.digest_size)
+    if packed is not None:
+        return Needed(names, (), (packed[0], memoryview(packed[1]).cast("Q")))
     inodes = (entry for directory in iter_directories(root) for entry in directory.entries.values())
-    found = dict.fromkeys(key for inode in inodes if type(inode) is RegularFile and (key := _key(inode)) is not None)
-    return [NeededObject(*key, names) for key in found]
+    found = (_key(inode) for inode in inodes if type(inode) is RegularFile)
+    return Needed(names, list(dict.fromkeys(key for key in found if key is not None)))
 
 
 def _key(inode: Directory | Leaf) -> Key | None:
@@ -125,36 +140,69 @@ def _key(inode: Directory | Leaf) -> Key | None:
     return (payload, digest, inode.size) if payload or inode.size else None
 
 
-def check_objects(
-    needed: Sequence[NeededObject],
-    stores: Sequence[Store],
-    *,
-    algorithm: Algorithm,
-    deep: bool,
-    threads: int,
-    progress: Progress,
-) -> Iterator[ObjectTally]:
-    """Check each object in the first of *stores* that has it, as the kernel would find it; tallies are to be added up.
+def _is_at_digest(path: bytes, digest: bytes | None) -> bool:
+    """Whether the path is the one made of the digest."""
+    return digest is not None and path == object_path(digest)
+
+
+class ObjectCheck:
+    """A check of each object in the first of *stores* that has it, as the kernel would find it.
 
     Deep: contents have the digest, by the kernel's measurement where fs-verity guards the file, else by hashing; where
     it does not guard the first object of a batch, none is measured. Otherwise objects only have to be there with the
     right size. ``progress`` is advanced in bytes.
+
+    With several *threads* they begin at once. Leaving the ``with`` block stops what is not done.
     """
-    check = _ObjectCheck(stores, Params(algorithm=algorithm), deep=deep, progress=progress)
-    yield from map_ahead(check, _batches(needed), threads=threads, ahead=_BATCHES_AHEAD, name="verify")
+
+    def __init__(
+        self,
+        needed: Needed,
+        stores: Sequence[Store],
+        *,
+        algorithm: Algorithm,
+        deep: bool,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        for store in stores:
+            if isinstance(store, DirectoryStore):
+                _ = store.prefix_fds  # opened here once, and not in several threads that wait for each other
+        self._batches = _batches(needed, threads)
+        self._check = _BatchCheck(needed, stores, Params(algorithm=algorithm), deep=deep, progress=progress)
+        self._workers = Workers(min(threads, len(self._batches)), "verify") if threads > 1 and self._batches else None
+        self._calls: list[Call[ObjectTally]] = []
+
+    def __enter__(self) -> Self:
+        if self._workers is not None:
+            self._calls = [self._workers.submit(self._check, batch) for batch in self._batches]
+            self._check.wait_until_busy(self._workers.count)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._workers is not None:
+            self._workers.stop()
+
+    def tallies(self) -> Iterator[ObjectTally]:
+        """What was found, batch after batch in the order of the objects; to be added up."""
+        if self._workers is None:
+            yield from map(self._check, self._batches)
+        for call in self._calls:
+            yield call.result()
 
 
-def _batches(needed: Iterable[NeededObject]) -> Iterator[list[NeededObject]]:
-    batch: list[NeededObject] = []
-    size = 0
-    for item in needed:
-        batch.append(item)
-        size += item.size
-        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _batches(needed: Needed, threads: int) -> list[range]:
+    """The objects in batches, large ones first, so that threads are left alone for long and yet end together."""
+    ends, count = needed.ends, len(needed)
+    batches = []
+    start = before = 0
+    while start < count:
+        files = max(_LEAST_FILES, (count - start) // (2 * threads))
+        size = min(_BATCH_BYTES, max(_LEAST_BYTES, (needed.size - before) // (2 * threads)))
+        end = max(start + 1, min(start + files, bisect_right(ends, before + size, start)))
+        batches.append(range(start, end))
+        start, before = end, ends[end - 1]
+    return batches
 
 
 class _Wrong(Exception):
@@ -167,54 +215,58 @@ class _Wrong(Exception):
         self.subject = subject
 
 
-class _ObjectCheck:
+class _BatchCheck:
     """Checks batches of objects; may be called from several threads."""
 
-    def __init__(self, stores: Sequence[Store], params: Params, *, deep: bool, progress: Progress) -> None:
+    def __init__(
+        self, needed: Needed, stores: Sequence[Store], params: Params, *, deep: bool, progress: Progress
+    ) -> None:
+        self._needed = needed
+        self._problem = needed.problem
         self._stores = stores
         self._params = params
         self._deep = deep
         self._progress = progress
         self._descriptor = descriptor(b"", 0, params)
         self._local = threading.local()
+        self._busy = threading.Semaphore(0)
 
-    def __call__(self, batch: Sequence[NeededObject]) -> ObjectTally:
+    def wait_until_busy(self, threads: int) -> None:
+        """Wait a moment until so many threads are at work, as the caller may then keep the interpreter for long."""
+        for _ in range(threads):
+            self._busy.acquire(timeout=_MOMENT)
+
+    def __call__(self, batch: range) -> ObjectTally:
         tally = ObjectTally()
         self._check(batch[:1], tally)
-        rest = batch[1:]
+        rest: Sequence[int] = batch[1:]
+        self._busy.release()
         if self._deep and not tally.measured:
-            rest = self._pass_good(rest, tally)
+            rest = self._pass_good(batch[1:], tally)
         for start in range(0, len(rest), _OPEN_FILES):
             self._check(rest[start : start + _OPEN_FILES], tally)
         return tally
 
-    def _pass_good(self, items: Sequence[NeededObject], tally: ObjectTally) -> list[NeededObject]:
-        """Hash the small ones among *items* in the first store at once; returns those not found right this way."""
-        first = self._stores[0]
-        if not isinstance(first, DirectoryStore):
-            return list(items)
-        left = [item for item in items if item.size > _SMALL]
-        small = [item for item in items if item.size <= _SMALL]
+    def _pass_good(self, batch: range, tally: ObjectTally) -> Sequence[int]:
+        """Hash the small ones of *batch* in the first store together; returns those not found right this way."""
+        first, needed = self._stores[0], self._needed
+        if needed.packed is None or not batch or not isinstance(first, DirectoryStore):
+            return batch
         params = self._params
-        found = native.digest_files(
-            first.fd,
-            [(item.payload, None) for item in small],
+        right = native.check_objects(
+            first.prefix_fds,
+            *needed.packed,
+            batch.start,
+            batch.stop,
             self._arena(),
             params.algorithm.value,
             params.block_size,
             params.salt_prefix,
             self._descriptor,
-            0,
-            -1,
-            b"",
         )
-        good = 0
-        for item, result in zip(small, found, strict=True):
-            if isinstance(result, tuple) and result[:2] == (item.digest, item.size):
-                tally.hashed += 1
-                good += item.size
-            else:
-                left.append(item)
+        left = [number for number, is_right in zip(batch, right, strict=True) if not is_right] if 0 in right else []
+        good = needed.ends[batch.stop - 1] - needed.ends[batch.start - 1] - sum([needed.key(one)[2] for one in left])
+        tally.hashed += len(batch) - len(left)
         tally.bytes_hashed += good
         self._progress.advance(good)
         return left
@@ -225,65 +277,73 @@ class _ObjectCheck:
             arena = self._local.arena = bytearray(_ARENA_BYTES)
         return arena
 
-    def _check(self, batch: Sequence[NeededObject], tally: ObjectTally) -> None:
+    def _check(self, numbers: Sequence[int], tally: ObjectTally) -> None:
         """Check objects one by one, and say what is wrong with them."""
-        queue: list[tuple[NeededObject, int, Store]] = []
+        queue: list[tuple[Key, int, Store]] = []
         try:
-            for item in batch:
+            for key in map(self._needed.key, numbers):
                 try:
-                    self._look(item, queue, tally)
+                    self._look(key, queue, tally)
                 except _Wrong as wrong:
-                    tally.problems.append(item.problem(wrong.kind, wrong.what, wrong.subject))
-                    self._progress.advance(item.size)
-            found = hash_files([(fd, item.size) for item, fd, _ in queue], self._params, self._progress)
+                    tally.problems.append(self._problem(key, wrong.kind, wrong.what, wrong.subject))
+                    self._progress.advance(key[2])
+            found = hash_files([(fd, key[2]) for key, fd, _ in queue], self._params, self._progress)
         finally:
             for _, fd, _ in queue:
                 close(fd)
-        for (item, _, store), digest in zip(queue, found, strict=True):
+        for (key, _, store), digest in zip(queue, found, strict=True):
             if isinstance(digest, InputError):
-                tally.problems.append(item.problem(ProblemKind.UNREADABLE, digest.what, item.place_in(store)))
-            elif digest != item.digest:
+                tally.problems.append(self._problem(key, ProblemKind.UNREADABLE, digest.what, _place(key, store)))
+            elif digest != key[1]:
                 what = f"its fs-verity digest is {digest.hex()}"
-                tally.problems.append(item.problem(ProblemKind.DAMAGED, what, item.place_in(store)))
+                tally.problems.append(self._problem(key, ProblemKind.DAMAGED, what, _place(key, store)))
             else:
                 tally.hashed += 1
-                tally.bytes_hashed += item.size
+                tally.bytes_hashed += key[2]
 
-    def _look(self, item: NeededObject, queue: list[tuple[NeededObject, int, Store]], tally: ObjectTally) -> None:
+    def _look(self, key: Key, queue: list[tuple[Key, int, Store]], tally: ObjectTally) -> None:
         """Find the object and judge what needs no reading; else queue it, open. Raises _Wrong."""
-        if not item.payload or (self._deep and item.digest is None):
+        path, digest, expected = key
+        if not path or (self._deep and digest is None):
             raise _Wrong(ProblemKind.UNVERIFIABLE, "the image has no digest for these contents")
-        fd, store = self._open(item)
+        fd, store = self._open(path, digest)
         keep = False
         try:
             size = os.fstat(fd).st_size
-            if size != item.size:
-                raise _Wrong(ProblemKind.SIZE, f"it has {size} bytes instead of {item.size}", item.place_in(store))
+            if size != expected:
+                raise _Wrong(ProblemKind.SIZE, f"it has {size} bytes instead of {expected}", _place(key, store))
             if not self._deep:
                 tally.present += 1
-            elif _measured(fd) == (self._params.algorithm.number, item.digest):
+            elif _measured(fd) == (self._params.algorithm.number, digest):
                 tally.measured += 1
             else:
-                queue.append((item, fd, store))
+                queue.append((key, fd, store))
                 keep = True
                 return
-            self._progress.advance(item.size)
+            self._progress.advance(expected)
         finally:
             if not keep:
                 close(fd)
 
-    def _open(self, item: NeededObject) -> tuple[int, Store]:
+    def _open(self, path: bytes, digest: bytes | None) -> tuple[int, Store]:
         """The object in the first store that has it, and that store."""
+        at_digest = _is_at_digest(path, digest)
         for store in self._stores:
             try:
-                if item.digest is not None and item.at_digest:
-                    return store.open(item.digest), store
-                return store.open_path(item.payload), store
+                if digest is not None and at_digest:
+                    return store.open(digest), store
+                return store.open_path(path), store
             except ObjectMissing:
                 continue
             except StoreError as error:
                 raise _Wrong(ProblemKind.UNREADABLE, error.what, error.subject) from None
         raise _Wrong(ProblemKind.MISSING, "it is in none of the stores")
+
+
+def _place(key: Key, store: Store) -> str:
+    """Where the object is in *store*, for messages."""
+    path, digest, _ = key
+    return store.describe(digest) if digest is not None and _is_at_digest(path, digest) else shown(path)
 
 
 def _measured(fd: int) -> tuple[int, bytes] | None:

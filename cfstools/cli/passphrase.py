@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cfstools.cli.params import PATH
 from cfstools.errors import PassphraseNeeded, UsageError, shown_path
+from cfstools.values import Value
 
 if TYPE_CHECKING:
     from cfstools.signing.keys import PrivateKey
@@ -42,8 +42,7 @@ def passphrase_options(function: F) -> F:
     )(function)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Passphrases:
+class Passphrases(Value):
     """Asks for passphrases in the order file or descriptor, environment, terminal; reads the first two once."""
 
     given: bytes | None

@@ -90,7 +90,8 @@ def first_difference(plan: ImagePlan, image: memoryview) -> int | None:
     position = 0
     for chunk in plan.chunks():
         end = position + len(chunk)
-        if image[position:end] != chunk:
+        # Not as views, which are compared number by number.
+        if bytes(image[position:end]) != bytes(chunk):
             return position + _length_of_same(image[position:end], memoryview(chunk))
         position = end
     return None if position == len(image) else position

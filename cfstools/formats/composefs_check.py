@@ -53,22 +53,30 @@ def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = F
 
 
 def read_written_anew(data: Buffer, *, allow_tail: bool = False) -> OrdinaryTree | None:
-    """The tree of the image if it is what our writer makes of it, byte for byte: then there is nothing to find in it.
+    """The tree of the image if it :func:`is_written_anew`: then there is nothing to find in it."""
+    try:
+        image = Image(data, allow_tail=allow_tail)
+        tree = read_ordinary(image)
+    except FormatError:
+        return None
+    return tree if tree is not None and is_written_anew(image, tree) else None
+
+
+def is_written_anew(image: Image, tree: OrdinaryTree) -> bool:
+    """Whether *image* is what our writer makes of its *tree*, byte for byte.
 
     The reader for ordinary images lets nothing through that a writer can be made to write and these rules forbid, but
     link counts of files, which are looked at here.
     """
+    if tree.linked and not _links_agree(tree.root):
+        return False
+    version = image.header.composefs_version
+    algorithm = tree.algorithm or Algorithm.SHA256
     try:
-        image = Image(data, allow_tail=allow_tail)
-        tree = read_ordinary(image)
-        if tree is None or (tree.linked and not _links_agree(tree.root)):
-            return None
-        version = image.header.composefs_version
-        algorithm = tree.algorithm or Algorithm.SHA256
         plan = plan_image(tree.root, min_version=version, max_version=version, algorithm=algorithm)
     except FormatError:
-        return None
-    return tree if first_difference(plan, image.data[: image.length]) is None else None
+        return False
+    return first_difference(plan, image.data[: image.length]) is None
 
 
 def _links_agree(root: Directory) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from heapq import heappush, heappushpop
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from cfstools.formats.composefs_reader import (
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.reader import DiskInode, Image
 from cfstools.formats.erofs.walk import Walk, show_path
+from cfstools.lasting import keep
 from cfstools.report import Json, Report
 from cfstools.tree import Device, External, HardLink, RegularFile
 from cfstools.tree.walk import iter_entries
@@ -42,7 +42,6 @@ _KINDS = {
 WHITEOUT = "whiteout"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageInfo(Report):
     """What an image is and what is in it.
 
@@ -94,6 +93,7 @@ def image_info(data: Buffer, *, allow_tail: bool = False, largest: int = LARGEST
     image = Image(data, allow_tail=allow_tail)
     tally = _Tally(image, largest)
     tree = read_ordinary(image)
+    keep(tree)
     if tree is not None:
         tally.add_tree(tree)
         return tally.info(len(image.data))

@@ -7,7 +7,6 @@ what is put into the image; or one of the images was not made as the rules say (
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import FormatError
@@ -25,6 +24,7 @@ from cfstools.tree.diff import Aspect, Change, Notes
 from cfstools.tree.filters import split_hardlinks
 from cfstools.tree.links import settle_links
 from cfstools.tree.walk import iter_directories, iter_entries, iter_inodes
+from cfstools.values import Value
 from cfstools.verity import Algorithm
 
 
@@ -43,7 +43,6 @@ class Rule(Enum):
     OTHER = "something else"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Reason(Report):
     """One reason why digests differ: the rule, and what each side does about it."""
 
@@ -51,8 +50,7 @@ class Reason(Report):
     what: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Form:
+class Form(Value):
     """One side: its tree, and the image it is or would become.
 
     ``data`` are the bytes of an image, without anything appended; ``None`` for other sources, which are taken to be

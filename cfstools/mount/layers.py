@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import UsageError
+from cfstools.values import Value
 
 
 class ObjectCheck(Enum):
@@ -19,8 +19,7 @@ class ObjectCheck(Enum):
     REQUIRE = "require"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layers:
+class Layers(Value):
     """The layers below a mount, by path.
 
     ``stores`` hold the objects, the first that has one counts. Writes go to ``upper``, with ``work`` as scratch space
@@ -35,15 +34,14 @@ class Layers:
     writable: bool = False
     objects: ObjectCheck = ObjectCheck.OFF
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if not self.stores:
             raise UsageError("there is no store to take objects from", hint="name one with --store or -o basedir=")
         if (self.upper is None) != (self.work is None):
             raise UsageError("an upper directory and a work directory only go together")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mounting:
+class Mounting(Value):
     """How it was mounted: over a loop device or not, and whether the kernel checks objects."""
 
     loop: bool

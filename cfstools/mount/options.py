@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from cfstools.errors import UsageError
 from cfstools.mount.layers import ObjectCheck
+from cfstools.values import Value
 
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _VALUES = frozenset({b"basedir", b"digest", b"upperdir", b"workdir", b"idmap"})
 _FLAGS = frozenset({b"verity", b"tryverity", b"ro", b"rw"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class HelperOptions:
+class HelperOptions(Value):
     """What an option string asks for; ``None`` and empty where it says nothing.
 
     ``digest`` is the text behind ``digest=``, which may be empty.

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
 from cfstools.errors import CfsError, InputError, StoreError, Unsupported
 from cfstools.linux import mount as linux
@@ -142,8 +141,7 @@ def _paths(image: bytes, layers: Layers) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _usable(layers: Layers, stack: ExitStack) -> Layers:
-    return replace(
-        layers,
+    return layers._replace(
         stores=tuple(_usable_path(path, StoreError, stack) for path in layers.stores),
         upper=None if layers.upper is None else _usable_path(layers.upper, InputError, stack),
         work=None if layers.work is None else _usable_path(layers.work, InputError, stack),

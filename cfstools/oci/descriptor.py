@@ -7,12 +7,13 @@ import binascii
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import CheckFailed, OciError, Unsupported
 from cfstools.oci.jsontext import Fields, quoted
+from cfstools.values import Value
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -112,8 +113,7 @@ def layer_compression(media_type: str) -> str | None:
     return _LAYERS.get(media_type)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Platform:
+class Platform(Value):
     """What an image runs on: ``os``, ``architecture``, and a variant of it or ``None``."""
 
     os: str
@@ -124,8 +124,7 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Descriptor:
+class Descriptor(Value):
     """A pointer to a blob: its type, digest and size, and what else is known of it."""
 
     media_type: str
@@ -133,7 +132,7 @@ class Descriptor:
     size: int
     data: bytes | None = None
     platform: Platform | None = None
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = MappingProxyType({})
     artifact_type: str | None = None
 
     @property

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from cfstools.errors import CheckFailed, LimitExceeded, OciError
@@ -20,13 +19,13 @@ from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
 from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, quoted, within
 from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, parse_config, parse_index, parse_manifest
 from cfstools.oci.select import ANY, Choice, candidates, choose, is_named, platform_rank
+from cfstools.values import Value
 
 _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _CONFIG_PATH = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerSource:
+class LayerSource(Value):
     """One layer before it is read: its place, and what is promised of it (``None``: nothing)."""
 
     path: str
@@ -34,11 +33,10 @@ class LayerSource:
     size: int | None = None
     media_type: str | None = None
     diff_id: Digest | None = None
-    data: bytes | None = field(default=None, repr=False)
+    data: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSource:
+class ImageSource(Value):
     """One image before its layers are read; bare layers have neither manifest nor config."""
 
     layers: tuple[LayerSource, ...]
@@ -150,8 +148,7 @@ class OciImages:
         return path
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DockerImage:
+class _DockerImage(Value):
     config: str
     tags: tuple[str, ...]
     layers: tuple[str, ...]

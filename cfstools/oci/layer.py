@@ -7,7 +7,6 @@ sections 3.2 and 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
 from cfstools.oci.bytesource import Read
@@ -22,12 +21,12 @@ from cfstools.progress import Progress
 from cfstools.report import Report
 from cfstools.tree.layers import Layer
 from cfstools.tree.model import Content, Device, Directory, Fifo, Leaf, RegularFile, Symlink
+from cfstools.values import Value
 
 ContentReader = Callable[[TarReader, Member], Content]
 """Takes a file's contents from the reader to where they are kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LayerReport(Report):
     """One layer as read: digest and size as stored, DiffID and size uncompressed, and how many members it has."""
 
@@ -41,8 +40,7 @@ class LayerReport(Report):
     members: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerOptions:
+class LayerOptions(Value):
     """How members become inodes: attributes kept, limits held to, and whether symbolic links are 0777 as on disk."""
 
     xattrs: XattrKeeper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from cfstools.errors import LimitExceeded, OciError, Unsupported
 from cfstools.oci.descriptor import (
@@ -17,35 +17,33 @@ from cfstools.oci.descriptor import (
     read_descriptor,
 )
 from cfstools.oci.jsontext import Fields, parse_json, quoted
+from cfstools.values import Value
 
 MAX_LAYERS = 1000
 MAX_MANIFESTS = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Index:
+class Index(Value):
     """A list of images, or of further indexes."""
 
     manifests: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Value):
     """One image: its config and its layers, base first."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Value):
     """What a config says of the image: its platform, the digests of its uncompressed layers, when it was made."""
 
     platform: Platform
     diff_ids: tuple[Digest, ...]
     created: str | None = None
     author: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 def parse_index(data: bytes) -> Index:

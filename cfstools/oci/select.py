@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
 from cfstools.oci.jsontext import quoted
 from cfstools.oci.manifest import Index
+from cfstools.values import Value
 
 MAX_INDEX_DEPTH = 8
 MAX_CANDIDATES = 4096
@@ -20,8 +20,7 @@ _WITHOUT_PLATFORM = 1000
 _ARM = ("v8", "v7", "v6", "v5")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(Value):
     """What the user asked for: a tag or name, a digest of a manifest or index, a platform; all may be open."""
 
     name: str | None = None
@@ -32,8 +31,7 @@ class Choice:
 ANY = Choice()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(Value):
     """One image that could be meant: its manifest, the names it goes by, and the indexes that lead to it."""
 
     manifest: Descriptor

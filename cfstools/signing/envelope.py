@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing.jsontext import dump_canonical, load_object
 from cfstools.signing.statement import parse_statement, renamed
+from cfstools.values import Value
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPE = 1 << 20
@@ -50,16 +50,14 @@ class Signer(Protocol):
         """The signature over *data*, in the form the public half verifies."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
+class Signature(Value):
     """One entry of an envelope. ``key_id`` is a hint nobody vouches for; empty if there is none."""
 
     key_id: str
     value: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Envelope:
+class Envelope(Value):
     """A parsed envelope whose signatures nobody has checked yet.
 
     ``members`` is the JSON as it came, unknown members included; ``signatures`` has one value for each of its
@@ -86,8 +84,7 @@ class KeyState(Enum):
     MISMATCH = "mismatch"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignatureCheck:
+class SignatureCheck(Value):
     """One signature and its state. ``key_id`` is the key that verified it, else the one it claims."""
 
     key_id: str

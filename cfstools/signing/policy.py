@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.errors import SignatureInvalid, UsageError
@@ -17,6 +16,7 @@ from cfstools.signing.envelope import (
     parse_envelope,
 )
 from cfstools.signing.statement import ImageDigests, Statement, parse_statement
+from cfstools.values import Value
 
 
 class Verdict(Enum):
@@ -29,7 +29,6 @@ class Verdict(Enum):
     UNKNOWN_KEY = "unknown key"
 
 
-@dataclass(frozen=True, kw_only=True)
 class SignatureReport(Report):
     """The answer: its ``state``, the ids of the keys whose signatures hold, every signature, every problem.
 
@@ -54,8 +53,7 @@ class SignatureReport(Report):
             raise SignatureInvalid("; ".join(self.problems))
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifiedEnvelope:
+class VerifiedEnvelope(Value):
     """An envelope enough of whose signatures hold, and what it says."""
 
     payload: bytes
@@ -64,8 +62,7 @@ class VerifiedEnvelope:
     signatures: tuple[SignatureCheck, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Count:
+class _Count(Value):
     """The signatures of one envelope against a threshold."""
 
     state: Verdict

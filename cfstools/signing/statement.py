@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing.jsontext import dump_canonical, load_object
+from cfstools.values import Value
 from cfstools.verity import Algorithm
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -25,8 +25,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 _FORMAT = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageDigests:
+class ImageDigests(Value):
     """What identifies an image: its size in bytes, its SHA-256 and its fs-verity digest (4096-byte blocks, no salt).
 
     To check a signature one of the two digests is enough (the kernel measures only the second); to sign, both
@@ -49,8 +48,7 @@ class ImageDigests:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statement:
+class Statement(Value):
     """A parsed statement. ``digests`` has those of the names known here; ``name`` is for people, never compared."""
 
     name: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from cfstools.errors import CheckFailed, FormatError
 from cfstools.oci.bytesource import Read
@@ -21,12 +20,12 @@ from cfstools.store import StoreWriter
 from cfstools.tree.layers import MAX_WARNINGS, LayeredTree
 from cfstools.tree.model import Directory
 from cfstools.tree.resolve import shown
+from cfstools.values import Value
 from cfstools.verity import DEFAULT, Params
 
 _DISK_SYMLINK_MODE = 0o777
 
 
-@dataclass(frozen=True, kw_only=True)
 class OciWarning(Report):
     """Something accepted that other tools see differently: layer (or empty), place in it, and what."""
 
@@ -38,7 +37,6 @@ class OciWarning(Report):
         return ": ".join(part for part in (self.layer, self.where, self.text) if part)
 
 
-@dataclass(frozen=True, kw_only=True)
 class OciReport(Report):
     """An image as read: where it came from, what it is, its layers, and where other tools would differ."""
 
@@ -55,8 +53,7 @@ class OciReport(Report):
     warnings_dropped: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class OciTree:
+class OciTree(Value):
     """The tree of an image, and the report of how it came about."""
 
     root: Directory

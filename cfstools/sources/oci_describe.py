@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from cfstools.oci.choices import DecompressionLimits
 from cfstools.oci.compression import open_compressed
@@ -14,7 +13,6 @@ from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 
 
-@dataclass(frozen=True, kw_only=True)
 class LayerDescription(Report):
     """One layer: where it is, and digest and size as stored; the DiffID is that of its uncompressed bytes."""
 
@@ -25,7 +23,6 @@ class LayerDescription(Report):
     diff_id: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageDescription(Report):
     """One image of a container, and what images there are."""
 

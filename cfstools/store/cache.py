@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -58,7 +57,6 @@ Known = tuple[bool, bytes]
 Found = bytes | tuple[bytes, int, int] | None
 
 
-@dataclass(frozen=True, kw_only=True)
 class CacheStatistics(Report):
     """What the digest cache of a store holds, and how often it helped: since it was made, and in the last build."""
 
@@ -70,7 +68,6 @@ class CacheStatistics(Report):
     last_misses: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class CacheCheck(Report):
     """What a look at every entry of the digest cache found; ``problem`` says why the cache is of no use, if so."""
 

@@ -23,7 +23,6 @@ from cfstools.store.survey import Found, Kind, is_stale, place, remove_temporary
 DEFAULT_GRACE = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class GcReport(Report):
     """What was removed from a store, or with ``dry_run`` would be, and what was left. Sizes are in bytes.
 

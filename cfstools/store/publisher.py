@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import StoreError
@@ -36,7 +35,6 @@ class StoredObject(NamedTuple):
     new: bool
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreReport(Report):
     """Objects published, and how often contents were added that were there already (also: twice in one run)."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Self
 
 from cfstools.errors import InputError, StoreError
@@ -37,6 +36,7 @@ from cfstools.store.locking import alone, silently
 from cfstools.store.scratch import Temporary
 from cfstools.store.survey import Kind, is_stale, look, remove_temporary, temporaries
 from cfstools.store.workbench import Workbench
+from cfstools.values import Value
 from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd
 
 _BATCH_FILES = 3000
@@ -45,8 +45,7 @@ _READ_SIZE = 1 << 20
 _CONTENTS = frozenset({Fault.DAMAGED, Fault.MISPLACED, Fault.ODD})
 
 
-@dataclass(frozen=True, kw_only=True)
-class RepairOptions:
+class RepairOptions(Value):
     """What may be done to a store.
 
     ``replace``: put good contents in the place of damaged ones and objects where they belong; *donors* are directories

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -18,7 +17,6 @@ SIZE_BOUNDS = (0, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
 _BLOCK = 512  # the unit of st_blocks
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizeClass(Report):
     """Objects of up to ``limit`` bytes and more than the class before; ``None`` for all larger ones."""
 
@@ -27,7 +25,6 @@ class SizeClass(Report):
     bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageUse(Report):
     """What one image takes of a store.
 
@@ -42,7 +39,6 @@ class ImageUse(Report):
     bytes_exclusive: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class StoreUsage(Report):
     """What a store holds. Sizes are in bytes; ``bytes_allocated`` is what the file system spends on the objects.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
 
 from cfstools.errors import UsageError
+from cfstools.values import Value
 
 # The kernel asks for at least two digests in a block; `fsverity digest` goes up to the last power of two
 # below 2^31. (fs/verity/open.c, fsverity_init_merkle_tree_params; fsverity-utils 1.5 by trial.)
@@ -73,8 +73,7 @@ class Algorithm(Enum):
         raise UsageError(f"a digest of {size} bytes belongs to no known algorithm")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Params:
+class Params(Value):
     """What a digest depends on besides the data. composefs always uses 4096-byte blocks and no salt.
 
     Block sizes are powers of two from two digests up to 1 GiB, salts up to 32 bytes, as ``fsverity digest``
@@ -85,7 +84,7 @@ class Params:
     block_size: int = 4096
     salt: bytes = b""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         size = self.block_size
         if size <= 0 or size & (size - 1):
             raise UsageError(f"block size {size} is not a power of two")

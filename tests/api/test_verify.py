@@ -168,7 +168,7 @@ def test_nothing_is_parsed_before_it_is_trusted(
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("the image was interpreted")
 
-    for name in ("read_written_anew", "check_every_rule", "Image", "TreeReader", "needed_objects"):
+    for name in ("read_ordinary", "is_written_anew", "check_every_rule", "Image", "TreeReader", "needed_objects"):
         monkeypatch.setattr(f"cfstools.api.verify.{name}", touched)
     data = bytearray(signed.image_file.read_bytes())
     data[2000] ^= 1
@@ -479,25 +479,27 @@ def test_files_that_name_nothing() -> None:
     tree.entries[b"empty"] = RegularFile(mode=0o100644, size=0, content=External(None, None))
     tree.entries[b"lost"] = RegularFile(mode=0o100644, size=5, content=External(None, None))
     tree.entries[b"pathless"] = RegularFile(mode=0o100644, size=5, content=External(bytes(32), None))
-    lost, pathless = verify_objects.needed_objects(tree)
-    assert (lost.payload, pathless.payload) == (b"", object_path(bytes(32)))
+    needed = verify_objects.needed_objects(tree, Algorithm.SHA256)
+    assert [needed.key(number)[0] for number in range(len(needed))] == [b"", object_path(bytes(32))]
     store = MemoryStore()
     digest = store.add(b"content")
     tree.entries[b"held"] = RegularFile(mode=0o100644, size=7, content=External(digest, None))
-    needed = verify_objects.needed_objects(tree)
-    (tally,) = verify_objects.check_objects(
+    needed = verify_objects.needed_objects(tree, Algorithm.SHA256)
+    check = verify_objects.ObjectCheck(
         needed, [store], algorithm=Algorithm.SHA256, deep=True, threads=1, progress=SILENT
     )
+    with check:
+        (tally,) = check.tallies()
     assert [problem.kind for problem in tally.problems] == [ProblemKind.UNVERIFIABLE, ProblemKind.MISSING]
     assert tally.hashed == 1
 
 
 def test_every_object_is_checked_once(place: Place) -> None:
     tree = read_image(place.image_file.read_bytes())
-    needed = verify_objects.needed_objects(tree)
-    named = [item.names.of((item.payload, item.digest, item.size)) for item in needed]
-    assert [paths[0] for paths, _ in named] == [b"/etc/copy", b"/usr/lib/blocks", b"/usr/lib/large"]
-    assert [count for _, count in named] == [3, 1, 1]
+    needed = verify_objects.needed_objects(tree, Algorithm.SHA256)
+    named = [needed.problem(needed.key(number), ProblemKind.MISSING, "it is missing") for number in range(len(needed))]
+    assert [problem.paths[0] for problem in named] == ["/etc/copy", "/usr/lib/blocks", "/usr/lib/large"]
+    assert [problem.path_count for problem in named] == [3, 1, 1]
 
 
 @pytest.mark.parametrize("loops", ["auto", "pure"])
@@ -546,7 +548,7 @@ def test_what_the_kernel_guards_is_not_read(threads: int, place: Place, monkeypa
     assert status.st_ino
     monkeypatch.setattr(kernel_verity, "measure", lambda fd: answers.get(os.fstat(fd).st_ino))
     monkeypatch.setattr(verify_objects, "hash_files", lambda files, *_: [] if not files else pytest.fail("read"))
-    monkeypatch.setattr(native, "digest_files", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(native, "check_objects", lambda *_: pytest.fail("read"))
     report = verify(place.image, stores=[place.store], threads=threads)
     assert report.ok
     assert (report.objects_measured, report.objects_hashed) == (len(EXTERNAL), 0)
@@ -571,7 +573,7 @@ def test_what_cannot_be_measured_or_read(place: Place, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(kernel_verity, "measure", broken)
     assert verify(place.image, stores=[place.store]).ok
-    monkeypatch.setattr(native, "digest_files", lambda _fd, files, *_: [None] * len(files))
+    monkeypatch.setattr(native, "check_objects", lambda _fds, _digests, _ends, first, end, *_: bytes(end - first))
     assert verify(place.image, stores=[place.store]).ok
     monkeypatch.setattr(os, "pread", broken)
     monkeypatch.setattr(native, "digest_range", broken)

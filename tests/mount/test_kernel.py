@@ -144,7 +144,6 @@ def test_old_options_are_escaped() -> None:
 
 def test_a_loop_device(place: Path) -> None:
     image = place / "image"
-    before = Path("/proc/self/mountinfo").read_text()
     with opened(image, place / "mnt") as (image_fd, directory_fd):
         mount_erofs_by_loop(image_fd, directory_fd, size=image.stat().st_size)
     found = linux.mounted_at(bytes(place / "mnt"))
@@ -157,7 +156,8 @@ def test_a_loop_device(place: Path) -> None:
     assert shown == ["1", "1", "4096", str(image)]
     assert max(os.listdir(place / "mnt")) == "file9"
     linux.umount(bytes(place / "mnt"))
-    assert Path("/proc/self/mountinfo").read_text() == before
+    # Other tests mount things as well.
+    assert f" {place}/" not in Path("/proc/self/mountinfo").read_text()
     deadline = time.monotonic() + 20
     while subprocess.run(["losetup", device], capture_output=True, check=False).returncode == 0:
         assert time.monotonic() < deadline, "the loop device stays"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from typing import Any
 
@@ -142,7 +141,7 @@ def test_a_malformed_envelope_is_a_mismatch(keys: tuple[PrivateKey, ...]) -> Non
 
 
 def test_an_envelope_for_another_image() -> None:
-    report = check(ONE, ED25519, image=dataclasses.replace(DIGESTS, sha256=bytes(32)))
+    report = check(ONE, ED25519, image=DIGESTS._replace(sha256=bytes(32)))
     assert report.state is Verdict.MISMATCH
     assert report.problems[0].startswith("the signature holds, but it is for an image with sha256 ")
     assert report.statement is not None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -14,7 +13,7 @@ from cfstools.signing.jsontext import dump_canonical
 from cfstools.signing.statement import PREDICATE_TYPE, renamed
 from tests.signing.conftest import DIGESTS, STATEMENT
 
-SHA512 = dataclasses.replace(DIGESTS, fsverity=bytes(64))
+SHA512 = DIGESTS._replace(fsverity=bytes(64))
 
 
 def changed(**members: Any) -> bytes:
@@ -96,13 +95,13 @@ def test_one_digest_is_enough_to_compare() -> None:
 def test_differences() -> None:
     statement = parse_statement(STATEMENT)
     assert DIGESTS.fsverity is not None
-    other = dataclasses.replace(DIGESTS, fsverity=bytes(32))
+    other = DIGESTS._replace(fsverity=bytes(32))
     assert statement.difference(other) == (
         f"it is for an image with fsverity-sha256-12 {DIGESTS.fsverity.hex()}, this one has {bytes(32).hex()}"
     )
-    plain = dataclasses.replace(DIGESTS, sha256=bytes(32))
+    plain = DIGESTS._replace(sha256=bytes(32))
     assert "with sha256 " in str(statement.difference(plain))
-    longer = dataclasses.replace(DIGESTS, size=8193)
+    longer = DIGESTS._replace(size=8193)
     assert statement.difference(longer) == "it is for an image of 8192 bytes, this one has 8193"
     strange = ImageDigests(size=8192, fsverity=bytes(64))
     assert "no digest to compare" in str(statement.difference(strange))

@@ -37,7 +37,6 @@ class Severity(Enum):
     WARNING = "warning"  # allowed by the format, but not what a careful writer makes
 
 
-@dataclass(frozen=True, kw_only=True)
 class Finding(Report):
     """One thing that is wrong: ``where`` names the inode, its offset and path, ``what`` says what is wrong."""
 

@@ -7,7 +7,6 @@ from front to back, so that an image never has to be in memory whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from cfstools.errors import TreeError
 from cfstools.formats.erofs import layout as fmt
@@ -15,6 +14,7 @@ from cfstools.formats.erofs.dirents import group_names, groups_extent
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE, DataLayout
 from cfstools.formats.erofs.nodes import Node, Pair
 from cfstools.formats.erofs.xattrs import XattrTable
+from cfstools.values import Value
 
 _TYPE_MASK = 0o170000
 _DIRECTORY = 0o040000
@@ -43,8 +43,7 @@ def chunk_geometry(size: int) -> tuple[int, int]:
     return bits, chunks
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
+class Placed(Value):
     """An image whose every byte is decided: its size, and its bytes in order."""
 
     nodes: Sequence[Node]
