@@ -382,6 +382,7 @@ static enum outcome encode(struct writer *w, PyObject *root, PyObject **image) {
         outcome = no_memory();
     if (outcome == DONE) {
         uint8_t *bytes = (uint8_t *)PyBytes_AsString(*image);
+        memory_is_large(bytes, w->end);
         memset(bytes, 0, w->end);
         put_image(w, bytes, shared, count);
     }

@@ -27,6 +27,9 @@ struct text {
         size_t count, room;                                                                                            \
     }
 
+/* Asks the kernel for few large pages instead of many: half of the time of a large tree is taking them one by one. */
+void memory_is_large(void *at, size_t size);
+
 int list_grow(void **at, size_t *room, size_t count, size_t size);
 
 #define PUSH(list, ...)                                                                                                \

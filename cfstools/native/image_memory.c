@@ -1,7 +1,17 @@
 /* Lists that list_grow, memory that is freed at once, and indexes. */
+#define _GNU_SOURCE
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "image.h"
+
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+
+void memory_is_large(void *at, size_t size) {
+    const uintptr_t start = ((uintptr_t)at + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), end = ((uintptr_t)at + size) & ~(HUGE_PAGE - 1);
+    if (start < end)
+        madvise((void *)start, end - start, MADV_HUGEPAGE);
+}
 
 int list_grow(void **at, size_t *room, size_t count, size_t size) {
     if (count < *room)
@@ -10,6 +20,7 @@ int list_grow(void **at, size_t *room, size_t count, size_t size) {
     void *larger = realloc(*at, more * size);
     if (larger == NULL)
         return -1;
+    memory_is_large(larger, more * size);
     *at = larger;
     *room = more;
     return 0;
@@ -17,10 +28,12 @@ int list_grow(void **at, size_t *room, size_t count, size_t size) {
 
 uint8_t *pool_take(struct pool **pool, size_t size) {
     if (*pool == NULL || (*pool)->room - (*pool)->used < size) {
-        const size_t room = size > 65536 ? size : 65536;
+        const size_t twice = *pool == NULL ? 65536 : (*pool)->room < 1 << 22 ? 2 * (*pool)->room : (*pool)->room;
+        const size_t room = size > twice ? size : twice;
         struct pool *fresh = malloc(sizeof *fresh + room);
         if (fresh == NULL)
             return NULL;
+        memory_is_large(fresh, sizeof *fresh + room);
         *fresh = (struct pool){*pool, 0, room};
         *pool = fresh;
     }
@@ -36,6 +49,7 @@ int index_grow(struct index *index) {
     larger.slots = calloc(larger.mask + 1, sizeof *larger.slots);
     if (larger.slots == NULL)
         return -1;
+    memory_is_large(larger.slots, (larger.mask + 1) * sizeof *larger.slots);
     for (size_t i = 0; index->slots != NULL && i <= index->mask; i++)
         if (index->slots[i].number) {
             size_t at = index->slots[i].hash & larger.mask;
