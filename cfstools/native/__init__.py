@@ -28,7 +28,6 @@ digest_files = _pure.digest_files
 give_contents = _pure.give_contents
 match_stamps = _pure.match_stamps
 digest_range = _pure.digest_range
-find_objects = _pure.find_objects
 check_objects = _pure.check_objects
 write_files = _pure.write_files
 link_files = _pure.link_files
@@ -46,7 +45,6 @@ FUNCTIONS = (
     "give_contents",
     "match_stamps",
     "digest_range",
-    "find_objects",
     "check_objects",
     "write_files",
     "link_files",

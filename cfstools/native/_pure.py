@@ -104,8 +104,8 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
     its contents if they are no longer than *inline_limit*; else digest, size and where in the arena the contents
     lie, or -1 if the store (*store_fd*, -1: none) has an object of this digest and size; ``None`` for what cannot
     be done here, whatever the reason: symbolic links on the way, other stamps, empty files, no room left in the
-    arena, an object of another size. *descriptor* is that of an empty file without a root hash, *prefixes* are as in
-    :func:`find_objects`.
+    arena, an object of another size. *descriptor* is that of an empty file without a root hash, *prefixes* are 256
+    ints: descriptors of the directories of the store that are open already, else -1.
     """
     view = memoryview(arena).cast("B")
     used = 0
@@ -161,33 +161,51 @@ KNOWN_RECORD = struct.Struct("<QqqqIBBxx64s")
 _Known = tuple[int, int, int, int, int, int, int, bytes]
 
 
-def match_stamps(
-    stamps: Sequence[Stamp], records: bytes, device: int, digest_size: int, inline_limit: int
-) -> tuple[list[Digested], int]:
+def match_stamps(  # noqa: PLR0917 - likewise
+    stamps: Sequence[Stamp],
+    records: bytes,
+    device: int,
+    digest_size: int,
+    inline_limit: int,
+    store_fd: int,
+    prefixes: Buffer,
+) -> tuple[list[Digested], int, int, int, int, int]:
     """What *records* say of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
 
     They are of the form ``KNOWN_RECORD``, without anything between them, else they say nothing; of several with one
-    inode number the last counts. It does for a file on *device* that it fits, if it can be true. With the results comes
-    the oldest day of those that counted (a large number if there is none).
+    inode number the last counts. It does for a file on *device* that it fits, if it can be true, and if the store
+    (*store_fd*, -1: none) has the object. With the results come the oldest day of those that counted (a large number
+    if there is none), how many objects the store lacks, how many it has and their bytes, and the bytes of all files
+    that are known.
     """
     is_whole = len(records) % KNOWN_RECORD.size == 0
     known: dict[int, _Known] = {one[0]: one for one in KNOWN_RECORD.iter_unpack(records)} if is_whole else {}
     results: list[Digested] = []
     oldest = _NEVER
+    lost = objects = object_bytes = known_bytes = 0
     for stamp in stamps:
         record = known.get(stamp[1])
         fits = record is not None and stamp[0] == device and record[1:4] == stamp[2:]
         said = _said_by(record, digest_size, inline_limit) if record is not None and fits else None
+        if isinstance(said, tuple) and store_fd >= 0 and _find_object(store_fd, prefixes, *said[:2]) <= 0:
+            said = None
+            lost += 1
         if record is not None and said is not None:
             oldest = min(oldest, record[4])
+            known_bytes += record[1]
+            if isinstance(said, tuple):
+                objects += 1
+                object_bytes += record[1]
         results.append(said)
-    return results, oldest
+    return results, oldest, lost, objects, object_bytes, known_bytes
 
 
 def _said_by(record: _Known, digest_size: int, inline_limit: int) -> Digested:
     _, size, _, _, _, inlined, length, value = record
     is_inline = size <= inline_limit
     if inlined != is_inline or length != (size if is_inline else digest_size) or length > len(value):
+        return None
+    if not is_inline and not length:
         return None
     return value[:length] if is_inline else (value[:length], size, -1)
 
@@ -296,16 +314,6 @@ def _write_all(fd: int, data: Buffer, offset: int) -> None:
         done = os.pwrite(fd, view, offset)
         view = view[done:]
         offset += done
-
-
-def find_objects(
-    store_fd: int, prefixes: Buffer, wanted: Sequence[tuple[bytes, int] | tuple[bytes, int, int]]
-) -> bytes:
-    """For each (digest, size, …) a byte: 1 if the store has a regular file of that name and size, else 0.
-
-    *prefixes* holds 256 ints: descriptors of the store's directories that are open already, else -1.
-    """
-    return bytes([_find_object(store_fd, prefixes, one[0], one[1]) > 0 for one in wanted])
 
 
 def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:

@@ -114,17 +114,6 @@ static int table_open(struct table *table, const uint8_t *records, size_t size) 
     return 0;
 }
 
-/* What a record that fits says: contents, or (digest, size, -1); None if it cannot be so. */
-static PyObject *said_by(const uint8_t *record, long long digest_size, long long inline_limit) {
-    const long long size = (long long)disk_u64(record + AT_SIZE);
-    const int is_inline = size <= inline_limit;
-    const long long length = is_inline ? size : digest_size;
-    if (record[AT_INLINED] != is_inline || record[AT_LENGTH] != length || length > VALUE_MAX)
-        return Py_NewRef(Py_None);
-    PyObject *value = PyBytes_FromStringAndSize((const char *)record + AT_VALUE, (Py_ssize_t)length);
-    return is_inline || value == NULL ? value : Py_BuildValue("(NLi)", value, size, -1);
-}
-
 /* Device, inode, size, mtime and ctime; negative with an error, which is OverflowError for what no record can hold. */
 static int read_stamp(PyObject *stamp, uint64_t *out) {
     if (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5) {
@@ -140,51 +129,118 @@ static int read_stamp(PyObject *stamp, uint64_t *out) {
     return 0;
 }
 
-/* What is asked for, and the oldest day in the records that could be used. */
+/* What is asked for, and what came of it. */
 struct question {
     uint64_t device;
-    long long digest_size, inline_limit, oldest;
+    long long digest_size, inline_limit;
+    int store_fd; /* -1: no object is looked up */
+    const int *prefixes;
+    long long oldest, lost, objects, object_bytes, bytes;
 };
 
-static PyObject *match(const struct table *table, PyObject *stamp, struct question *question) {
+/* Whether a record that fits is of the form that this question is about. */
+static int can_be(const uint8_t *record, const struct question *question) {
+    const long long size = (long long)disk_u64(record + AT_SIZE);
+    const int is_inline = size <= question->inline_limit;
+    const long long length = is_inline ? size : question->digest_size;
+    return record[AT_INLINED] == is_inline && record[AT_LENGTH] == length && length <= VALUE_MAX &&
+           (is_inline || length > 0);
+}
+
+/* The record of the file with this stamp, if it can be true; NULL with or without an exception. */
+static const uint8_t *match(const struct table *table, PyObject *stamp, const struct question *question) {
     uint64_t numbers[5];
     if (read_stamp(stamp, numbers)) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
-            return NULL;
-        PyErr_Clear();
-        return Py_NewRef(Py_None);
+        if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Clear();
+        return NULL;
     }
     const uint8_t *record = *find_slot(table, numbers[1]);
     if (record == NULL || numbers[0] != question->device || disk_u64(record + AT_SIZE) != numbers[2] ||
-        disk_u64(record + AT_MTIME) != numbers[3] || disk_u64(record + AT_CTIME) != numbers[4])
-        return Py_NewRef(Py_None);
-    PyObject *said = said_by(record, question->digest_size, question->inline_limit);
-    if (said != NULL && said != Py_None && disk_u32(record + AT_DAY) < question->oldest)
+        disk_u64(record + AT_MTIME) != numbers[3] || disk_u64(record + AT_CTIME) != numbers[4] ||
+        !can_be(record, question))
+        return NULL;
+    return record;
+}
+
+/* Leaves out the records of objects that the store does not have as they should be. */
+static void look_up(const uint8_t **records, size_t count, struct question *question) {
+    for (size_t i = 0; question->store_fd >= 0 && i < count; i++)
+        if (records[i] != NULL && !records[i][AT_INLINED] &&
+            native_find_object(question->store_fd, question->prefixes, records[i] + AT_VALUE,
+                               (size_t)question->digest_size, disk_u64(records[i] + AT_SIZE)) <= 0) {
+            records[i] = NULL;
+            question->lost++;
+        }
+}
+
+/* Contents, or (digest, size, -1). */
+static PyObject *said_by(const uint8_t *record, struct question *question) {
+    const long long size = (long long)disk_u64(record + AT_SIZE);
+    PyObject *value = PyBytes_FromStringAndSize((const char *)record + AT_VALUE, record[AT_LENGTH]);
+    if (disk_u32(record + AT_DAY) < question->oldest)
         question->oldest = disk_u32(record + AT_DAY);
+    question->bytes += size;
+    if (record[AT_INLINED] || value == NULL)
+        return value;
+    question->objects++;
+    question->object_bytes += size;
+    PyObject *number = PyLong_FromLongLong(size), *place = PyLong_FromLong(-1);
+    PyObject *said = number != NULL && place != NULL ? PyTuple_Pack(3, value, number, place) : NULL;
+    Py_DECREF(value);
+    Py_XDECREF(number);
+    Py_XDECREF(place);
     return said;
 }
 
-PyObject *native_match_stamps(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *stamps, *records, *results = NULL;
-    unsigned long long device;
-    struct question question = {.oldest = LLONG_MAX};
-    struct table table;
-    if (!PyArg_ParseTuple(args, "O!O!KLL", &PyList_Type, &stamps, &PyBytes_Type, &records, &device,
-                          &question.digest_size, &question.inline_limit))
-        return NULL;
-    question.device = device;
-    if (table_open(&table, (const uint8_t *)PyBytes_AsString(records), (size_t)PyBytes_Size(records)))
-        return PyErr_NoMemory();
-    results = PyList_New(PyList_Size(stamps));
-    for (Py_ssize_t i = 0; results != NULL && i < PyList_Size(results); i++) {
+static PyObject *match_all(const struct table *table, PyObject *stamps, struct question *question) {
+    const Py_ssize_t count = PyList_Size(stamps);
+    const uint8_t **records = PyMem_Malloc((size_t)count * sizeof *records + 1);
+    PyObject *results = records != NULL ? PyList_New(count) : PyErr_NoMemory();
+    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
         PyObject *stamp = PyList_GetItem(stamps, i);
-        PyObject *said = stamp != NULL ? match(&table, stamp, &question) : NULL;
+        records[i] = stamp != NULL ? match(table, stamp, question) : NULL;
+        if (records[i] == NULL && PyErr_Occurred())
+            Py_CLEAR(results);
+    }
+    if (results != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        look_up(records, (size_t)count, question);
+        Py_END_ALLOW_THREADS
+    }
+    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
+        PyObject *said = records[i] != NULL ? said_by(records[i], question) : Py_NewRef(Py_None);
         if (said == NULL)
             Py_CLEAR(results);
         else
             PyList_SetItem(results, i, said);
     }
-    free(table.slots);
-    return results != NULL ? Py_BuildValue("(NL)", results, question.oldest) : NULL;
+    PyMem_Free(records);
+    return results;
+}
+
+PyObject *native_match_stamps(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *stamps, *records, *results = NULL;
+    Py_buffer prefixes;
+    unsigned long long device;
+    struct question question = {.oldest = LLONG_MAX};
+    struct table table;
+    if (!PyArg_ParseTuple(args, "O!O!KLLiy*", &PyList_Type, &stamps, &PyBytes_Type, &records, &device,
+                          &question.digest_size, &question.inline_limit, &question.store_fd, &prefixes))
+        return NULL;
+    question.device = device;
+    question.prefixes = prefixes.buf;
+    if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (question.store_fd >= 0 || prefixes.len != 0)) {
+        PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
+    } else if (table_open(&table, (const uint8_t *)PyBytes_AsString(records), (size_t)PyBytes_Size(records))) {
+        PyErr_NoMemory();
+    } else {
+        results = match_all(&table, stamps, &question);
+        free(table.slots);
+    }
+    PyBuffer_Release(&prefixes);
+    return results == NULL ? NULL
+                           : Py_BuildValue("(NLLLLL)", results, question.oldest, question.lost, question.objects,
+                                           question.object_bytes, question.bytes);
 }

@@ -24,7 +24,6 @@ PyObject *native_digest_files(PyObject *module, PyObject *args);
 PyObject *native_digest_range(PyObject *module, PyObject *args);
 
 /* objects.c */
-PyObject *native_find_objects(PyObject *module, PyObject *args);
 PyObject *native_write_files(PyObject *module, PyObject *args);
 PyObject *native_link_files(PyObject *module, PyObject *args);
 

@@ -43,60 +43,6 @@ int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
     return 0;
 }
 
-PyObject *native_find_objects(PyObject *module, PyObject *args) {
-    (void)module;
-    int store_fd;
-    Py_buffer prefixes;
-    PyObject *wanted, *result = NULL, *items = NULL;
-    if (!PyArg_ParseTuple(args, "iy*O", &store_fd, &prefixes, &wanted))
-        return NULL;
-    struct {
-        const uint8_t *digest;
-        size_t digest_size;
-        uint64_t size;
-    } *objects = NULL;
-    if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int))
-        PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
-    else
-        items = PySequence_Tuple(wanted);
-    const Py_ssize_t count = items != NULL ? PyTuple_Size(items) : 0;
-    if (items != NULL && (objects = PyMem_Malloc((size_t)count * sizeof *objects + 1)) == NULL)
-        PyErr_NoMemory();
-    Py_ssize_t parsed = 0;
-    for (; objects != NULL && parsed < count; parsed++) {
-        const char *digest;
-        Py_ssize_t digest_size;
-        unsigned long long size;
-        Py_ssize_t place;
-        PyObject *item = PyTuple_GetItem(items, parsed);
-        if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "an object is (digest, size)");
-            break;
-        }
-        if (!PyArg_ParseTuple(item, "y#K|n", &digest, &digest_size, &size, &place))
-            break;
-        if (digest_size < 1 || digest_size > DIGEST_MAX) {
-            PyErr_SetString(PyExc_ValueError, "a digest is 1 to 64 bytes long");
-            break;
-        }
-        objects[parsed].digest = (const uint8_t *)digest;
-        objects[parsed].digest_size = (size_t)digest_size;
-        objects[parsed].size = size;
-    }
-    if (objects != NULL && parsed == count && (result = PyBytes_FromStringAndSize(NULL, count)) != NULL) {
-        char *out = PyBytes_AsString(result);
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < count; i++)
-            out[i] = (char)(native_find_object(store_fd, prefixes.buf, objects[i].digest, objects[i].digest_size,
-                                        objects[i].size) > 0);
-        Py_END_ALLOW_THREADS
-    }
-    PyMem_Free(objects);
-    Py_XDECREF(items);
-    PyBuffer_Release(&prefixes);
-    return result;
-}
-
 /* A new file without a name that holds these bytes; -1 when that did not work. */
 static int write_unnamed(int store_fd, mode_t mode, const uint8_t *data, size_t size) {
     const int fd = openat(store_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);

@@ -20,7 +20,7 @@ _RECORD = native.KNOWN_RECORD
 _VALUE_MAX = 64
 # A full bucket fits into a page of the database.
 _SHIFT = 5
-# So many rows come back from one statement: more do not take less time.
+# So many rows are read by one statement: more do not take less time.
 _ASK_TOGETHER = 32
 
 SCHEMA = """
@@ -33,9 +33,15 @@ CREATE TABLE buckets (
 _FORM = (
     f"typeof(records) = 'blob' AND length(records) % {_RECORD.size} = 0 AND length(records) <= {_RECORD.size << _SHIFT}"
 )
-_ASK = "SELECT records FROM buckets WHERE volume = ? AND algorithm = ? AND bucket IN (marks) AND form".replace(
-    "marks", ",".join("?" * _ASK_TOGETHER)
-).replace("form", _FORM)
+# The interpreter's lock is given up for each row that comes back, after which others may keep it: so there is one.
+_ASK = (
+    (
+        "SELECT cast(group_concat(records, '') AS BLOB) FROM buckets "
+        "WHERE volume = ? AND algorithm = ? AND bucket IN (marks) AND form"
+    )
+    .replace("marks", ",".join("?" * _ASK_TOGETHER))
+    .replace("form", _FORM)
+)
 _STORE = (
     "INSERT INTO buckets VALUES (?, ?, ?, ?, ?) ON CONFLICT (volume, algorithm, bucket) "
     "DO UPDATE SET newest = excluded.newest, records = excluded.records"
@@ -70,8 +76,9 @@ def _read(database: sqlite3.Connection, shelf: Shelf, numbers: Sequence[int]) ->
     for some in _in_turn(numbers):
         # There is no bucket -1.
         marks = [*some, *[-1] * (_ASK_TOGETHER - len(some))]
-        # The interpreter's lock is given up for each row, after which others may keep it: rows must be few.
-        yield from [records for (records,) in database.execute(_ASK, (*shelf, *marks)).fetchall()]
+        ((records,),) = database.execute(_ASK, (*shelf, *marks)).fetchall()
+        if records:
+            yield records
 
 
 def _in_turn(numbers: Sequence[int]) -> Iterator[Sequence[int]]:

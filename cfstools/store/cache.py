@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from cfstools import native
 from cfstools.linux import files
@@ -55,6 +55,15 @@ _COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET va
 Known = tuple[bool, bytes]
 # The same as it is found: contents, or digest, size and -1; None for what is not known.
 Found = bytes | tuple[bytes, int, int] | None
+
+
+class Recalled(NamedTuple):
+    """What is known of files; how many of them are objects, and their bytes; and the bytes of all."""
+
+    found: list[Found]
+    objects: int
+    object_bytes: int
+    bytes: int
 
 
 class CacheStatistics(Report):
@@ -144,13 +153,24 @@ class DigestCache:
                 if database is not None:
                     database.close()
 
-    def find(self, stamps: list[Stamp], inline_threshold: int) -> list[Found]:
-        """What is known of the files with these *stamps*, of which those up to the threshold are kept in images."""
+    def find(self, stamps: list[Stamp], inline_threshold: int, store: DirectoryStore | None = None) -> Recalled:
+        """What is known of the files with these *stamps*, of which those up to the threshold are kept in images.
+
+        With *store*, files whose objects it lacks are not known.
+        """
         records = b""
         with self._using() as database:
             if database is not None:
                 records = buckets.read(database, self._shelf, stamps)
-        results, oldest = native.match_stamps(stamps, records, self._device, self._digest_size, inline_threshold)
+        results, oldest, *counts = native.match_stamps(
+            stamps,
+            records,
+            self._device,
+            self._digest_size,
+            inline_threshold,
+            store.fd if store else -1,
+            store.prefix_fds if store else b"",
+        )
         hits = len(stamps) - results.count(None)
         with self._lock:
             self._hits += hits
@@ -161,13 +181,7 @@ class DigestCache:
             self._add(
                 [(stamp, _known(found)) for stamp, found in zip(stamps, results, strict=True) if found is not None]
             )
-        return results
-
-    def unusable(self, count: int) -> None:
-        """So many of the files found were of no use, because the store has lost their objects."""
-        with self._lock:
-            self._hits -= count
-            self._misses += count
+        return Recalled(results, *counts[1:])
 
     def settle(self) -> None:
         """To be called before files are read that shall be remembered: from here on their ctimes tell all.

@@ -325,7 +325,7 @@ class _Run:
             return
         try:
             found = self._recall(files)
-            left = [number for number, one in enumerate(found) if one is None]
+            left = [number for number, one in enumerate(found) if one is None] if None in found else []
             if left and self._cache is not None:
                 self._cache.settle()
             for number, one in zip(left, self._read_together([files[number] for number in left]), strict=True):
@@ -347,17 +347,11 @@ class _Run:
         writer = self._writer
         if self._cache is None or writer is None:
             return [None] * len(files)
-        found: list[Result] = [*self._cache.find([_unread(file).stamp for file in files], self._inline_threshold)]
-        objects = [one for one in found if isinstance(one, tuple)]
-        there = writer.find_objects(objects)
-        lost = there.count(0)
-        if lost:
-            there_too = iter(there)
-            found = [None if isinstance(one, tuple) and not next(there_too) else one for one in found]
-            objects = [one for one in found if isinstance(one, tuple)]
-        writer.count_shared([one[1] for one in objects])
-        self._cache.unusable(lost)
-        self.progress.advance(_sizes(files, found))
+        stamps = [file.content.stamp for file in files if isinstance(file.content, Unread)]
+        known = self._cache.find(stamps, self._inline_threshold, writer.lookup)
+        writer.count_shared(known.objects, known.object_bytes)
+        self.progress.advance(known.bytes)
+        found: list[Result] = [*known.found]
         return found
 
     def _read_together(self, files: list[RegularFile]) -> Sequence[Result]:

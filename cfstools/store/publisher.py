@@ -168,12 +168,12 @@ class Publisher:
             self._shared[1] += size
         return StoredObject(digest, size, new=False)
 
-    def count_many_shared(self, sizes: Sequence[int]) -> None:
-        """Contents of these *sizes* were added that are there already."""
-        if sizes:
+    def count_many_shared(self, objects: int, size: int) -> None:
+        """So many contents with so many bytes were added that are there already."""
+        if objects:
             with self._lock:
-                self._shared[0] += len(sizes)
-                self._shared[1] += sum(sizes)
+                self._shared[0] += objects
+                self._shared[1] += size
 
     def write_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
         """Temporaries with these spans (offset, size) of *arena*; fewer than that when one could not be made."""
@@ -199,7 +199,7 @@ class Publisher:
         finally:
             for temporary in (*waiting.values(), *known):
                 self._scratch.drop(temporary)
-        self.count_many_shared([temporary.size for temporary in known])
+        self.count_many_shared(len(known), sum(temporary.size for temporary in known))
         if not self._deferred and self._is_full():
             self._publish_batch(unless_small=True)
 

@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cfstools import native
 from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
@@ -79,13 +78,9 @@ class StoreWriter:
         """Add *data*."""
         return add_small(self._publisher, data, self.params)
 
-    def find_objects(self, objects: Sequence[tuple[bytes, int, int]]) -> bytes:
-        """For each (digest, size, …) a byte, not 0 if the store has a whole object; of other stores none is asked."""
-        return native.find_objects(self.store.fd, self.store.prefix_fds, objects) if objects else b""
-
-    def count_shared(self, sizes: Sequence[int]) -> None:
-        """Contents of these *sizes* were wanted that the store has."""
-        self._publisher.count_many_shared(sizes)
+    def count_shared(self, objects: int, size: int) -> None:
+        """So many contents with so many bytes were wanted that the store has."""
+        self._publisher.count_many_shared(objects, size)
 
     @property
     def lookup(self) -> DirectoryStore:
@@ -106,7 +101,7 @@ class StoreWriter:
                     shared.append(size)
                 else:
                     missing[digest] = (offset, size)
-        publisher.count_many_shared(shared)
+        publisher.count_many_shared(len(shared), sum(shared))
         if not missing:
             return
         written = publisher.write_many(arena, list(missing.values()))

@@ -104,7 +104,8 @@ def files(data: bytes) -> None:
     plain = [name.replace(b"\0", b"") for name in names]
     _look(top, plain)
     _digest_files(taken, top, store, names)
-    _find_objects(taken, store)
+    _match_stamps(taken, store)
+    _check_objects(taken, store)
     _write_files(taken, store)
     _link_files(taken, store)
 
@@ -168,12 +169,36 @@ def _digest_files(taken: Taken, top: int, store: int, names: list[bytes]) -> Non
     assert read(native.digest_files) == read(_pure.digest_files)
 
 
-def _find_objects(taken: Taken, store: int) -> None:
-    wanted = [(bytes(32), 3), (b"\xff" * 32, 0)]
-    wanted += [(taken.piece(32).ljust(32, b"\0"), taken.number(8) >> 1) for _ in range(taken.number() % 4)]
-    found = native.find_objects(store, _NO_PREFIXES, wanted)
-    assert found == _pure.find_objects(store, _NO_PREFIXES, wanted)
-    assert found[:2] == b"\1\0"
+def _match_stamps(taken: Taken, store: int) -> None:
+    """The records of a cache are what an attacker may have put into a store."""
+    stamps = [(1, taken.number() % 4, taken.number() % 4, 7, 8) for _ in range(taken.number() % 6)]
+    records = b""
+    for _ in range(taken.number() % 6):
+        fields = (taken.number() % 4, taken.number() % 4, 7, 8, taken.number(), taken.number() % 2, taken.number() % 66)
+        records += native.KNOWN_RECORD.pack(*fields, taken.piece(64))
+    records += taken.piece(taken.number() % 105 if taken.number() % 4 == 0 else 0)
+    words = (stamps, records, 1, 32, taken.number() % 5, store, _NO_PREFIXES)
+    assert native.match_stamps(*words) == _pure.match_stamps(*words)
+
+
+def _check_objects(taken: Taken, store: int) -> None:
+    prefixes = array("i", [-1]) * 256
+    opened = [(number, os.open(b"%02x" % number, os.O_PATH, dir_fd=store)) for number in (0,)]
+    digests, ends = bytearray(bytes(32) + b"\xff" * 32), array("Q", [3, 3])
+    for _ in range(taken.number() % 4):
+        digests += taken.piece(32).ljust(32, b"\0")
+        ends.append(ends[-1] + taken.number(3))
+    first = taken.number() % (len(ends) + 1)
+    for number, fd in opened:
+        prefixes[number] = fd
+    words = (prefixes, digests, ends, first, len(ends), bytearray(taken.number(2) + 1))
+    params = Params()
+    shared = ("sha256", 4096, b"", descriptor(b"", 0, params))
+    try:
+        assert native.check_objects(*words, *shared) == _pure.check_objects(*words, *shared)
+    finally:
+        for _, fd in opened:
+            os.close(fd)
 
 
 def _write_files(taken: Taken, store: int) -> None:

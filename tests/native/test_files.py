@@ -106,10 +106,14 @@ def test_what_is_closed_is_closed_whatever_is_said(
     files = [(b"d/./file", None), (b"link", None), (b"d", None)]
     start, prefixes = descriptor(b"", 0, Params()), array("i", [-1] * 256)
     found = native.digest_files(store, files, bytearray(16384), "sha256", 4096, b"", start, 0, -1, prefixes)
-    there = native.find_objects(store, prefixes, [(b"\xab" * 32, 6), (b"\xab" * 32, 7), (b"\xab" * 31 + b"c", 6)])
+    digests = [(b"\xab" * 32, 6), (b"\xab" * 32, 7), (b"\xab" * 31 + b"c", 6)]
+    pack = native.KNOWN_RECORD.pack
+    known = b"".join([pack(number, size, 1, 1, 0, 0, 32, digest) for number, (digest, size) in enumerate(digests)])
+    stamps = [(5, number, size, 1, 1) for number, (_, size) in enumerate(digests)]
+    there, *_ = native.match_stamps(stamps, known, 5, 32, 0, store, prefixes)
     monkeypatch.undo()
     assert found == [(digest_bytes(CONTENT, Params()), len(CONTENT), 0), None, None]
-    assert there == b"\1\0\0"
+    assert there == [(b"\xab" * 32, 6, -1), None, None]
     # Nothing was left open.
     assert os.dup(store) == free
     real(free)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from cfstools import native
 from cfstools.native import _pure
 from cfstools.sources.directory import WalkOptions, open_directory
 from cfstools.sources.inodes import InodeReader, Place
+from cfstools.store import DirectoryStore
 from cfstools.tree import Directory, Entry, External, HardLink, RegularFile, Unread
 from cfstools.tree.model import KINDS
 from cfstools.tree.walk import inode_of, iter_entries
@@ -199,8 +201,8 @@ RECORDS = st.builds(
 
 @given(st.lists(STAMPS), st.lists(RECORDS).map(b"".join), st.sampled_from([0, 4, 64, 65, -1]))
 def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], records: bytes, digest_size: int) -> None:
-    expected = _pure.match_stamps(stamps, records, 5, digest_size, 2)
-    assert _native.match_stamps(stamps, records, 5, digest_size, 2) == expected
+    expected = _pure.match_stamps(stamps, records, 5, digest_size, 2, -1, b"")
+    assert _native.match_stamps(stamps, records, 5, digest_size, 2, -1, b"") == expected
 
 
 @given(st.lists(STAMPS), st.lists(RECORDS, min_size=1).map(b"".join), st.data())
@@ -211,10 +213,10 @@ def test_the_same_of_records_that_were_damaged(
     noise = data.draw(st.binary(max_size=2 * native.KNOWN_RECORD.size))
     end = data.draw(st.integers(start, len(records)))
     for damaged in (noise, records[:start], records[start:], records[:start] + noise + records[end:]):
-        expected = _pure.match_stamps(stamps, damaged, 5, 4, 2)
-        assert _native.match_stamps(stamps, damaged, 5, 4, 2) == expected
+        expected = _pure.match_stamps(stamps, damaged, 5, 4, 2, -1, b"")
+        assert _native.match_stamps(stamps, damaged, 5, 4, 2, -1, b"") == expected
         if len(damaged) % native.KNOWN_RECORD.size:
-            assert expected == ([None] * len(stamps), 2**63 - 1)
+            assert expected == ([None] * len(stamps), 2**63 - 1, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("module", [_native, _pure])
@@ -224,21 +226,45 @@ def test_records_that_say_something(module: ModuleType) -> None:
     digest = pack(2**64 - 1, 3, 7, -8, 20, 0, 4, b"abcdefgh")
     contents = pack(1, 2, 7, 8, 30, 1, 2, b"XYZ")
     other = pack(9, 2, 7, 8, 10, 1, 2, b"XYZ")
-    said = ([(b"abcd", 3, -1), b"XY", None], 20)
-    assert module.match_stamps(stamps, digest + other + contents, 5, 4, 2) == said
+    said = ([(b"abcd", 3, -1), b"XY", None], 20, 0, 1, 3, 5)
+
+    def match(*words: object) -> object:
+        return module.match_stamps(*words, -1, b"")
+
+    assert match(stamps, digest + other + contents, 5, 4, 2) == said
     # The last one counts.
     again = pack(1, 1, 7, 8, 1, 1, 1, b"X")
-    assert module.match_stamps(stamps, contents + digest + again, 5, 4, 2) == ([said[0][0], None, None], 20)
-    assert module.match_stamps(stamps, b"", 5, 4, 2) == ([None] * 3, 2**63 - 1)
-    assert module.match_stamps([], digest, 5, 4, 2) == ([], 2**63 - 1)
+    assert match(stamps, contents + digest + again, 5, 4, 2) == ([said[0][0], None, None], 20, 0, 1, 3, 3)
+    assert match(stamps, b"", 5, 4, 2) == ([None] * 3, 2**63 - 1, 0, 0, 0, 0)
+    assert match([], digest, 5, 4, 2) == ([], 2**63 - 1, 0, 0, 0, 0)
     longest = pack(1, 64, 7, 8, 0, 1, 64, bytes(range(64)))
-    assert module.match_stamps([(5, 1, 64, 7, 8)], longest, 5, 32, 64) == ([bytes(range(64))], 0)
+    assert match([(5, 1, 64, 7, 8)], longest, 5, 32, 64) == ([bytes(range(64))], 0, 0, 0, 0, 64)
+
+
+@pytest.mark.parametrize("module", [_native, _pure])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_objects_that_a_store_has_or_lacks(module: ModuleType, is_open: bool, tmp_path: Path) -> None:
+    digests = [bytes([number]) * 32 for number in range(6)]
+    records, stamps = [], []
+    for number, digest in enumerate(digests):
+        records.append(native.KNOWN_RECORD.pack(number, 100, 7, 8, 50 - number, 0, 32, digest))
+        stamps.append((5, number, 100, 7, 8))
+        (tmp_path / digest.hex()[:2]).mkdir()
+        (tmp_path / digest.hex()[:2] / digest.hex()[2:]).write_bytes(bytes(100 if number % 2 else 99))
+    (tmp_path / digests[3].hex()[:2] / digests[3].hex()[2:]).unlink()
+    with DirectoryStore(os.fsencode(tmp_path)) as store:
+        prefixes = store.prefix_fds if is_open else array("i", [-1]) * 256
+        found = module.match_stamps(stamps, b"".join(records), 5, 32, 64, store.fd, prefixes)
+    right = [None, (digests[1], 100, -1), None, None, None, (digests[5], 100, -1)]
+    assert found == (right, 45, 4, 2, 200, 200)
+    with pytest.raises((ValueError, TypeError), match=r"prefixes|length"):
+        module.match_stamps(stamps, b"".join(records), 5, 32, 64, 0, b"abc")
 
 
 def test_wrong_stamps_are_refused() -> None:
     for stamps in ([1], [(5, "x", 2, 7, 8)], [(5, 1)], ()):
         with pytest.raises(TypeError):
-            _native.match_stamps(stamps, b"", 5, 4, 2)
+            _native.match_stamps(stamps, b"", 5, 4, 2, -1, b"")
     for records in ("", bytearray(), None):
         with pytest.raises(TypeError):
-            _native.match_stamps([], records, 5, 4, 2)
+            _native.match_stamps([], records, 5, 4, 2, -1, b"")

@@ -364,7 +364,7 @@ def test_a_device_that_was_given_another_number(
     digests = DigestCache.open(store, fd, Algorithm.SHA256)
     assert digests is not None
     with digests:
-        assert digests.find([stamp], 64) == [None]
+        assert digests.find([stamp], 64).found == [None]
         digests.settle()
         digests.remember([(stamp, (True, b"of another device"))])
     os.close(fd)
@@ -634,14 +634,14 @@ def test_numbers_beyond_the_database(store: DirectoryStore, source: Path) -> Non
         digests.settle()
         stamp = Stamp(device, 2**64 - 1, 1, 1, 1)
         digests.remember([(stamp, (True, b"x")), (stamp._replace(inode=7), (True, b"y"))])
-        assert digests.find([stamp], 64) == [b"x"]
+        assert digests.find([stamp], 64).found == [b"x"]
         far = Stamp(device, 5, 1, -(2**80), 1)
         huge = Stamp(device, 2**70, 1, 1, 1)
         long = Stamp(device, 6, 65, 1, 1)
         digests.remember([(far, (True, b"x")), (huge, (True, b"x")), (long, (True, b"x" * 65))])
-        assert digests.find([stamp, far, long], 100) == [b"x", None, None]
+        assert digests.find([stamp, far, long], 100).found == [b"x", None, None]
         # What cannot even be asked for.
-        assert digests.find([stamp, huge], 64) == [None, None]
+        assert digests.find([stamp, huge], 64).found == [None, None]
     os.close(fd)
 
 
@@ -663,7 +663,7 @@ def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> No
         again = DigestCache.open(store, fd, Algorithm.SHA512)
         assert again is not None
         with again:
-            assert again.find([stamp for stamp, _ in files], 64) == [contents for _, (_, contents) in files]
+            assert again.find([stamp for stamp, _ in files], 64).found == [contents for _, (_, contents) in files]
     os.close(fd)
     found = check_cache(store)
     assert found is not None
@@ -684,7 +684,7 @@ def test_a_bucket_without_form_hides_no_other(store: DirectoryStore, source: Pat
             with sqlite3.connect(Path(store.path) / DATABASE) as database:
                 database.execute("UPDATE buckets SET records = ? WHERE bucket = 1", (damage,))
             database.close()
-            found = digests.find([stamp for stamp, _ in files], 64)
+            found = digests.find([stamp for stamp, _ in files], 64).found
             assert found == [b"x"] * 32 + [None] * 32 + [b"x"] * 32
     os.close(fd)
 
@@ -713,7 +713,7 @@ def test_two_builds_remember_into_the_same_buckets(store: DirectoryStore, source
     digests = DigestCache.open(store, fd, Algorithm.SHA256)
     assert digests is not None
     with digests:
-        assert digests.find(stamps, 64) == [b"9", *[b"%d" % (number % 4) for number in range(1, 200)]]
+        assert digests.find(stamps, 64).found == [b"9", *[b"%d" % (number % 4) for number in range(1, 200)]]
     os.close(fd)
 
 
@@ -746,7 +746,7 @@ def test_nobody_writes_between_reading_and_writing(
     digests = DigestCache.open(store, fd, Algorithm.SHA256)
     assert digests is not None
     with digests:
-        assert digests.find(stamps, 64) == [b"x", b"x"]
+        assert digests.find(stamps, 64).found == [b"x", b"x"]
     os.close(fd)
 
 
@@ -762,8 +762,8 @@ def test_what_is_still_to_be_looked_up_is_not_dropped(store: DirectoryStore, sou
             if days:
                 digests.remember([(stamp, (True, b"x")) for stamp in stamps])
             else:
-                assert digests.find(stamps[:2], 64) == [b"x"] * 2  # remembers these two anew
-                assert digests.find(stamps[2:3], 64) == [b"x"]
+                assert digests.find(stamps[:2], 64).found == [b"x"] * 2  # remembers these two anew
+                assert digests.find(stamps[2:3], 64).found == [b"x"]
         grow_old(store, days)
     os.close(fd)
     assert ages(store) == [0, 0, 0]
