@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
@@ -94,6 +94,16 @@ class Workers:
         call = Call(function, words)
         self._calls.put(call)
         return call
+
+    def help(self) -> None:
+        """Make calls in this thread as well, until none is waiting."""
+        while not self._stopped:
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                return
+            if call is not None:
+                call.run()
 
     def stop(self) -> None:
         """Leave out the calls that were not begun and wait for the others. Stopping twice is allowed."""

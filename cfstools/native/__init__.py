@@ -33,6 +33,7 @@ write_files = _pure.write_files
 link_files = _pure.link_files
 list_names = _pure.list_names
 stat_names = _pure.stat_names
+take_entries = _pure.take_entries
 encode_tree = _pure.encode_tree
 parse_lines = _pure.parse_lines
 read_tree = _pure.read_tree
@@ -50,6 +51,7 @@ FUNCTIONS = (
     "link_files",
     "list_names",
     "stat_names",
+    "take_entries",
     "encode_tree",
     "parse_lines",
     "read_tree",

@@ -195,6 +195,8 @@ static PyMethodDef methods[] = {
     {"list_names", native_list_names, METH_VARARGS, "list_names(directory)\n\nAs in _pure.py."},
     {"stat_names", native_stat_names, METH_VARARGS,
      "stat_names(directory, names, xattrs, prefix, maker)\n\nAs in _pure.py."},
+    {"take_entries", native_take_entries, METH_VARARGS,
+     "take_entries(names, met, first, entries, files, kinds)\n\nAs in _pure.py."},
     {"encode_tree", native_encode_tree, METH_VARARGS,
      "encode_tree(root, kinds, rewrite, metacopy_header, digest_size, version)\n\nAs _pure.py says."},
     {"parse_lines", native_parse_lines, METH_VARARGS,

@@ -438,6 +438,30 @@ def stat_names(
     return [_stat_name(directory, name, xattrs=xattrs) for name in names]
 
 
+def take_entries(  # noqa: PLR0917 - likewise
+    names: list[bytes],
+    met: list[Any],
+    first: int,
+    entries: dict[bytes, Any],
+    files: list[Any],
+    kinds: tuple[type, ...],
+) -> int:
+    """Put what was *met* into *entries* under its name, from place *first* up to what is no file or symbolic link.
+
+    Files that are not empty are added to *files*. Returns the place at which that ended.
+    """
+    _, regular, symlink, *_ = kinds
+    for place in range(first, len(met)):
+        inode = met[place]
+        kind = type(inode)
+        if kind is not regular and kind is not symlink:
+            return place
+        entries[names[place]] = inode
+        if kind is regular and inode.size:
+            files.append(inode)
+    return max(first, len(met))
+
+
 def _stat_name(directory: int, name: bytes, *, xattrs: bool) -> NameStatus | None:
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)

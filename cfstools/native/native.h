@@ -54,6 +54,7 @@ PyObject *native_needed_objects(PyObject *module, PyObject *args);
 /* walk.c */
 PyObject *native_list_names(PyObject *module, PyObject *args);
 PyObject *native_stat_names(PyObject *module, PyObject *args);
+PyObject *native_take_entries(PyObject *module, PyObject *args);
 
 /* image.c */
 PyObject *native_encode_tree(PyObject *module, PyObject *args);

@@ -332,6 +332,43 @@ PyObject *native_stat_names(PyObject *module, PyObject *args) {
     return results;
 }
 
+/* Takes in files and symbolic links; returns the place of the first name that is anything else, or -1. */
+static Py_ssize_t take_in(const struct model *model, PyObject *names, PyObject *met, Py_ssize_t from, PyObject *entries,
+                          PyObject *files) {
+    const Py_ssize_t count = PyList_Size(met);
+    for (; from < count; from++) {
+        PyObject *name = PyList_GetItem(names, from), *inode = PyList_GetItem(met, from);
+        const int is_file = (PyObject *)Py_TYPE(inode) == model->kinds[K_FILE];
+        if (!is_file && (PyObject *)Py_TYPE(inode) != model->kinds[K_SYMLINK])
+            break;
+        if (PyDict_SetItem(entries, name, inode))
+            return -1;
+        PyObject *size = is_file ? model_get(model, inode, A_SIZE) : NULL;
+        const int is_empty = is_file && size != NULL ? PyObject_Not(size) : !is_file ? 1 : -1;
+        Py_XDECREF(size);
+        if (is_empty < 0 || (!is_empty && PyList_Append(files, inode)))
+            return -1;
+    }
+    return from;
+}
+
+PyObject *native_take_entries(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *names, *met, *entries, *files, *kinds;
+    Py_ssize_t from;
+    struct model model;
+    if (!PyArg_ParseTuple(args, "O!O!nO!O!O!", &PyList_Type, &names, &PyList_Type, &met, &from, &PyDict_Type, &entries,
+                          &PyList_Type, &files, &PyTuple_Type, &kinds))
+        return NULL;
+    if (from < 0 || PyList_Size(names) != PyList_Size(met)) {
+        PyErr_SetString(PyExc_ValueError, "there is no such name");
+        return NULL;
+    }
+    const Py_ssize_t end = model_open(&model, kinds) == 0 ? take_in(&model, names, met, from, entries, files) : -1;
+    model_close(&model);
+    return end < 0 ? NULL : PyLong_FromSsize_t(end);
+}
+
 /* --- names --- */
 
 /* Names one after another, each with a zero behind it. */

@@ -21,9 +21,9 @@ from cfstools.linux.files import close, open_below
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
-from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Symlink, Unread
+from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Unread
 from cfstools.tree.globs import GlobSet
-from cfstools.tree.model import Leaf
+from cfstools.tree.model import KINDS, Leaf
 from cfstools.tree.xattrs import XattrPolicy
 
 if TYPE_CHECKING:
@@ -256,45 +256,35 @@ class _Walk:
         except OSError as error:
             raise self._place.failed(error, "cannot look up through /proc", b"") from error
 
-    def _look(self, frame: _Frame, names: Sequence[bytes]) -> Iterator[tuple[bytes, NameStatus | Leaf | None]]:
-        """What each name is, asked some names at a time while *frame* is the innermost."""
+    def _look(self, frame: _Frame, names: list[bytes]) -> Iterator[tuple[bytes, NameStatus | Leaf | None]]:
+        """Take in ordinary files and links; yields each other name and what it is while *frame* is the innermost."""
         prefix = frame.path + b"/" if frame.path else b""
+        entries = frame.directory.entries
+        files = self._met
         for first in range(0, len(names), _LOOK_TOGETHER):
             some = names[first : first + _LOOK_TOGETHER]
             met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, self._maker)
-            yield from zip(some, met, strict=True)
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        """Let the files be read that were met so far."""
-        self._add(self._met)
-        self._met.clear()
+            place = native.take_entries(some, met, 0, entries, files, KINDS)
+            while place < len(some):
+                yield some[place], met[place]
+                place = native.take_entries(some, met, place + 1, entries, files, KINDS)
+            # Let the files be read that were met so far.
+            self._add(files)
+            files.clear()
 
     def _scan(self, frame: _Frame) -> tuple[bytes, bytes, NameStatus] | None:
         """Take in what is in *frame* up to the next subdirectory, and return that; ``None`` at the end."""
         prefix = frame.path + b"/" if frame.path else b""
-        entries = frame.directory.entries
-        globs = self._globs or None
-        leaf = self._leaf
-        files = self._met
         for name, met in frame.found:
-            if type(met) is RegularFile:
-                entries[name] = met
-                if met.size:
-                    files.append(met)
-                continue
-            if type(met) is Symlink:
-                entries[name] = met
-                continue
             path = prefix + name
             status = met if isinstance(met, tuple) else self._look_again(frame, name, path)
             if status[0] & 0o170000 == stat.S_IFDIR:
-                if globs is None or not globs.matches_directory(path, name):
+                if not self._globs.matches_directory(path, name):
                     return name, path, status
                 continue
-            entry = leaf(frame, name, path, status)
+            entry = self._leaf(frame, name, path, status)
             if entry is not None:
-                entries[name] = entry
+                frame.directory.entries[name] = entry
         return None
 
     def _look_again(self, frame: _Frame, name: bytes, path: bytes) -> NameStatus:

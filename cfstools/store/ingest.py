@@ -150,7 +150,8 @@ class Ingest:
         self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
         self._block_size = params.block_size
         self._progress = progress
-        self._workers = Workers(threads, "ingest") if threads > 1 else None
+        # One is the thread that finds the files: it reads as well once it has found all.
+        self._workers = Workers(threads - 1, "ingest") if threads > 1 else None
         self._calls: list[Call[None]] = []
         self._tasks: list[tuple[int, list[RegularFile]]] = []
         self._count = 0
@@ -168,20 +169,30 @@ class Ingest:
 
     def add(self, files: Iterable[RegularFile]) -> None:
         """Read *files*, whose contents are unread; they are to be added in tree order."""
-        block_size = self._block_size
+        files = list(files)
+        sizes = [file.size for file in files]
+        size = sum(sizes)
+        self._bytes += size
+        # In the arena of a batch each file is padded to blocks.
+        padded = self._small_bytes + size + len(files) * self._block_size
+        if padded <= ARENA_BYTES and len(self._small) + len(files) <= BATCH_FILES and max(sizes, default=0) <= SMALL:
+            self._small += files
+            self._small_bytes = padded
+            return
         for file in files:
-            size = file.size
-            self._bytes += size
-            if size > SMALL:
-                self._flush()
-                self._submit([file])
-                continue
-            # In the arena of a batch each file is padded to blocks.
-            padded = size + block_size
-            if self._small_bytes + padded > ARENA_BYTES or len(self._small) >= BATCH_FILES:
-                self._flush()
-            self._small.append(file)
-            self._small_bytes += padded
+            self._add(file)
+
+    def _add(self, file: RegularFile) -> None:
+        size = file.size
+        if size > SMALL:
+            self._flush()
+            self._submit([file])
+            return
+        padded = size + self._block_size
+        if self._small_bytes + padded > ARENA_BYTES or len(self._small) >= BATCH_FILES:
+            self._flush()
+        self._small.append(file)
+        self._small_bytes += padded
 
     def _flush(self) -> None:
         if self._small:
@@ -204,6 +215,8 @@ class Ingest:
         try:
             for first, files in self._tasks:
                 self._run.read(first, files)
+            if self._workers is not None:
+                self._workers.help()
             for call in self._calls:
                 call.result()
         finally:

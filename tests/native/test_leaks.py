@@ -146,6 +146,8 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.stat_names(fd, names, True, b"a/", maker),
         lambda: refused(lambda: n.stat_names(fd, [*names, "text"], True, b"", maker)),
         lambda: refused(lambda: n.stat_names(fd, names, True, b"", (KINDS, int, NO_XATTRS, {}, False, True))),
+        lambda: n.take_entries([b"a", b"b"], [regular, None], 0, {}, [], KINDS),
+        lambda: refused(lambda: n.take_entries([], [regular], 0, {}, [], KINDS)),
         lambda: n.list_names(fd),
         lambda: refused(lambda: n.list_names(999_999)),
         lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, NONE),

@@ -18,7 +18,7 @@ from cfstools.native import _pure
 from cfstools.sources.directory import WalkOptions, open_directory
 from cfstools.sources.inodes import InodeReader, Place
 from cfstools.store import DirectoryStore
-from cfstools.tree import Directory, Entry, External, HardLink, RegularFile, Unread
+from cfstools.tree import Directory, Entry, External, HardLink, RegularFile, Symlink, Unread
 from cfstools.tree.model import KINDS
 from cfstools.tree.walk import inode_of, iter_entries
 from cfstools.tree.xattrs import XattrPolicy
@@ -268,3 +268,31 @@ def test_wrong_stamps_are_refused() -> None:
     for records in ("", bytearray(), None):
         with pytest.raises(TypeError):
             _native.match_stamps([], records, 5, 4, 2, -1, b"")
+
+
+@given(st.lists(st.sampled_from(["file", "empty", "link", "other", "nothing"]), max_size=12), st.integers(0, 14))
+def test_the_same_entries_are_taken(kinds: list[str], first: int) -> None:
+    met: list[object] = []
+    for kind in kinds:
+        if kind in {"file", "empty"}:
+            met.append(RegularFile(mode=0o100644, size=int(kind == "file"), content=b"x"[: kind == "file"]))
+        elif kind == "link":
+            met.append(Symlink(mode=0o120777, target=b"x"))
+        else:
+            met.append(None if kind == "nothing" else (0o40755, 2))
+    names = [b"%d" % number for number in range(len(met))]
+
+    def take(module: ModuleType) -> object:
+        entries: dict[bytes, object] = {}
+        files: list[object] = []
+        return module.take_entries(names, met, first, entries, files, KINDS), list(entries.items()), files
+
+    assert take(_native) == take(_pure)
+
+
+def test_entries_that_cannot_be_taken() -> None:
+    for names, first in (([], 0), ([b"a"], -1)):
+        with pytest.raises(ValueError, match="no such name"):
+            _native.take_entries(names, [Symlink(mode=0o120777, target=b"x")], first, {}, [], KINDS)
+    with pytest.raises(TypeError):
+        _native.take_entries((), [], 0, {}, [], KINDS)

@@ -121,3 +121,24 @@ def test_fewer_threads_than_asked_for_do(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(map_ahead(str, range(9), threads=4, ahead=1, name="test")) == list("012345678")
     with pytest.raises(CfsError, match="cannot start a thread"):
         Workers(2, "test")
+
+
+def test_whoever_waits_may_help() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    helpers = []
+
+    def hold_up() -> None:
+        begun.set()
+        go_on.wait()
+
+    with Workers(1, "test") as workers:
+        held = workers.submit(hold_up)
+        begun.wait()
+        calls = [workers.submit(lambda: helpers.append(threading.current_thread())) for _ in range(3)]
+        workers.help()
+        assert helpers == [threading.current_thread()] * 3
+        workers.help()
+        for call in calls:
+            call.result()
+        go_on.set()
+        held.result()
