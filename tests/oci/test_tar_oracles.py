@@ -40,8 +40,8 @@ def infos(draw: st.DrawFn, form: int) -> tuple[tarfile.TarInfo, bytes]:
     """A member as tarfile writes it, within what the format can say."""
     ustar = form == tarfile.USTAR_FORMAT
     name = draw(names)[: 90 if ustar else 900].rstrip(b"/")
-    # The header of a long name has its first 100 bytes. tarfile takes a file of the oldest type for a directory if these
-    # end in a slash; GNU tar and Go look at the whole name, as we do.
+    # The header of a long name has its first 100 bytes. If these end in a slash, tarfile takes a file of the oldest
+    # type for a directory; GNU tar and Go look at the whole name, as we do.
     ends_in_slash = len(name) > 100 and name[99:100] == b"/"
     kind = draw(st.sampled_from([kind for kind in TYPES if kind != tarfile.AREGTYPE or not ends_in_slash]))
     info = tarfile.TarInfo(name.decode("utf-8", SURROGATES))
