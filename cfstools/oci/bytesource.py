@@ -8,7 +8,8 @@ from cfstools.errors import CompressionError
 
 Read = Callable[[int], bytes]
 
-READ_SIZE = 1 << 16
+# Smaller pieces are a stage of work that ends too soon: each end is a wait for the interpreter.
+READ_SIZE = 1 << 18
 
 
 class ByteSource:
