@@ -25,12 +25,14 @@ KNOWN_RECORD = _pure.KNOWN_RECORD
 # What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
 digest_files = _pure.digest_files
+digest_spans = _pure.digest_spans
 give_contents = _pure.give_contents
 match_stamps = _pure.match_stamps
 digest_range = _pure.digest_range
 check_objects = _pure.check_objects
 write_files = _pure.write_files
 link_files = _pure.link_files
+rename_files = _pure.rename_files
 list_names = _pure.list_names
 stat_names = _pure.stat_names
 take_entries = _pure.take_entries
@@ -43,12 +45,14 @@ needed_objects = _pure.needed_objects
 FUNCTIONS = (
     "hash_blocks",
     "digest_files",
+    "digest_spans",
     "give_contents",
     "match_stamps",
     "digest_range",
     "check_objects",
     "write_files",
     "link_files",
+    "rename_files",
     "list_names",
     "stat_names",
     "take_entries",

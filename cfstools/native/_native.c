@@ -181,6 +181,9 @@ static PyMethodDef methods[] = {
     {"digest_files", native_digest_files, METH_VARARGS,
      "digest_files(root_fd, files, arena, algorithm, block_size, salt_prefix, descriptor, inline_limit, store_fd, "
      "prefixes)\n\nAs in _pure.py."},
+    {"digest_spans", native_digest_spans, METH_VARARGS,
+     "digest_spans(arena, spans, algorithm, block_size, salt_prefix, descriptor, store_fd, prefixes)\n\nAs in _pure.py."},
+    {"rename_files", native_rename_files, METH_VARARGS, "rename_files(directory, renames)\n\nAs in _pure.py."},
     {"give_contents", native_give_contents, METH_VARARGS, "give_contents(files, digested, kinds)\n\nAs in _pure.py."},
     {"match_stamps", native_match_stamps, METH_VARARGS,
      "match_stamps(stamps, records, device, digest_size, inline_limit, store_fd, prefixes)\n\nAs in _pure.py."},
@@ -190,7 +193,7 @@ static PyMethodDef methods[] = {
      "check_objects(prefixes, digests, ends, first, end, arena, algorithm, block_size, salt_prefix, descriptor)\n\n"
      "As in _pure.py."},
     {"write_files", native_write_files, METH_VARARGS,
-     "write_files(store_fd, arena, spans, mode)\n\nAs in _pure.py."},
+     "write_files(directory, arena, spans, mode, number)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},
     {"list_names", native_list_names, METH_VARARGS, "list_names(directory)\n\nAs in _pure.py."},
     {"stat_names", native_stat_names, METH_VARARGS,

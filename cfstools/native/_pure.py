@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cfstools.native import _trees
-from cfstools.native._trees import Pairs
+from cfstools.native import _names, _trees
 
 if TYPE_CHECKING:
     import hashlib
@@ -22,18 +21,15 @@ if TYPE_CHECKING:
 Stamp = tuple[int, int, int, int, int]
 # contents of a small file; or digest, size and place in the arena (-1: the store has it); or nothing
 Digested = bytes | tuple[bytes, int, int] | None
-# mode, link count, owner, group, device number, device, inode, size, mtime and ctime in seconds and nanoseconds,
-# attributes (None: there are none, False: to be read by the caller), target of a symbolic link
-NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
-
-# the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, whether names are links
-Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, bool]
 
 encode_tree = _trees.encode_tree
 parse_lines = _trees.parse_lines
 read_tree = _trees.read_tree
 print_entries = _trees.print_entries
 needed_objects = _trees.needed_objects
+list_names = _names.list_names
+stat_names = _names.stat_names
+take_entries = _names.take_entries
 
 _ZEROS = bytes(65536)
 _PATH_MAX = 4096
@@ -122,6 +118,32 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
             there = _find_object(store_fd, prefixes, digest, len(data)) if store_fd >= 0 else 0
             results.append(None if there < 0 else (digest, len(data), -1 if there else used))
             used += _padded(len(data), block_size)
+    return results
+
+
+def digest_spans(  # noqa: PLR0917 - likewise
+    arena: Buffer,
+    spans: Sequence[tuple[int, int]],
+    algorithm: str,
+    block_size: int,
+    salt_prefix: bytes,
+    descriptor: bytes,
+    store_fd: int,
+    prefixes: Buffer,
+) -> list[Digested]:
+    """The fs-verity digests of contents that lie in *arena*, in the form of :func:`digest_files`.
+
+    A span is offset and size; each begins with a block, and zeros follow it up to the end of its last block.
+    """
+    view = memoryview(arena).cast("B")
+    for offset, size in spans:
+        if offset < 0 or size <= 0 or offset % block_size or offset + _padded(size, block_size) > len(view):
+            raise ValueError("a span is empty, is outside of the arena, or does not begin with a block")
+    results: list[Digested] = []
+    for offset, size in spans:
+        digest = _file_digest(algorithm, view[offset : offset + size], block_size, salt_prefix, descriptor)
+        there = _find_object(store_fd, prefixes, digest, size) if store_fd >= 0 else 0
+        results.append(None if there < 0 else (digest, size, -1 if there else offset))
     return results
 
 
@@ -374,24 +396,31 @@ def check_objects(  # noqa: PLR0917 - likewise
     return bytes(found)
 
 
-def write_files(store_fd: int, arena: Buffer, spans: Sequence[tuple[int, int]], mode: int) -> list[int]:
-    """Files without names below *store_fd* that hold these spans (offset, size) of *arena*: their descriptors.
+def write_files(directory: int, arena: Buffer, spans: Sequence[tuple[int, int]], mode: int, number: int) -> list[int]:
+    """New files in *directory* that hold these spans (offset, size) of *arena*: their descriptors.
 
-    There are fewer of them than spans when one could not be written: then the caller finds out why.
+    They have no names, or are named by numbers from *number* on if that is not negative. There are fewer of them than
+    spans when one could not be written: then the caller finds out why.
     """
     view = memoryview(arena).cast("B")
     fds: list[int] = []
     for offset, size in spans:
         if not 0 <= offset <= len(view) or not 0 <= size <= len(view) - offset:
             raise ValueError("a span is outside of the arena")
+        name, flags = b".", os.O_TMPFILE
+        if number >= 0:
+            name, flags = b"%d" % (number + len(fds)), os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=store_fd)
+            fd = os.open(name, flags | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=directory)
         except OSError:
             break
         try:
             _write_all(fd, view[offset : offset + size], 0)
         except OSError:
             _close(fd)
+            if number >= 0:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=directory)
             break
         fds.append(fd)
     return fds
@@ -415,80 +444,14 @@ def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return errors
 
 
-def list_names(directory: int) -> list[bytes]:
-    """The names in *directory* but ``.`` and ``..``, in byte order. Raises ``OSError``."""
-    return sorted(map(os.fsencode, os.listdir(directory)))
+def rename_files(
+    directory: int,  # noqa: ARG001
+    renames: Sequence[tuple[bytes, int, bytes]],
+) -> list[int]:
+    """Give files in *directory* (old name, directory, name) their names; for each 0 or the error number.
 
-
-def stat_names(
-    directory: int,
-    names: Sequence[bytes],
-    xattrs: bool,  # noqa: FBT001
-    prefix: bytes,  # noqa: ARG001
-    maker: Maker,  # noqa: ARG001
-) -> list[NameStatus | Any]:
-    """What the kernel says about *names* in *directory*, without following links; ``None`` where it says nothing.
-
-    Attributes (with *xattrs*) are in the order of the kernel and only those of what is no directory; a directory
-    has ``None``. Instead of what the kernel says there may be the inode made of it, where that takes no more than
-    *maker*, the path of which begins with *prefix*; the truth is ``cfstools.sources.inodes``, and here none is made.
-    *maker* holds the classes of inodes, that of stamps, the empty mapping, the mappings of attributes by what the
-    kernel says of them, whether times are 0, and whether names of one inode are links.
+    A name that is taken is an error. Here the caller is told that there is no such call: it has other ways.
     """
-    return [_stat_name(directory, name, xattrs=xattrs) for name in names]
-
-
-def take_entries(  # noqa: PLR0917 - likewise
-    names: list[bytes],
-    met: list[Any],
-    first: int,
-    entries: dict[bytes, Any],
-    files: list[Any],
-    kinds: tuple[type, ...],
-) -> int:
-    """Put what was *met* into *entries* under its name, from place *first* up to what is no file or symbolic link.
-
-    Files that are not empty are added to *files*. Returns the place at which that ended.
-    """
-    _, regular, symlink, *_ = kinds
-    for place in range(first, len(met)):
-        inode = met[place]
-        kind = type(inode)
-        if kind is not regular and kind is not symlink:
-            return place
-        entries[names[place]] = inode
-        if kind is regular and inode.size:
-            files.append(inode)
-    return max(first, len(met))
-
-
-def _stat_name(directory: int, name: bytes, *, xattrs: bool) -> NameStatus | None:
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else None
-    except OSError:
-        return None
-    found = _xattrs(directory, name) if xattrs and not stat.S_ISDIR(status.st_mode) else None
-    return (
-        status.st_mode,
-        status.st_nlink,
-        status.st_uid,
-        status.st_gid,
-        status.st_rdev,
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        *divmod(status.st_mtime_ns, 1_000_000_000),
-        *divmod(status.st_ctime_ns, 1_000_000_000),
-        found,
-        target,
-    )
-
-
-def _xattrs(directory: int, name: bytes) -> Pairs | bool | None:
-    path = b"/proc/self/fd/%d/%b" % (directory, name)
-    try:
-        keys = [os.fsencode(key) for key in os.listxattr(path, follow_symlinks=False)]
-        return tuple([(key, os.getxattr(path, key, follow_symlinks=False)) for key in keys]) or None
-    except OSError as error:
-        return None if error.errno == errno.EOPNOTSUPP else False
+    if any(b"\0" in old or b"\0" in name for old, _, name in renames):
+        raise ValueError("embedded null byte")
+    return [errno.ENOSYS] * len(renames)

@@ -166,6 +166,88 @@ PyObject *native_digest_files(PyObject *module, PyObject *args) {
     return result;
 }
 
+/* --- contents in memory --- */
+
+static int parse_span(PyObject *item, struct batch *batch, struct file *file) {
+    Py_ssize_t offset, size;
+    memset(file, 0, sizeof *file);
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a span is (offset, size)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "nn", &offset, &size))
+        return -1;
+    const size_t blocks = size > 0 ? ((size_t)size + batch->block_size - 1) / batch->block_size : 0;
+    if (offset < 0 || size <= 0 || (size_t)offset % batch->block_size || (size_t)offset > batch->capacity ||
+        blocks > (batch->capacity - (size_t)offset) / batch->block_size) {
+        PyErr_SetString(PyExc_ValueError, "a span is empty, is outside of the arena, or does not begin with a block");
+        return -1;
+    }
+    file->size = size;
+    file->offset = (size_t)offset;
+    file->digest = (size_t)offset / batch->block_size;
+    file->count = blocks;
+    file->state = HASHED;
+    if (batch->used < (size_t)offset + blocks * batch->block_size)
+        batch->used = (size_t)offset + blocks * batch->block_size;
+    return 0;
+}
+
+static PyObject *digest_parsed(struct batch *batch, PyObject *items) {
+    PyObject *results = NULL;
+    int failed = 0;
+    batch->count = (size_t)PyTuple_Size(items);
+    batch->files = PyMem_Malloc(batch->count * sizeof *batch->files + 1);
+    if (batch->files == NULL)
+        PyErr_NoMemory();
+    for (size_t i = 0; batch->files != NULL && !failed && i < batch->count; i++)
+        failed = parse_span(PyTuple_GetItem(items, (Py_ssize_t)i), batch, &batch->files[i]);
+    if (batch->files != NULL && !failed) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = batch_hash(batch);
+        if (!failed)
+            find_files(batch);
+        Py_END_ALLOW_THREADS
+        results = failed ? PyErr_NoMemory() : results_of(batch);
+    }
+    PyMem_Free(batch->files);
+    return results;
+}
+
+PyObject *native_digest_spans(PyObject *module, PyObject *args) {
+    (void)module;
+    int store_fd;
+    PyObject *spans, *result = NULL, *items = NULL;
+    Py_buffer arena, salt, descriptor, prefixes;
+    const char *name;
+    Py_ssize_t block_size;
+    if (!PyArg_ParseTuple(args, "y*Osny*y*iy*", &arena, &spans, &name, &block_size, &salt, &descriptor, &store_fd,
+                          &prefixes))
+        return NULL;
+    const struct sha2_algorithm *algorithm = native_algorithm(name);
+    const struct sha2_choice *kernel = native_kernel(algorithm, NULL);
+    if (descriptor.len != DESCRIPTOR_SIZE || block_size <= 0 ||
+        (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (store_fd >= 0 || prefixes.len != 0))) {
+        PyErr_SetString(PyExc_ValueError, "descriptor, block size or prefixes of a wrong size");
+    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len)) {
+        result = native_ask_pure("digest_spans", args);
+    } else if ((items = PySequence_Tuple(spans)) != NULL) {
+        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .algorithm = algorithm,
+                              .kernel = kernel, .block_size = (size_t)block_size, .store_fd = store_fd,
+                              .prefixes = prefixes.buf};
+        memcpy(batch.descriptor, descriptor.buf, DESCRIPTOR_SIZE);
+        algorithm->init(&batch.start);
+        algorithm->absorb(&batch.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+        result = digest_parsed(&batch, items);
+    }
+    Py_XDECREF(items);
+    PyBuffer_Release(&arena);
+    PyBuffer_Release(&salt);
+    PyBuffer_Release(&descriptor);
+    PyBuffer_Release(&prefixes);
+    return result;
+}
+
 /* --- one range of a large file --- */
 
 struct range {

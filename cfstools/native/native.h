@@ -21,11 +21,13 @@ PyObject *native_ask_pure(const char *function, PyObject *args);
 
 /* files.c */
 PyObject *native_digest_files(PyObject *module, PyObject *args);
+PyObject *native_digest_spans(PyObject *module, PyObject *args);
 PyObject *native_digest_range(PyObject *module, PyObject *args);
 
 /* objects.c */
 PyObject *native_write_files(PyObject *module, PyObject *args);
 PyObject *native_link_files(PyObject *module, PyObject *args);
+PyObject *native_rename_files(PyObject *module, PyObject *args);
 
 /* The first two digits of a name are a directory; this many may be open already. */
 #define PREFIXES 256

@@ -5,9 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "native.h"
+
+#define RENAME_NOREPLACE_V0 1U
 
 int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
     char name[2 * DIGEST_MAX + 1], prefix[3];
@@ -43,12 +46,21 @@ int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
     return 0;
 }
 
-/* A new file without a name that holds these bytes; -1 when that did not work. */
-static int write_unnamed(int store_fd, mode_t mode, const uint8_t *data, size_t size) {
-    const int fd = openat(store_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
+/* A new file that holds these bytes, named by a number or, with a negative one, without a name; -1 when that did not
+ * work, and then nothing is left of it. */
+static int write_new(int directory, long long number, mode_t mode, const uint8_t *data, size_t size) {
+    char name[24] = ".";
+    int flags = O_TMPFILE | O_RDWR | O_CLOEXEC;
+    if (number >= 0) {
+        snprintf(name, sizeof name, "%lld", number);
+        flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    }
+    const int fd = openat(directory, name, flags, mode);
     if (fd < 0 || native_write_whole(fd, data, size, 0) == 0)
         return fd;
     close(fd);
+    if (number >= 0)
+        unlinkat(directory, name, 0);
     return -1;
 }
 
@@ -56,9 +68,10 @@ PyObject *native_write_files(PyObject *module, PyObject *args) {
     (void)module;
     int store_fd;
     unsigned mode;
+    long long number;
     Py_buffer arena;
     PyObject *spans, *items = NULL, *result = NULL;
-    if (!PyArg_ParseTuple(args, "iy*OI", &store_fd, &arena, &spans, &mode))
+    if (!PyArg_ParseTuple(args, "iy*OIL", &store_fd, &arena, &spans, &mode, &number))
         return NULL;
     struct {
         size_t offset, size;
@@ -88,8 +101,8 @@ PyObject *native_write_files(PyObject *module, PyObject *args) {
     if (files != NULL && parsed == count) {
         Py_BEGIN_ALLOW_THREADS
         for (; done < count; done++) {
-            files[done].fd = write_unnamed(store_fd, (mode_t)mode, (const uint8_t *)arena.buf + files[done].offset,
-                                           files[done].size);
+            files[done].fd = write_new(store_fd, number < 0 ? -1 : number + done, (mode_t)mode,
+                                       (const uint8_t *)arena.buf + files[done].offset, files[done].size);
             if (files[done].fd < 0)
                 break;
         }
@@ -162,6 +175,52 @@ PyObject *native_link_files(PyObject *module, PyObject *args) {
         }
     }
     PyMem_Free(links);
+    Py_DECREF(items);
+    return result;
+}
+
+PyObject *native_rename_files(PyObject *module, PyObject *args) {
+    (void)module;
+    int from;
+    PyObject *wanted, *result = NULL;
+    if (!PyArg_ParseTuple(args, "iO", &from, &wanted))
+        return NULL;
+    PyObject *items = PySequence_Tuple(wanted);
+    if (items == NULL)
+        return NULL;
+    const Py_ssize_t count = PyTuple_Size(items);
+    struct {
+        int directory, error;
+        const char *old, *name;
+    } *renames = PyMem_Malloc((size_t)count * sizeof *renames + 1);
+    Py_ssize_t parsed = 0;
+    if (renames == NULL)
+        PyErr_NoMemory();
+    for (; renames != NULL && parsed < count; parsed++) {
+        PyObject *item = PyTuple_GetItem(items, parsed);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a rename is (old name, directory, name)");
+            break;
+        }
+        if (!PyArg_ParseTuple(item, "yiy", &renames[parsed].old, &renames[parsed].directory, &renames[parsed].name))
+            break;
+    }
+    if (renames != NULL && parsed == count) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < count; i++)
+            renames[i].error = syscall(SYS_renameat2, from, renames[i].old, renames[i].directory, renames[i].name,
+                                       RENAME_NOREPLACE_V0) == 0 ? 0 : errno;
+        Py_END_ALLOW_THREADS
+        result = PyList_New(count);
+        for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
+            PyObject *error = PyLong_FromLong(renames[i].error);
+            if (error == NULL)
+                Py_CLEAR(result);
+            else
+                PyList_SetItem(result, i, error);
+        }
+    }
+    PyMem_Free(renames);
     Py_DECREF(items);
     return result;
 }

@@ -8,12 +8,14 @@ from typing import Self
 
 from cfstools.oci.tar import Member, TarReader
 from cfstools.store import INLINE_THRESHOLD, StoreWriter
+from cfstools.store.batch import digest_many
 from cfstools.tree.model import Content, External
-from cfstools.verity import MerkleHasher, Params, digest_bytes, object_path
+from cfstools.verity import MerkleHasher, Params, object_path
 from cfstools.workers import Call, Workers
 
 SMALL = 1 << 18  # up to this size contents are taken at once
 _BATCH = 1 << 20
+_BATCH_FILES = 256  # all of them are open at one moment
 _BATCHES_WAITING = 4
 
 _Batch = list[tuple[External, bytes]]
@@ -54,7 +56,7 @@ class LayerContents:
         external = External(None, None)
         self._batch.append((external, reader.read_content(member)))
         self._batch_bytes += size
-        if self._batch_bytes >= _BATCH:
+        if self._batch_bytes >= _BATCH or len(self._batch) >= _BATCH_FILES:
             self._submit()
         return external
 
@@ -71,9 +73,12 @@ class LayerContents:
         self._waiting.append(self._thread.submit(self._store, batch))
 
     def _store(self, batch: _Batch) -> None:
-        writer, params = self._writer, self._params
-        for external, data in batch:
-            digest = digest_bytes(data, params) if writer is None else writer.add_bytes(data).digest
+        contents = [data for _, data in batch]
+        if self._writer is not None:
+            digests = self._writer.add_many(contents)
+        else:
+            digests = [result[0] for result in digest_many(contents, self._params)[1] if result is not None]
+        for (external, _), digest in zip(batch, digests, strict=True):
             external.digest, external.payload = digest, object_path(digest)
 
     def _stream(self, reader: TarReader, member: Member) -> External:

@@ -1,4 +1,4 @@
-"""Small files of one directory tree, a batch at a time: read, hashed, looked up and written by the native functions.
+"""Small contents, a batch at a time: files of a directory tree, or what is in memory, by the native functions.
 
 Nothing here reports what is wrong with a file. A file that is not done in the batch is left to the caller, which
 reads it by itself and then meets, and names, whatever kept it from being done here.
@@ -17,6 +17,7 @@ from cfstools.verity.descriptor import descriptor
 
 if TYPE_CHECKING:
     from cfstools.native._pure import Digested
+    from cfstools.store.directory import DirectoryStore
     from cfstools.store.writer import StoreWriter
 
 # Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
@@ -66,3 +67,33 @@ class BatchReader:
         if arena is None:
             arena = self._local.arena = bytearray(ARENA_BYTES)
         return arena
+
+
+def digest_many(
+    contents: Sequence[bytes], params: Params, store: DirectoryStore | None = None
+) -> tuple[bytearray, list[tuple[bytes, int, int] | None]]:
+    """Digest contents together, which are not empty; with *store* see whether they are objects of it.
+
+    Returns an arena they lie in, and for each of them digest, size and offset, which is -1 for whole objects; ``None``
+    in place of that where the object is damaged.
+    """
+    block = params.block_size
+    spans = []
+    end = 0
+    for data in contents:
+        spans.append((end, len(data)))
+        end += -(-len(data) // block) * block
+    arena = bytearray(end)
+    for (offset, size), data in zip(spans, contents, strict=True):
+        arena[offset : offset + size] = data
+    found = native.digest_spans(
+        arena,
+        spans,
+        params.algorithm.value,
+        block,
+        params.salt_prefix,
+        descriptor(b"", 0, params),
+        store.fd if store else -1,
+        store.prefix_fds if store else b"",
+    )
+    return arena, [one if isinstance(one, tuple) else None for one in found]

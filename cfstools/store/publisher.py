@@ -19,12 +19,14 @@ from cfstools.report import Report
 from cfstools.store.base import Store, split_digest, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import Scratch, Temporary
+from cfstools.workers import Call, Workers
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
 _PUBLISH_TOGETHER = 256
+_WRITE_BACK_BYTES = 64 << 20
 
 
 class StoredObject(NamedTuple):
@@ -76,6 +78,9 @@ class Publisher:
         self._pending: dict[bytes, Temporary] = {}
         self._pending_bytes = 0
         self._publishing: dict[bytes, Temporary] = {}
+        self._write_back: Workers | None = None
+        self._written_back: list[Call[None]] = []
+        self._written_back_bytes = 0
         self._new = [0, 0]
         self._shared = [0, 0]
         self._was_empty = store.is_empty()
@@ -200,8 +205,7 @@ class Publisher:
             for temporary in (*waiting.values(), *known):
                 self._scratch.drop(temporary)
         self.count_many_shared(len(known), sum(temporary.size for temporary in known))
-        if not self._deferred and self._is_full():
-            self._publish_batch(unless_small=True)
+        self._after_more()
 
     def accept(self, temporary: Temporary, digest: bytes, *, looked_up: bool = False) -> StoredObject:
         """Queue complete contents for publication, unless they are there by now (or ``looked_up`` and absent)."""
@@ -222,9 +226,24 @@ class Publisher:
         if known:
             self._scratch.drop(temporary)
             return self.count_shared(digest, size)
-        if not self._deferred and self._is_full():
-            self._publish_batch(unless_small=True)
+        self._after_more()
         return StoredObject(digest, size, new=True)
+
+    def _after_more(self) -> None:
+        if self._deferred:
+            self._begin_write_back()
+        elif self._is_full():
+            self._publish_batch(unless_small=True)
+
+    def _begin_write_back(self) -> None:
+        """Have the disk write what waits for a late commit, so that this finds little to wait for."""
+        with self._lock:
+            if self._pending_bytes - self._written_back_bytes < _WRITE_BACK_BYTES:
+                return
+            self._written_back_bytes = self._pending_bytes
+            if self._write_back is None:
+                self._write_back = Workers(1, "write-back")
+        self._written_back.append(self._write_back.submit(files.syncfs, self._store.fd))
 
     def discard(self, digest: bytes) -> bool:
         """Drop an object that is not wanted after all; ``False`` when it is not waiting (published or never new)."""
@@ -257,6 +276,8 @@ class Publisher:
             dropped = [*self._pending.values(), *self._publishing.values()]
             self._pending.clear()
             self._publishing.clear()
+        if self._write_back is not None:
+            self._write_back.stop()
         for temporary in dropped:
             self._scratch.drop(temporary)
         self._exit.close()
@@ -318,6 +339,9 @@ class Publisher:
 
     def _sync(self) -> None:
         try:
+            # An error of writing is told once, which may have been then.
+            while self._written_back:
+                self._written_back.pop().result()
             files.syncfs(self._store.fd)
         except OSError as error:
             raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 
 from cfstools import native
 from cfstools.errors import StoreError
@@ -64,7 +63,7 @@ class Scratch:
         self._params = params
         self._stage_name = b""
         self._stage_fd = -1
-        self._numbers = count()
+        self._number = 0  # of the next name
         self._closed = False
         self._lock = threading.Lock()
         # Whether files come out of the open with the wanted mode; found out with the first.
@@ -79,12 +78,17 @@ class Scratch:
                     return Temporary(fd, None)
                 self.named = True
             stage = self._stage()
-            name = b"%d" % next(self._numbers)
+            name = self._new_name()
             return Temporary(os.open(name, _NEW_FILE, self._mode, dir_fd=stage), name)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
+
+    def _new_name(self) -> bytes:
+        with self._lock:
+            self._number += 1
+            return b"%d" % (self._number - 1)
 
     def _stage(self) -> int:
         with self._lock:
@@ -136,11 +140,18 @@ class Scratch:
 
     def create_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
         """Temporaries that hold these spans (offset, size) of *arena*; fewer when one could not be made this way."""
+        directory, number = self._store.fd, -1
         if self.named:
-            return []
+            try:
+                directory = self._stage()
+            except OSError:
+                return []  # found out once more, and named, one at a time
+            with self._lock:
+                number, self._number = self._number, self._number + len(spans)
         temporaries = []
-        for fd, (_, size) in zip(native.write_files(self._store.fd, arena, spans, self._mode), spans, strict=False):
-            temporary = Temporary(fd, None)
+        fds = native.write_files(directory, arena, spans, self._mode, number)
+        for place, (fd, (_, size)) in enumerate(zip(fds, spans, strict=False)):
+            temporary = Temporary(fd, None if number < 0 else b"%d" % (number + place))
             temporary.size = size
             temporaries.append(temporary)
         return temporaries
@@ -153,6 +164,8 @@ class Scratch:
         try:
             if self._store.keeps_prefixes and all(temporary.name is None for temporary, _, _ in objects):
                 return self._link_all(objects)
+            if self._store.keeps_prefixes and all(temporary.name is not None for temporary, _, _ in objects):
+                return self._rename_all(objects)
             return [self._publish(*one) for one in objects]
         finally:
             for temporary, _, _ in objects:
@@ -169,6 +182,26 @@ class Scratch:
                 return [self._publish(*one) for one in objects]
         numbers = native.link_files(links)
         return [None if not number else OSError(number, os.strerror(number)) for number in numbers]
+
+    def _rename_all(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
+        renames = []
+        for temporary, prefix, name in objects:
+            try:
+                with self._store.prefix_fd(prefix, create=True) as directory:
+                    renames.append((temporary.name or b"", directory, name))
+            except OSError:
+                return [self._publish(*one) for one in objects]
+        errors: list[OSError | None] = []
+        for one, number in zip(objects, native.rename_files(self._stage_fd, renames), strict=True):
+            if number == 0:
+                one[0].name = None
+                errors.append(None)
+            elif number == errno.EEXIST:
+                errors.append(FileExistsError(number, os.strerror(number)))
+            else:
+                # Not every file system can do it that way.
+                errors.append(self._publish(*one))
+        return errors
 
     def _publish(self, temporary: Temporary, prefix: bytes, name: bytes) -> OSError | None:
         try:

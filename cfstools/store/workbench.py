@@ -18,7 +18,7 @@ class Workbench(Scratch):
 
     def adopt(self, directory: int, name: bytes) -> Temporary:
         """A temporary that shares its inode with *name* below *directory*, open for reading. Raises ``OSError``."""
-        own = b"%d" % next(self._numbers)
+        own = self._new_name()
         stage = self._stage()
         os.link(name, own, src_dir_fd=directory, dst_dir_fd=stage, follow_symlinks=False)
         try:

@@ -12,6 +12,7 @@ from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import FsVerity, Store, store_error
+from cfstools.store.batch import digest_many
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.publisher import Publisher, StoredObject, StoreReport
 from cfstools.store.scratch import Scratch, Temporary
@@ -77,6 +78,17 @@ class StoreWriter:
     def add_bytes(self, data: Buffer) -> StoredObject:
         """Add *data*."""
         return add_small(self._publisher, data, self.params)
+
+    def add_many(self, contents: Sequence[bytes]) -> list[bytes]:
+        """Add contents that are not empty, up to about a megabyte in all; returns their digests."""
+        params = self.params
+        arena, results = digest_many(contents, params, self.store)
+        self.add_hashed(arena, [result for result in results if result is not None])
+        # What is left has a damaged object, which is said now.
+        return [
+            result[0] if result is not None else self.add_bytes(data).digest
+            for result, data in zip(results, contents, strict=True)
+        ]
 
     def count_shared(self, objects: int, size: int) -> None:
         """So many contents with so many bytes were wanted that the store has."""

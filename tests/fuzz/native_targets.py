@@ -106,6 +106,7 @@ def files(data: bytes) -> None:
     _digest_files(taken, top, store, names)
     _match_stamps(taken, store)
     _check_objects(taken, store)
+    _digest_spans(taken, store)
     _write_files(taken, store)
     _link_files(taken, store)
 
@@ -201,13 +202,30 @@ def _check_objects(taken: Taken, store: int) -> None:
             os.close(fd)
 
 
+def _digest_spans(taken: Taken, store: int) -> None:
+    spans = [(taken.number() % 9 * 1024, taken.number(2) % 9000) for _ in range(taken.number() % 4)]
+    arena = bytearray(taken.piece(taken.number(2) % 9000))
+    for offset, size in spans:  # zeros behind each, up to its end
+        if offset + size <= len(arena):
+            arena[offset + size :] = bytes(max(0, len(arena) - offset - size))
+    words = (arena, spans, "sha256", 1024, b"", descriptor(b"", 0, Params(block_size=1024)), store, _NO_PREFIXES)
+
+    def digest(function: Callable[..., object]) -> object:
+        try:
+            return function(*words)
+        except ValueError as error:
+            return str(error)
+
+    assert digest(native.digest_spans) == digest(_pure.digest_spans)
+
+
 def _write_files(taken: Taken, store: int) -> None:
     spans = [(taken.number(2), taken.number(2)) for _ in range(taken.number() % 4)]
     arena = bytearray(taken.rest)
 
     def write(function: Callable[..., list[int]]) -> list[bytes] | str:
         try:
-            fds = function(store, arena, spans, 0o600)
+            fds = function(store, arena, spans, 0o600, -1)
         except ValueError as error:
             return str(error)
         written = [_contents(fd) for fd in fds]
@@ -229,7 +247,7 @@ def _link_files(taken: Taken, store: int) -> None:
     ]
 
     def link(function: Callable[[list[tuple[int, int, bytes]]], list[int]]) -> list[object]:
-        fds = native.write_files(store, b"ab", [(0, 0), (0, 1), (0, 2)], 0o600)
+        fds = native.write_files(store, b"ab", [(0, 0), (0, 1), (0, 2)], 0o600, -1)
         fds += [_NO_FILE, -1, store, os.open("taken", os.O_RDWR | os.O_CREAT, dir_fd=_link_places()[0])]
         places = [*_link_places(), fds[-1], -1, _NO_FILE]
         links = [(fds[fd % len(fds)], places[place % len(places)], name) for fd, place, name in wanted]

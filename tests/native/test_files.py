@@ -68,7 +68,7 @@ def test_all_else_is_left_to_the_caller(each_implementation: str, top: Path, nam
 
 def test_links_are_made_or_their_errors_told(each_implementation: str, top: Path) -> None:
     store = os.open(top, os.O_RDONLY)
-    one, two = native.write_files(store, b"ab", [(0, 1), (1, 1)], 0o600)
+    one, two = native.write_files(store, b"ab", [(0, 1), (1, 1)], 0o600, -1)
     links = [(one, store, b"one"), (two, store, b"link"), (-1, store, b"x"), (two, -1, b"x"), (two, store, b"d/two")]
     errors = native.link_files(links)
     for fd in (one, two, store):
@@ -79,7 +79,7 @@ def test_links_are_made_or_their_errors_told(each_implementation: str, top: Path
 
 def test_no_link_is_made_where_a_name_has_a_zero(each_implementation: str, top: Path) -> None:
     store = os.open(top, os.O_RDONLY)
-    (fd,) = native.write_files(store, b"a", [(0, 1)], 0o600)
+    (fd,) = native.write_files(store, b"a", [(0, 1)], 0o600, -1)
     with pytest.raises(ValueError, match="embedded null byte"):
         native.link_files([(fd, store, b"one"), (fd, store, b"t\0wo")])
     os.close(fd)
@@ -134,5 +134,80 @@ def test_a_file_that_cannot_be_written_is_closed_whatever_is_said(top: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", fail)
         patched.setattr(os, "close", close)
-        assert _pure.write_files(store, b"ab", [(0, 2), (0, 1)], 0o600) == []
+        assert _pure.write_files(store, b"ab", [(0, 2), (0, 1)], 0o600, -1) == []
+        assert _pure.write_files(store, b"ab", [(0, 2), (0, 1)], 0o600, 7) == []
+    assert not (top / "7").exists()
     os.close(store)
+
+
+def test_files_named_by_numbers(each_implementation: str, top: Path) -> None:
+    directory = os.open(top / "d", os.O_RDONLY)
+    fds = native.write_files(directory, b"abc", [(0, 1), (1, 2)], 0o600, 41)
+    assert [os.pread(fd, 9, 0) for fd in fds] == [b"a", b"bc"]
+    assert ((top / "d/41").read_bytes(), (top / "d/42").read_bytes()) == (b"a", b"bc")
+    # The third name is taken.
+    (top / "d/45").symlink_to("file")
+    more = native.write_files(directory, b"abc", [(0, 1)] * 4, 0o600, 43)
+    assert len(more) == 2
+    for fd in (*fds, *more, directory):
+        os.close(fd)
+    assert (top / "d/file").read_bytes() == CONTENT
+
+
+def test_files_are_renamed_or_their_errors_told(top: Path) -> None:
+    c_copy = pytest.importorskip("cfstools.native._native")
+    for name in ("1", "2", "3"):
+        (top / name).write_text(name)
+    here, there = os.open(top, os.O_RDONLY), os.open(top / "d", os.O_RDONLY)
+    renames = [
+        (b"1", there, b"one"),
+        (b"2", there, b"file"),
+        (b"3", -1, b"x"),
+        (b"4", there, b"x"),
+        (b"3", here, b"33"),
+    ]
+    assert c_copy.rename_files(here, renames) == [0, errno.EEXIST, errno.EBADF, errno.ENOENT, 0]
+    assert _pure.rename_files(here, renames) == [errno.ENOSYS] * 5
+    os.close(here)
+    os.close(there)
+    assert sorted(os.listdir(top)) == ["2", "33", "d", "link"]
+    assert (top / "d/file").read_bytes() == CONTENT
+    for module in (c_copy, _pure):
+        with pytest.raises(ValueError, match="embedded null byte"):
+            module.rename_files(-1, [(b"a\0", -1, b"b")])
+    with pytest.raises(TypeError):
+        c_copy.rename_files(-1, [1])
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("salt", [b"", b"salt"])
+def test_contents_in_memory(each_implementation: str, top: Path, algorithm: Algorithm, salt: bytes) -> None:
+    params = Params(algorithm=algorithm, salt=salt)
+    contents = [b"a", b"x" * 4096, b"y" * 4097, b"z" * 600_000, b"a"]
+    arena, spans = bytearray(), []
+    for data in contents:
+        spans.append((len(arena), len(data)))
+        arena += data + bytes(-len(data) % 4096)
+    digests = [digest_bytes(data, params) for data in contents]
+    for number, data in ((0, b"a"), (1, b"short")):
+        name = digests[number].hex()
+        (top / name[:2]).mkdir()
+        (top / name[:2] / name[2:]).write_bytes(data)
+    store, none = os.open(top, os.O_RDONLY), array("i", [-1] * 256)
+    words = (arena, spans, algorithm.value, 4096, params.salt_prefix, descriptor(b"", 0, params))
+    found = native.digest_spans(*words, store, none)
+    assert found == [
+        (digests[0], 1, -1),
+        None,  # the object has another size
+        (digests[2], 4097, spans[2][0]),
+        (digests[3], 600_000, spans[3][0]),
+        (digests[4], 1, -1),
+    ]
+    os.close(store)
+    plain = native.digest_spans(*words, -1, b"")
+    assert plain == [
+        (digest, len(data), place) for digest, data, (place, _) in zip(digests, contents, spans, strict=True)
+    ]
+    for wrong in ((-4096, 1), (1, 1), (0, 0), (0, -1), (len(arena), 1), (0, len(arena) + 1)):
+        with pytest.raises(ValueError, match="a span is empty"):
+            native.digest_spans(arena, [wrong], *words[2:], -1, b"")

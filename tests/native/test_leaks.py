@@ -22,7 +22,7 @@ from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import dump_text, parse_dump
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.overlay import METACOPY_HEADERS, rewrite_xattrs
-from cfstools.native._pure import Maker
+from cfstools.native._names import Maker
 from cfstools.tree import NO_XATTRS, Directory, RegularFile
 from cfstools.tree.model import KINDS, Stamp
 from cfstools.verity import Algorithm, Params
@@ -117,11 +117,11 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     closing(large)
 
     def written() -> None:
-        for one in n.write_files(fd, arena, [(0, 5000), (0, 0)], 0o600):
+        for one in n.write_files(fd, arena, [(0, 5000), (0, 0)], 0o600, -1):
             os.close(one)
 
     def linked() -> None:
-        (one,) = n.write_files(fd, arena, [(0, 10)], 0o600)
+        (one,) = n.write_files(fd, arena, [(0, 10)], 0o600, -1)
         assert n.link_files([(one, fd, b"file1")]) == [17]  # EEXIST
         os.close(one)
 
@@ -141,7 +141,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: refused(files(memoryview(arena)[::2], wanted)),
         written,
         linked,
-        lambda: refused(lambda: n.write_files(fd, arena, [(0, 1 << 30)], 0o600)),
+        lambda: refused(lambda: n.write_files(fd, arena, [(0, 1 << 30)], 0o600, -1)),
         lambda: refused(lambda: n.link_files([(1, 2)])),
         lambda: n.stat_names(fd, names, True, b"a/", maker),
         lambda: refused(lambda: n.stat_names(fd, [*names, "text"], True, b"", maker)),
@@ -161,12 +161,17 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.digest_range("sha256", large, 0, 20_000, 4096, b"", -1),
         lambda: n.digest_range("sha512", large, 4096, 8192, 4096, b"s" * 128, -1),
         lambda: n.hash_kernels("sha256"),
+        lambda: n.rename_files(fd, [(b"no such", fd, b"other")] * 9),
+        lambda: refused(lambda: n.rename_files(fd, [(b"no such", fd, b"other"), 1])),
+        lambda: n.digest_spans(arena, [(0, 9), (4096, 4096)], "sha256", 4096, b"", EMPTY, fd, NONE),
+        lambda: refused(lambda: n.digest_spans(arena, [(0, 9), (1, 1)], "sha256", 4096, b"", EMPTY, -1, b"")),
+        lambda: refused(lambda: n.digest_spans(arena, [(0, 9)], "sha256", 4096, b"", b"", -1, b"")),
         lambda: n.check_objects(NONE, bytes(64), bytes(16), 0, 2, arena, "sha256", 4096, b"", EMPTY),
         lambda: refused(lambda: n.check_objects(NONE, bytes(64), b"", 0, 2, arena, "sha256", 4096, b"", EMPTY)),
         lambda: n.needed_objects(root, KINDS, 32),
         lambda: n.needed_objects(regular, KINDS, 32),
         lambda: refused(lambda: n.needed_objects(root, KINDS, 0)),
-        lambda: refused(lambda: n.write_files(fd, holes, [(0, 10)], 0o600)),
+        lambda: refused(lambda: n.write_files(fd, holes, [(0, 10)], 0o600, -1)),
         lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, memoryview(NONE)[::2])),
         lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, b"short")),
         lambda: refused(lambda: n.digest_range("sha256", large, 0, 4096, 4096, holes, -1)),

@@ -18,7 +18,7 @@ import pytest
 from cfstools import native
 from cfstools.errors import CfsError, InputError, LimitExceeded, SourceChanged, TreeError, Unsupported, UsageError
 from cfstools.native import _pure
-from cfstools.native._pure import Maker
+from cfstools.native._names import Maker
 from cfstools.sources.directory import MAX_OPEN, MAX_PATH, DirectorySource, WalkOptions, open_directory
 from cfstools.sources.inodes import NameStatus
 from cfstools.store import ingest

@@ -16,10 +16,10 @@ from cfstools.errors import InputError, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.native import _pure
-from cfstools.store import DirectoryStore, MemoryStore, StoreWriter
+from cfstools.store import DirectoryStore, MemoryStore, StoreWriter, publisher
 from cfstools.store.scratch import Scratch
 from cfstools.store.stream import SMALL
-from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes
+from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, object_path
 from tests.store.conftest import assert_whole, listing
 
 SMALL_DATA = os.urandom(5000)
@@ -187,7 +187,13 @@ def test_names_come_after_the_sync(store: DirectoryStore, deferred: bool, monkey
         return _pure.link_files(links)
 
     record("syncfs", "sync")
+
+    def rename_files(directory: int, renames: Sequence[tuple[bytes, int, bytes]]) -> list[int]:
+        real = [_pure.rename_files(directory, [one]) for one in renames]  # left to rename_noreplace(), one by one
+        return [number for one in real for number in one]
+
     monkeypatch.setattr(native, "link_files", link_files)
+    monkeypatch.setattr(native, "rename_files", rename_files)
     record("link_tmpfile", "name")
     record("rename_noreplace", "name")
     with StoreWriter(store, batch_files=2, deferred=deferred) as writer:
@@ -612,3 +618,45 @@ def test_stage_that_cannot_be_removed_is_left(store: DirectoryStore, monkeypatch
         patched.setattr(os, "rmdir", refuse)
         writer.close()
     assert assert_whole(store.path) == 1
+
+
+@pytest.mark.usefixtures("each_implementation")
+def test_many_contents_at_once(store: DirectoryStore, deferred: bool) -> None:
+    contents = [b"%d" % number * 500 for number in range(50)]
+    with StoreWriter(store, deferred=deferred) as writer:
+        digests = writer.add_many([*contents, contents[0]])
+        assert digests == [digest_bytes(data) for data in [*contents, contents[0]]]
+        writer.commit()
+        assert (writer.report.objects_new, writer.report.objects_shared) == (50, 1)
+    assert assert_whole(store.path) == 50
+    with StoreWriter(store, deferred=deferred) as writer:
+        assert writer.add_many(contents) == digests[:50]
+        writer.commit()
+        assert (writer.report.objects_new, writer.report.objects_shared) == (0, 50)
+    damaged = Path(store.path) / os.fsdecode(object_path(digests[3]))
+    damaged.write_bytes(b"x")
+    with (
+        pytest.raises(StoreError, match="damaged object: 1 bytes"),
+        StoreWriter(store, deferred=deferred) as writer,
+    ):
+        writer.add_many(contents)
+    assert not [name for name in os.listdir(store.path) if len(name) != 2]
+
+
+def test_what_waits_is_written_before_the_commit(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of writing is told once by the kernel, and must not be lost when it is told early."""
+    monkeypatch.setattr(publisher, "_WRITE_BACK_BYTES", 1000)
+    calls = []
+
+    def syncfs(_fd: int) -> None:
+        calls.append(threading.current_thread())
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "syncfs", syncfs)
+    with StoreWriter(store, deferred=True) as writer:
+        writer.add_bytes(bytes(2000))
+        with pytest.raises(StoreError, match="cannot bring objects to stable storage: Input/output error"):
+            writer.commit()
+    assert calls[0] is not threading.current_thread()
+    assert list(store.objects()) == []
