@@ -44,6 +44,11 @@ class SignedFile(Value):
     path: bytes
     beside_path: bytes
 
+    @property
+    def has_envelope(self) -> bool:
+        """Whether there is anything to :meth:`judge`."""
+        return not (self.broken is None and self.attached is None and self.beside is None)
+
     def judge(self, digests: ImageDigests, keys: Sequence[Verifier], *, threshold: int) -> list[PlacedSignature]:
         """Check the envelope at each place that has one."""
         found = []

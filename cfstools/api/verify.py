@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -26,6 +25,7 @@ from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, j
 from cfstools.store import DirectoryStore
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.workers import Call, Workers
 
 
 class Outcome(Enum):
@@ -101,6 +101,8 @@ def verify(
     with ExitStack() as stack:
         opened = [stack.enter_context(DirectoryStore(path)) for path in stores]
         run = _Verification(image, signed_file(image, read_image_file(image), signature))
+        if threads > 1 and digest is None:
+            run.hash_meanwhile(stack)
         trusted = run.check_digest(digest)
         trusted = run.check_signature(keys, threshold) and trusted
         if trusted or not (keys or digest):
@@ -115,7 +117,8 @@ class _Verification:
         self._subject = shown_path(path)
         self._file = file
         self._image = file.image
-        self._sha256 = hashlib.sha256(self._image).digest()
+        self._hashing: Call[None] | None = None
+        self._sha256 = b""
         self._digests: dict[Algorithm, bytes] = {}
         self._algorithm = Algorithm.SHA256
         self._format: str | None = None
@@ -130,6 +133,24 @@ class _Verification:
         self._problems = Problems()
         self._warnings: list[str] = []
 
+    def hash_meanwhile(self, stack: ExitStack) -> None:
+        """Hash the image in another thread while it is looked at, if nothing depends on what comes out."""
+        if not self._file.has_envelope:
+            self._hashing = stack.enter_context(Workers(1, "hash")).submit(self._hash)
+
+    def _hash(self) -> None:
+        import hashlib  # it loads the system's library, which takes longer than to hash a small image
+
+        self._sha256 = hashlib.sha256(self._image).digest()
+        self._digests[Algorithm.SHA256] = digest_bytes(self._image, Params())
+
+    def _wait_for_hashes(self) -> None:
+        """Have the digests of the image, from the other thread or here."""
+        if self._hashing is not None:
+            self._hashing.result()
+        elif not self._sha256:
+            self._hash()
+
     def check_digest(self, expected: bytes | None) -> bool:
         """Compare the fs-verity digest with the one expected; whether nothing is wrong."""
         if expected is None:
@@ -141,6 +162,7 @@ class _Verification:
             return True
         self._digest_check = Outcome.WRONG
         what = f"the image has the fs-verity digest {actual.hex()}, not {expected.hex()}"
+        self._wait_for_hashes()
         if expected == self._sha256:
             what += "; that is its plain SHA-256"
         self._fail(ProblemKind.DIGEST, [what])
@@ -148,13 +170,13 @@ class _Verification:
 
     def check_signature(self, keys: Sequence[Verifier], threshold: int) -> bool:
         """Find and judge the envelopes; whether nothing is wrong."""
-        digests = self._image_digests(Algorithm.SHA256)
-        found = self._file.judge(digests, keys, threshold=threshold)
-        if found:
+        found: Sequence[PlacedSignature] = ()
+        if self._file.has_envelope:
+            found = self._file.judge(self._image_digests(Algorithm.SHA256), keys, threshold=threshold)
             chosen = _choose(found)
             self._place, self._signature = chosen.place, self._compare_all(chosen.report)
         else:
-            self._signature = judge(None, digests, keys, threshold=threshold)
+            self._signature = judge(None, ImageDigests(size=len(self._image)), keys, threshold=threshold)
         where = f"{self._place.value}: " if self._place and len(found) > 1 else ""
         return self._fail(ProblemKind.SIGNATURE, [where + what for what in self._signature.problems]) == 0
 
@@ -250,6 +272,7 @@ class _Verification:
 
     def report(self) -> VerifyReport:
         """Everything found so far."""
+        self._wait_for_hashes()
         return VerifyReport(
             image=self._subject,
             ok=self._problems.count == 0,
@@ -277,12 +300,14 @@ class _Verification:
         return self._problems.add(Problem(kind=kind, subject=self._subject, what=what) for what in texts)
 
     def _digest(self, algorithm: Algorithm) -> bytes:
+        self._wait_for_hashes()
         if algorithm not in self._digests:
             self._digests[algorithm] = digest_bytes(self._image, Params(algorithm=algorithm))
         return self._digests[algorithm]
 
     def _image_digests(self, algorithm: Algorithm) -> ImageDigests:
-        return ImageDigests(size=len(self._image), sha256=self._sha256, fsverity=self._digest(algorithm))
+        fsverity = self._digest(algorithm)
+        return ImageDigests(size=len(self._image), sha256=self._sha256, fsverity=fsverity)
 
 
 def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:
