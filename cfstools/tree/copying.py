@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from cfstools.tree.model import Directory, HardLink, Leaf
+from cfstools.tree.model import Directory, HardLink, Leaf, copy_of
 
 
 def copy_tree(root: Directory) -> Directory:
@@ -14,17 +12,17 @@ def copy_tree(root: Directory) -> Directory:
     def copy_leaf(inode: Leaf) -> Leaf:
         known = leaves.get(inode)
         if known is None:
-            known = leaves[inode] = dataclasses.replace(inode)
+            known = leaves[inode] = copy_of(inode)
         return known
 
-    top = dataclasses.replace(root, entries={})
+    top = copy_of(root, entries={})
     pending = [(root, top)]
     while pending:
         old, new = pending.pop()
         entries = new.entries
         for name, entry in old.entries.items():
             if isinstance(entry, Directory):
-                below = entries[name] = dataclasses.replace(entry, entries={})
+                below = entries[name] = copy_of(entry, entries={})
                 pending.append((entry, below))
             elif isinstance(entry, HardLink):
                 entries[name] = HardLink(copy_leaf(entry.inode))

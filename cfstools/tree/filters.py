@@ -6,11 +6,10 @@ has exactly one primary name.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from cfstools.tree.globs import GlobSet
-from cfstools.tree.model import NO_XATTRS, Device, Directory, Entry, HardLink, Leaf, Xattrs
+from cfstools.tree.model import NO_XATTRS, Device, Directory, Entry, HardLink, Leaf, Xattrs, copy_of
 from cfstools.tree.walk import inode_of, iter_directories, iter_entries, iter_inodes, iter_names
 from cfstools.tree.xattrs import XattrPolicy
 
@@ -115,7 +114,7 @@ def split_hardlinks(root: Directory) -> None:
         entries = directory.entries
         for name, entry in entries.items():
             if isinstance(entry, HardLink):
-                entries[name] = dataclasses.replace(entry.inode, nlink=1)
+                entries[name] = copy_of(entry.inode, nlink=1)
             elif type(entry) is not Directory:
                 entry.nlink = 1
 

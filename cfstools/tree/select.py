@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 
 from cfstools.errors import InputError
-from cfstools.tree.model import Directory, Entry
+from cfstools.tree.model import Directory, Entry, copy_of
 from cfstools.tree.resolve import shown
 
 
@@ -16,7 +15,7 @@ def select(root: Directory, paths: Iterable[bytes]) -> Directory:
     Inodes are those of *root*, but directories on the way are copies. A hard link may have its primary name outside.
     Symbolic links are not followed. Raises :class:`InputError` for a path that is not there.
     """
-    top = dataclasses.replace(root, entries={})
+    top = copy_of(root, entries={})
     for path in paths:
         names = [name for name in path.split(b"/") if name]
         if not names:
@@ -33,7 +32,7 @@ def _add(copy: Directory, source: Directory, names: list[bytes], path: bytes) ->
             raise InputError("not a directory on the way", where=shown(path.lstrip(b"/")))
         kept = copy.entries.get(name)
         if not isinstance(kept, Directory):
-            kept = copy.entries[name] = dataclasses.replace(below, entries={})
+            kept = copy.entries[name] = copy_of(below, entries={})
         copy, source = kept, below
     entry = _entry(source, names[-1], path)
     if copy is not source:  # else all of the directory was selected before

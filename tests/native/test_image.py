@@ -158,7 +158,7 @@ BAD_DIRECTORY.entries = {"text": file(0, b"")}  # type: ignore[dict-item]
         Symlink(mode=0o120777, target="text"),  # type: ignore[arg-type]
         Device(mode=0o020644, rdev=0),
         Directory(mode=0o100644),
-        Directory(mode=0o40755, entries=None),  # type: ignore[arg-type]
+        Directory(mode=0o40755, entries=5),  # type: ignore[arg-type]
         HardLink(Fifo(mode=0o10644)),
         BAD_DIRECTORY,
         "no entry",

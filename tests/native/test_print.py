@@ -95,4 +95,4 @@ def test_wrong_arguments_are_refused() -> None:
         with pytest.raises((TypeError, OverflowError, KeyboardInterrupt)):
             run([(b"/a", wrong)])
     with pytest.raises(TypeError):
-        run([(b"/a", Directory(mode=0o40755, entries=None))])  # type: ignore[arg-type]
+        run([(b"/a", Directory(mode=0o40755, entries=5))])  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from cfstools.tree import (
 )
 from cfstools.tree.copying import copy_tree
 from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
-from cfstools.tree.model import Content, Leaf
+from cfstools.tree.model import Content, Leaf, copy_of
 from cfstools.tree.walk import inode_of, iter_entries
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.strategies import describe, trees
@@ -250,8 +250,8 @@ def test_special_files_have_a_size_in_dumps() -> None:
         Socket(mode=stat.S_IFSOCK, size=1),
         Device(mode=stat.S_IFCHR, rdev=1, size=1),
     ):
-        assert aspects(one_kind, dataclasses.replace(one_kind, size=2)) == (Aspect.SIZE,)
-        assert aspects(one_kind, dataclasses.replace(one_kind)) == ()
+        assert aspects(one_kind, copy_of(one_kind, size=2)) == (Aspect.SIZE,)
+        assert aspects(one_kind, copy_of(one_kind)) == ()
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
