@@ -29,6 +29,7 @@ _LEAST_BYTES = 1 << 20
 _MOMENT = 0.05  # seconds
 _OPEN_FILES = 16  # how many objects a thread holds open
 _WHOLE = 1 << 20  # files up to this size are read with one call
+_SPLIT = 32 << 20  # larger ones are hashed by several threads at once
 _ARENA_BYTES = 1 << 20  # files up to a quarter of this are hashed together
 
 
@@ -169,7 +170,9 @@ class ObjectCheck:
             if isinstance(store, DirectoryStore):
                 _ = store.prefix_fds  # opened here once, and not in several threads that wait for each other
         self._batches = _batches(needed, threads)
-        self._check = _BatchCheck(needed, stores, Params(algorithm=algorithm), deep=deep, progress=progress)
+        self._check = _BatchCheck(
+            needed, stores, Params(algorithm=algorithm), deep=deep, threads=threads, progress=progress
+        )
         self._workers = Workers(min(threads, len(self._batches)), "verify") if threads > 1 and self._batches else None
         self._calls: list[Call[ObjectTally]] = []
 
@@ -219,13 +222,21 @@ class _BatchCheck:
     """Checks batches of objects; may be called from several threads."""
 
     def __init__(
-        self, needed: Needed, stores: Sequence[Store], params: Params, *, deep: bool, progress: Progress
+        self,
+        needed: Needed,
+        stores: Sequence[Store],
+        params: Params,
+        *,
+        deep: bool,
+        threads: int,
+        progress: Progress,
     ) -> None:
         self._needed = needed
         self._problem = needed.problem
         self._stores = stores
         self._params = params
         self._deep = deep
+        self._threads = threads
         self._progress = progress
         self._descriptor = descriptor(b"", 0, params)
         self._local = threading.local()
@@ -287,7 +298,9 @@ class _BatchCheck:
                 except _Wrong as wrong:
                     tally.problems.append(self._problem(key, wrong.kind, wrong.what, wrong.subject))
                     self._progress.advance(key[2])
-            found = hash_files([(fd, key[2]) for key, fd, _ in queue], self._params, self._progress)
+            found = hash_files(
+                [(fd, key[2]) for key, fd, _ in queue], self._params, self._progress, threads=self._threads
+            )
         finally:
             for _, fd, _ in queue:
                 close(fd)
@@ -353,7 +366,9 @@ def _measured(fd: int) -> tuple[int, bytes] | None:
         return None  # what cannot be measured is read
 
 
-def hash_files(files: Sequence[tuple[int, int]], params: Params, progress: Progress) -> list[bytes | InputError]:
+def hash_files(
+    files: Sequence[tuple[int, int]], params: Params, progress: Progress, *, threads: int = 1
+) -> list[bytes | InputError]:
     """The fs-verity digest of each open file, given with its size, or why it cannot be read."""
     found: list[bytes | InputError] = []
     for fd, size in files:
@@ -363,7 +378,8 @@ def hash_files(files: Sequence[tuple[int, int]], params: Params, progress: Progr
                 found.append(digest_bytes(os.pread(fd, size + 1, 0), params))
                 progress.advance(size)
             else:
-                found.append(hash_fd(fd, params, progress=progress)[0])
+                at_once = threads if size > _SPLIT else 1
+                found.append(hash_fd(fd, params, threads=at_once, progress=progress)[0])
         except InputError as error:
             found.append(error)
         except OSError as error:
