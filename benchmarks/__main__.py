@@ -39,15 +39,21 @@ def jobs(reference: Reference, scratch: Path, stack: ExitStack, *, quick: bool) 
     loop, renew = stack.enter_context(build_directory.loop_ext4(scratch))
     name = f"{files} small files, cold store on loop"
     yield build_directory.cold(reference, name, small, loop, Target(12, 18), before=renew)
-    for label, source in (("Debian root", debian), (f"{files} small files", small)):
-        yield from verify.jobs(label, source, scratch)
+    yield build_directory.cold(reference, "Debian root, cold store on loop", debian, loop, _DEBIAN.cold, before=renew)
+    size = 200_000_000 if quick else 500_000_000
+    for label, verified in (
+        ("Debian root", debian),
+        (f"{files} small files", small),
+        (f"image of {size // 1000**2} MB", f"oci-archive:{build_oci.image(size) / 'image.tar'}"),
+        (f"one file of {large // 2**20} MiB", inputs.large_file(large)),
+    ):
+        yield from verify.jobs(label, verified, scratch)
     dump = build_dump.dump_of(reference, small, scratch)
     yield build_dump.job(reference, f"{files} small files", dump, scratch, Target(0.8, 1.2))
     entries = 50_000 if quick else 500_000
     yield build_dump.job(reference, f"{entries} entries", build_dump.large_dump(entries), scratch, Target(0.95, 1.5))
     yield from commands.start("Debian root", debian, scratch)
     yield from commands.jobs(reference, f"{files} small files", _image(scratch, small))
-    size = 200_000_000 if quick else 500_000_000
     yield from build_oci.jobs(reference, scratch, size=size)
     yield from import_stages.jobs(size)
 
@@ -60,7 +66,7 @@ def million(reference: Reference, scratch: Path) -> Iterator[Job]:
     store = build_directory.cold(reference, "1000000 small files, cold store", source, scratch, None)
     yield replace(store, theirs=None, pure=False)
     yield build_directory.digest_only(reference, "1000000 small files", source, None)
-    yield from commands.jobs(reference, "1000000 small files", _image(scratch, source))
+    yield from commands.jobs(reference, "1000000 small files", _image(scratch, source), pure=False)
 
 
 def _image(scratch: Path, source: Path) -> Path:

@@ -47,6 +47,7 @@ def jobs(reference: Reference, scratch: Path, *, size: int) -> Iterator[Job]:
         theirs=["sh", "-ec", f"{shlex.join(unpack)}; {shlex.join(map(os.fsdecode, pack))}"],
         before=start_over,
         target=Target(3, 3),
+        pure=True,
     )
 
 

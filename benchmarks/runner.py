@@ -98,7 +98,7 @@ def run_once(command: Command, extra: Mapping[str, str] | None = None) -> Measur
     return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_oublock * 512)
 
 
-def build_image(source: Path, image: Path, *options: str) -> None:
+def build_image(source: Path | str, image: Path, *options: str) -> None:
     """Build an image that jobs read.
 
     In a process of its own: a command's peak memory counts from that of the process that starts it.

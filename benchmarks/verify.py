@@ -7,19 +7,19 @@ one CPU.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.runner import Job, Target, build_image
+from benchmarks.runner import MKCFS, Job, Target, build_image
 
 _EACH = 'find "$0" -type f -print0 | xargs -0 {}'
 _TOOLS = {"fsverity": "fsverity digest", "sha256sum": "sha256sum"}
 
 
-def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
-    """Yield the jobs for one directory, whose objects are put into a store first."""
-    image, store = scratch / f"verify-{source.name}.cfs", scratch / f"verify-{source.name}"
+def jobs(label: str, source: Path | str, scratch: Path) -> Iterator[Job]:
+    """Yield the jobs for one source, whose objects are put into a store first."""
+    name = Path(source).name
+    image, store = scratch / f"verify-{name}.cfs", scratch / f"verify-{name}"
 
     def make() -> None:
         if not image.exists():
@@ -31,17 +31,9 @@ def jobs(label: str, source: Path, scratch: Path) -> Iterator[Job]:
         for threads in (1, 2):
             yield Job(
                 name=f"{label}, verify -j{threads} / {tool}",
-                ours=[
-                    sys.executable,
-                    "-m",
-                    "cfstools.cli",
-                    "verify",
-                    str(image),
-                    f"-j{threads}",
-                    "--store",
-                    str(store),
-                ],
+                ours=[*MKCFS, "verify", str(image), f"-j{threads}", "--store", str(store)],
                 make=make,
                 theirs=["sh", "-c", _EACH.format(command), str(store)],
                 target=Target(3, 4) if tool == "fsverity" and threads == 2 else None,
+                pure=threads == 2,
             )
