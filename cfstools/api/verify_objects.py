@@ -166,9 +166,8 @@ class ObjectCheck:
         threads: int,
         progress: Progress,
     ) -> None:
-        for store in stores:
-            if isinstance(store, DirectoryStore):
-                _ = store.prefix_fds  # opened here once, and not in several threads that wait for each other
+        if stores and isinstance(stores[0], DirectoryStore):
+            _ = stores[0].prefix_fds  # opened here once, and not in several threads that wait for each other
         self._batches = _batches(needed, threads)
         self._check = _BatchCheck(
             needed, stores, Params(algorithm=algorithm), deep=deep, threads=threads, progress=progress
@@ -179,7 +178,11 @@ class ObjectCheck:
     def __enter__(self) -> Self:
         if self._workers is not None:
             self._calls = [self._workers.submit(self._check, batch) for batch in self._batches]
-            self._check.wait_until_busy(self._workers.count)
+            try:
+                self._check.wait_until_busy(self._workers.count)
+            except BaseException:  # a signal
+                self._workers.stop()
+                raise
         return self
 
     def __exit__(self, *_error: object) -> None:

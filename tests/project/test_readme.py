@@ -22,6 +22,7 @@ SPEED = {
     r"the digest of one file of 2 GiB \| (\S+) \|": "one file of 2048 MiB, --print-digest-only",
     r"A store that has the files already is (\S+) times as fast": "60000 small files, warm store, no cache",
     r"of which none changed \| (\S+) \|": "60000 small files, nothing changed",
+    r"a gzip image of 500 MB is imported (\S+)\stimes": "gzip image of 500 MB, cold store / umoci + mkcomposefs",
 }
 
 
