@@ -6,6 +6,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
+from cfstools.linux.files import fd_limit
 from cfstools.oci.tar import Member, TarReader
 from cfstools.store import INLINE_THRESHOLD, StoreWriter
 from cfstools.store.batch import digest_many
@@ -15,7 +16,7 @@ from cfstools.workers import Call, Workers
 
 SMALL = 1 << 18  # up to this size contents are taken at once
 _BATCH = 1 << 20
-_BATCH_FILES = 256  # all of them are open at one moment
+_BATCH_FILES = 256  # all of them are open at one moment, or an eighth of what a process may have open
 _BATCHES_WAITING = 4
 
 _Batch = list[tuple[External, bytes]]
@@ -37,6 +38,7 @@ class LayerContents:
         self._waiting: deque[Call[None]] = deque()
         self._batch: _Batch = []
         self._batch_bytes = 0
+        self._batch_files = max(1, min(_BATCH_FILES, fd_limit() // 8))
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +58,7 @@ class LayerContents:
         external = External(None, None)
         self._batch.append((external, reader.read_content(member)))
         self._batch_bytes += size
-        if self._batch_bytes >= _BATCH or len(self._batch) >= _BATCH_FILES:
+        if self._batch_bytes >= _BATCH or len(self._batch) >= self._batch_files:
             self._submit()
         return external
 

@@ -105,7 +105,9 @@ class Publisher:
         self._check_open()
         try:
             return self._scratch.create()
-        except OSError:
+        except OSError as error:
+            if self._deferred:
+                raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
             # Too many open files: publishing lets go of a batch of them.
             self._publish_batch()
         try:

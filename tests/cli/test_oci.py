@@ -261,3 +261,21 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     code, peak = done.stdout.split(b"\n")[1].split()
     assert code == b"0"
     assert int(peak) < 150 << 10
+
+
+def test_an_import_with_few_descriptors(tmp_path: Path) -> None:
+    """Small files are written many at a time, but not more than may be open."""
+    archive = tmp_path / "layer.tar"
+    members = [making.member(f"f{number}", b"%d" % number * 100) for number in range(600)]
+    archive.write_bytes(making.tar(*members))
+    images = []
+    for limit in (48, 1024):
+        image, store = tmp_path / f"{limit}.cfs", tmp_path / f"store-{limit}"
+        words = ["build", str(archive), str(image), "--store", str(store)]
+        done = subprocess.run(
+            ["sh", "-c", f'ulimit -Hn {limit}; exec "$@"', "sh", *COMMAND, *words], capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(list(store.glob("??/*"))) == 600
+        images.append(image.read_bytes())
+    assert images[0] == images[1]

@@ -660,3 +660,18 @@ def test_what_waits_is_written_before_the_commit(store: DirectoryStore, monkeypa
             writer.commit()
     assert calls[0] is not threading.current_thread()
     assert list(store.objects()) == []
+
+
+def test_nothing_is_published_early_for_want_of_descriptors(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StoreWriter(store, deferred=True) as writer:
+        writer.add_bytes(b"first")
+
+        def none_left(_scratch: Scratch) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(Scratch, "create", none_left)
+        with pytest.raises(StoreError, match="cannot make a temporary file in the store: Too many open files"):
+            writer.add_bytes(b"second")
+        assert list(store.objects()) == []
