@@ -46,19 +46,22 @@ def mounted(place: Path, layers: Layers, image: Path | None = None) -> Mounting:
         return mount_image(image_fd, layers, directory_fd, size=image.stat().st_size)
 
 
-def leftovers() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mkcfs-mount-")}
+@pytest.fixture
+def temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary directories are made; other tests, at the same time, have them elsewhere."""
+    (tmp_path / "temporaries").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporaries"))
+    return tmp_path / "temporaries"
 
 
-def test_two_stores_show_the_source(place: Path) -> None:
-    before = leftovers()
+def test_two_stores_show_the_source(place: Path, temporaries: Path) -> None:
     done = mounted(place, Layers(stores=stores(place)))
     assert done == Mounting(loop=False, objects_checked=False)
     assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
     with pytest.raises(OSError, match="Read-only file system"):
         (place / "mnt/new").touch()
     assert linux.mounted_at(bytes(place / "mnt")) == linux.Mounted(b"overlay", b"composefs")
-    assert leftovers() == before
+    assert os.listdir(temporaries) == []
     # Nothing but the overlay has a place.
     assert mounts_below(place) == [bytes(place / "mnt")]
     linux.umount(bytes(place / "mnt"))
@@ -220,8 +223,7 @@ def test_checked_objects(place: Path) -> None:
     assert mounted(place, Layers(stores=stores(place), objects=ObjectCheck.TRY)).objects_checked
 
 
-def test_what_cannot_be_mounted(place: Path) -> None:
-    before = leftovers()
+def test_what_cannot_be_mounted(place: Path, temporaries: Path) -> None:
     with pytest.raises(StoreError, match="/nowhere: cannot open: No such file or directory"):
         mounted(place, Layers(stores=(bytes(place / "nowhere"),)))
     with pytest.raises(InputError, match="/nowhere: cannot open: No such file or directory"):
@@ -240,7 +242,7 @@ def test_what_cannot_be_mounted(place: Path) -> None:
         with pytest.raises(InputError, match=text):
             mounted(place, Layers(stores=stores(place)), damaged)
     assert mounts_below(place) == []
-    assert leftovers() == before
+    assert os.listdir(temporaries) == []
 
 
 def test_file_systems_the_kernel_lacks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
