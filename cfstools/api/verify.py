@@ -12,8 +12,8 @@ from cfstools.api.input import read_image_file
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
-from cfstools.formats.composefs_check import check_every_rule, is_written_anew
-from cfstools.formats.composefs_reader import OrdinaryTree, TreeReader, read_ordinary
+from cfstools.formats.composefs_check import check_every_rule, is_written_anew, read_at_once
+from cfstools.formats.composefs_reader import TreeReader
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.overlay import format_word
@@ -216,7 +216,7 @@ class _Verification:
                 return stack.enter_context(check)
 
             check: ObjectCheck | None = None
-            read = _read_at_once(self._image)
+            read = read_at_once(self._image)
             keep(read)
             if read is not None:
                 self._know(read[0], read[1].algorithm)
@@ -317,13 +317,3 @@ def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:
             if signature.report.state is state:
                 return signature
     return found[0]
-
-
-def _read_at_once(data: memoryview) -> tuple[Image, OrdinaryTree] | None:
-    """The image and its tree, if nothing in it is wrong or rare."""
-    try:
-        image = Image(data)
-        tree = read_ordinary(image)
-    except FormatError:
-        return None
-    return (image, tree) if tree is not None else None

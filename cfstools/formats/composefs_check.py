@@ -54,12 +54,18 @@ def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = F
 
 def read_written_anew(data: Buffer, *, allow_tail: bool = False) -> OrdinaryTree | None:
     """The tree of the image if it :func:`is_written_anew`: then there is nothing to find in it."""
+    read = read_at_once(data, allow_tail=allow_tail)
+    return read[1] if read is not None and is_written_anew(*read) else None
+
+
+def read_at_once(data: Buffer, *, allow_tail: bool = False) -> tuple[Image, OrdinaryTree] | None:
+    """The image and its tree, or ``None`` if anything in it is wrong or rare."""
     try:
         image = Image(data, allow_tail=allow_tail)
         tree = read_ordinary(image)
     except FormatError:
         return None
-    return tree if tree is not None and is_written_anew(image, tree) else None
+    return (image, tree) if tree is not None else None
 
 
 def is_written_anew(image: Image, tree: OrdinaryTree) -> bool:

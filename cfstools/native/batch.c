@@ -188,3 +188,13 @@ int batch_takes(const struct sha2_algorithm *algorithm, Py_ssize_t block_size, P
     return block_size >= 2 * (Py_ssize_t)algorithm->digest_size && (size_t)block_size <= SHA2_SIZE_MAX &&
            block_size % unit == 0 && salt_size % unit == 0;
 }
+
+void batch_begin(struct batch *batch, const struct sha2_algorithm *algorithm, Py_ssize_t block_size, const Py_buffer *salt,
+                 const Py_buffer *descriptor) {
+    batch->algorithm = algorithm;
+    batch->kernel = native_kernel(algorithm, NULL);
+    batch->block_size = (size_t)block_size;
+    memcpy(batch->descriptor, descriptor->buf, DESCRIPTOR_SIZE);
+    algorithm->init(&batch->start);
+    algorithm->absorb(&batch->start, salt->buf, (size_t)salt->len / algorithm->compression_block);
+}

@@ -59,4 +59,8 @@ int batch_hash(struct batch *batch);
 /* Whether fs-verity has blocks of this size, and salts of this one fill blocks of the algorithm. */
 int batch_takes(const struct sha2_algorithm *algorithm, Py_ssize_t block_size, Py_ssize_t salt_size);
 
+/* Sets what decides digests, which `batch_takes` and a kernel does; the descriptor has DESCRIPTOR_SIZE bytes. */
+void batch_begin(struct batch *batch, const struct sha2_algorithm *algorithm, Py_ssize_t block_size, const Py_buffer *salt,
+                 const Py_buffer *descriptor);
+
 #endif

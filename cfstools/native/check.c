@@ -124,12 +124,9 @@ PyObject *native_check_objects(PyObject *module, PyObject *args) {
         result = native_ask_pure("check_objects", args);
     } else {
         const struct wanted wanted = {digests.buf, ends.buf, (size_t)first, (size_t)end};
-        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .algorithm = algorithm,
-                              .kernel = kernel, .block_size = (size_t)block_size, .store_fd = -1,
+        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .store_fd = -1,
                               .prefixes = prefixes.buf};
-        memcpy(batch.descriptor, descriptor.buf, DESCRIPTOR_SIZE);
-        algorithm->init(&batch.start);
-        algorithm->absorb(&batch.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+        batch_begin(&batch, algorithm, block_size, &salt, &descriptor);
         result = check_batch(&batch, &wanted);
     }
     PyBuffer_Release(&prefixes);

@@ -151,11 +151,8 @@ PyObject *native_digest_files(PyObject *module, PyObject *args) {
         result = native_ask_pure("digest_files", args);
     } else if ((items = PySequence_Tuple(files)) != NULL) {
         struct batch batch = {.root_fd = root_fd, .arena = arena.buf, .capacity = (size_t)arena.len,
-                              .inline_limit = (size_t)inline_limit, .algorithm = algorithm, .kernel = kernel,
-                              .block_size = (size_t)block_size, .store_fd = store_fd, .prefixes = prefixes.buf};
-        memcpy(batch.descriptor, descriptor.buf, DESCRIPTOR_SIZE);
-        algorithm->init(&batch.start);
-        algorithm->absorb(&batch.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+                              .inline_limit = (size_t)inline_limit, .store_fd = store_fd, .prefixes = prefixes.buf};
+        batch_begin(&batch, algorithm, block_size, &salt, &descriptor);
         result = digest_batch(&batch, items);
     }
     Py_XDECREF(items);
@@ -232,12 +229,9 @@ PyObject *native_digest_spans(PyObject *module, PyObject *args) {
     } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len)) {
         result = native_ask_pure("digest_spans", args);
     } else if ((items = PySequence_Tuple(spans)) != NULL) {
-        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .algorithm = algorithm,
-                              .kernel = kernel, .block_size = (size_t)block_size, .store_fd = store_fd,
+        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .store_fd = store_fd,
                               .prefixes = prefixes.buf};
-        memcpy(batch.descriptor, descriptor.buf, DESCRIPTOR_SIZE);
-        algorithm->init(&batch.start);
-        algorithm->absorb(&batch.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
+        batch_begin(&batch, algorithm, block_size, &salt, &descriptor);
         result = digest_parsed(&batch, items);
     }
     Py_XDECREF(items);

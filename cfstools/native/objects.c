@@ -124,103 +124,89 @@ PyObject *native_write_files(PyObject *module, PyObject *args) {
     return result;
 }
 
+/* A file on its way to its name. */
+struct naming {
+    int fd; /* of a file without a name, or of the directory in which it is called `old` */
+    const char *old;
+    int directory;
+    const char *name;
+    int error;
+};
+
 /* 0 or an error number. Without the privilege for the first way, the kernel wants the second. */
-static int link_unnamed(int fd, int directory, const char *name) {
+static int link_unnamed(const struct naming *naming) {
     char path[40];
-    if (linkat(fd, "", directory, name, AT_EMPTY_PATH) == 0)
+    if (linkat(naming->fd, "", naming->directory, naming->name, AT_EMPTY_PATH) == 0)
         return 0;
     if (errno == EEXIST)
         return EEXIST;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    return linkat(AT_FDCWD, path, directory, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", naming->fd);
+    return linkat(AT_FDCWD, path, naming->directory, naming->name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
 }
 
-PyObject *native_link_files(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *wanted, *result = NULL;
-    if (!PyArg_ParseTuple(args, "O", &wanted))
-        return NULL;
-    PyObject *items = PySequence_Tuple(wanted);
+static int rename_named(const struct naming *naming) {
+    return syscall(SYS_renameat2, naming->fd, naming->old, naming->directory, naming->name, RENAME_NOREPLACE_V0) == 0
+               ? 0
+               : errno;
+}
+
+static int parse_link(PyObject *item, struct naming *naming) {
+    return PyArg_ParseTuple(item, "iiy", &naming->fd, &naming->directory, &naming->name);
+}
+
+static int parse_rename(PyObject *item, struct naming *naming) {
+    return PyArg_ParseTuple(item, "yiy", &naming->old, &naming->directory, &naming->name);
+}
+
+/* Parses all before it names one; a list of 0 or the error number for each. */
+static PyObject *name_all(PyObject *wanted, int fd, int (*parse)(PyObject *, struct naming *),
+                          int (*give_name)(const struct naming *)) {
+    PyObject *items = PySequence_Tuple(wanted), *result = NULL;
     if (items == NULL)
         return NULL;
     const Py_ssize_t count = PyTuple_Size(items);
-    struct {
-        int fd, directory, error;
-        const char *name;
-    } *links = PyMem_Malloc((size_t)count * sizeof *links + 1);
+    struct naming *namings = PyMem_Calloc((size_t)count + 1, sizeof *namings);
     Py_ssize_t parsed = 0;
-    if (links == NULL)
+    if (namings == NULL)
         PyErr_NoMemory();
-    for (; links != NULL && parsed < count; parsed++) {
+    for (; namings != NULL && parsed < count; parsed++) {
         PyObject *item = PyTuple_GetItem(items, parsed);
+        namings[parsed].fd = fd;
         if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a link is (descriptor, directory, name)");
+            PyErr_SetString(PyExc_TypeError, "what is to be named must be a tuple");
             break;
         }
-        if (!PyArg_ParseTuple(item, "iiy", &links[parsed].fd, &links[parsed].directory, &links[parsed].name))
+        if (!parse(item, &namings[parsed]))
             break;
     }
-    if (links != NULL && parsed == count) {
+    if (namings != NULL && parsed == count) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < count; i++)
-            links[i].error = link_unnamed(links[i].fd, links[i].directory, links[i].name);
+            namings[i].error = give_name(&namings[i]);
         Py_END_ALLOW_THREADS
         result = PyList_New(count);
         for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
-            PyObject *number = PyLong_FromLong(links[i].error);
+            PyObject *number = PyLong_FromLong(namings[i].error);
             if (number == NULL)
                 Py_CLEAR(result);
             else
                 PyList_SetItem(result, i, number);
         }
     }
-    PyMem_Free(links);
+    PyMem_Free(namings);
     Py_DECREF(items);
     return result;
+}
+
+PyObject *native_link_files(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *wanted;
+    return PyArg_ParseTuple(args, "O", &wanted) ? name_all(wanted, -1, parse_link, link_unnamed) : NULL;
 }
 
 PyObject *native_rename_files(PyObject *module, PyObject *args) {
     (void)module;
     int from;
-    PyObject *wanted, *result = NULL;
-    if (!PyArg_ParseTuple(args, "iO", &from, &wanted))
-        return NULL;
-    PyObject *items = PySequence_Tuple(wanted);
-    if (items == NULL)
-        return NULL;
-    const Py_ssize_t count = PyTuple_Size(items);
-    struct {
-        int directory, error;
-        const char *old, *name;
-    } *renames = PyMem_Malloc((size_t)count * sizeof *renames + 1);
-    Py_ssize_t parsed = 0;
-    if (renames == NULL)
-        PyErr_NoMemory();
-    for (; renames != NULL && parsed < count; parsed++) {
-        PyObject *item = PyTuple_GetItem(items, parsed);
-        if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a rename is (old name, directory, name)");
-            break;
-        }
-        if (!PyArg_ParseTuple(item, "yiy", &renames[parsed].old, &renames[parsed].directory, &renames[parsed].name))
-            break;
-    }
-    if (renames != NULL && parsed == count) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < count; i++)
-            renames[i].error = syscall(SYS_renameat2, from, renames[i].old, renames[i].directory, renames[i].name,
-                                       RENAME_NOREPLACE_V0) == 0 ? 0 : errno;
-        Py_END_ALLOW_THREADS
-        result = PyList_New(count);
-        for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
-            PyObject *error = PyLong_FromLong(renames[i].error);
-            if (error == NULL)
-                Py_CLEAR(result);
-            else
-                PyList_SetItem(result, i, error);
-        }
-    }
-    PyMem_Free(renames);
-    Py_DECREF(items);
-    return result;
+    PyObject *wanted;
+    return PyArg_ParseTuple(args, "iO", &from, &wanted) ? name_all(wanted, from, parse_rename, rename_named) : NULL;
 }
