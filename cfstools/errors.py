@@ -12,22 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from cfstools import text
 
-def shown_path(path: str | bytes | os.PathLike[str]) -> str:
-    r"""*path* as text for people and for JSON: printable UTF-8 stays as it is, anything else becomes ``\xHH`` or alike.
-
-    The result can always be encoded and disturbs no terminal. A backslash stays one, so that showing what is already
-    shown changes nothing.
-    """
-    raw = os.fspath(path)
-    text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
-    return text if text.isprintable() else "".join(char if char.isprintable() else _shown(char) for char in text)
-
-
-def _shown(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # a byte that is not UTF-8
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
+shown_path = text.shown_path
+"""What errors name files with; here because whoever names one raises one."""
 
 
 class CfsError(Exception):
@@ -50,7 +38,7 @@ class CfsError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.subject, self.where, self.what) if part)
+        return text.printable(": ".join(part for part in (self.subject, self.where, self.what) if part))
 
 
 class UsageError(CfsError):

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import CheckFailed, OciError, Unsupported
-from cfstools.oci.jsontext import Fields, quoted
+from cfstools.oci.jsontext import Fields
+from cfstools.text import quoted
 from cfstools.values import Value
 
 if TYPE_CHECKING:

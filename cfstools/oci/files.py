@@ -16,7 +16,7 @@ from typing import Protocol
 from cfstools.errors import OciError, naming, os_error
 from cfstools.linux.files import close, open_beneath
 from cfstools.oci.bytesource import Read
-from cfstools.oci.jsontext import quoted
+from cfstools.text import quoted
 
 # How a kernel says that a path would lead through a symbolic link or out of the directory.
 _LED_AWAY = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR})

@@ -16,9 +16,10 @@ from cfstools.errors import CheckFailed, LimitExceeded, OciError
 from cfstools.oci.bytesource import Read
 from cfstools.oci.descriptor import Descriptor, Digest, Platform
 from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
-from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, quoted, within
+from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, within
 from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, parse_config, parse_index, parse_manifest
 from cfstools.oci.select import ANY, Choice, candidates, choose, is_named, platform_rank
+from cfstools.text import quoted
 from cfstools.values import Value
 
 _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")

@@ -16,7 +16,8 @@ from cfstools.oci.descriptor import (
     parse_digest,
     read_descriptor,
 )
-from cfstools.oci.jsontext import Fields, parse_json, quoted
+from cfstools.oci.jsontext import Fields, parse_json
+from cfstools.text import quoted
 from cfstools.values import Value
 
 MAX_LAYERS = 1000

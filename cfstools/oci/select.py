@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
-from cfstools.oci.jsontext import quoted
 from cfstools.oci.manifest import Index
+from cfstools.text import quoted
 from cfstools.values import Value
 
 MAX_INDEX_DEPTH = 8

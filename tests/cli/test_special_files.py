@@ -106,4 +106,4 @@ def test_what_is_shown_stays_when_shown_again() -> None:
     assert shown_path(SHOWN) == SHOWN
     assert shown_path(os.fsdecode(ODD)) == SHOWN
     assert shown_path(Path("plain name\\")) == "plain name\\"
-    assert shown_path("\ud800") == "\\ud800"
+    assert shown_path("\ud800") == "\\xed\\xa0\\x80"
