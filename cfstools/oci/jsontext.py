@@ -1,20 +1,17 @@
-"""Strict JSON from outside: bounded in size and depth, no key twice, typed access with the place in errors."""
+"""The JSON of container images: read strictly, with typed access that puts the place in errors."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Never
 
-from cfstools.errors import CfsError, LimitExceeded, OciError
+from cfstools import strictjson
+from cfstools.errors import CfsError, OciError
 
 MAX_JSON = 4 * 1024 * 1024
 MAX_NESTING = 64
 
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_LIMITS = strictjson.JsonLimits(size=MAX_JSON, depth=MAX_NESTING)
 
 
 @contextmanager
@@ -29,50 +26,15 @@ def within(place: str) -> Iterator[None]:
 
 
 def parse_json(data: bytes) -> object:
-    """The value a JSON text holds, UTF-8 only.
+    """The value a JSON text holds.
 
-    Raises :class:`LimitExceeded` beyond 4 MiB or 64 levels, :class:`OciError` for anything that is not JSON, for
-    an object with one key twice (which tools read differently) and for numbers JSON does not have.
+    Raises :class:`LimitExceeded` beyond 4 MiB, 64 levels and the limits that all JSON has here, and
+    :class:`OciError` for whatever else :func:`cfstools.strictjson.parse_json` refuses.
     """
-    if len(data) > MAX_JSON:
-        raise LimitExceeded(f"a JSON text of {len(data)} bytes is larger than {MAX_JSON}")
-    _check_nesting(data)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_members, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise OciError(f"not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise OciError(f"not JSON: {error}") from error
-
-
-def _check_nesting(data: bytes) -> None:
-    depth = 0
-    for token in _TOKEN.finditer(data):
-        first = token.group()[:1]
-        if first in b"[{":
-            depth += 1
-            if depth > MAX_NESTING:
-                raise LimitExceeded(f"JSON nested deeper than {MAX_NESTING}")
-        elif first in b"]}":
-            depth -= 1
-
-
-def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        keys = sorted(key for key, _ in pairs)
-        twice = next(key for key, after in pairwise(keys) if key == after)
-        raise OciError(f"the key {quoted(twice)} stands twice in one object")
-    return members
-
-
-def _no_constant(name: str) -> Never:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def quoted(text: str) -> str:
-    """Text from outside as part of one line, cut where it would drown the message."""
-    return ascii(text if len(text) <= 150 else text[:147] + "...")
+        return strictjson.parse_json(data, _LIMITS)
+    except strictjson.NotJson as error:
+        raise OciError(error.what) from error
 
 
 class Fields:

@@ -82,13 +82,23 @@ def _images_of(dumps: list[bytes]) -> list[bytes]:
     return [image for image in made if len(image) <= _LARGEST]
 
 
+# Each goes on for as long as a limit of the reader of JSON allows, or a little longer.
+_JSON = [
+    b'{"a":"' + b'\\"' * 4000,
+    b'{"a":' * 31 + b"1" + b"}" * 31,
+    b'{"a":[' + b"[]," * 4000 + b"0]}",
+    b'{"a":' + b"9" * 257 + b"}",
+    b'{"a":1e400,"a":NaN}',
+]
+
+
 def _envelopes() -> list[bytes]:
     statement = make_statement(b"a", ImageDigests(size=4096, sha256=bytes(32), fsverity=bytes(32)), "v1-sha256-12")
     one = sign_envelope(statement, [Trusting()])
     several = json.loads(one)
     several["signatures"] = [*several["signatures"] * 2, {"keyid": "cd" * 32, "sig": "AAAA"}, {"sig": "AAAA"}]
     empty = {"payloadType": "application/vnd.in-toto+json", "payload": "e30=", "signatures": []}
-    return [one, *(json.dumps(other).encode() for other in (several, empty))]
+    return [one, *(json.dumps(other).encode() for other in (several, empty)), *_JSON]
 
 
 def _documents() -> list[bytes]:
@@ -96,7 +106,7 @@ def _documents() -> list[bytes]:
     one = layout.manifest([making.hello()], compression="+gzip", platform={"architecture": "arm64", "os": "linux"})
     two = layout.manifest([making.hello()], annotations={"a": "b"})
     files = layout.tag(layout.index([one, two]), "latest").files()
-    return [data for data in files.values() if data[:1] == b"{"]
+    return [*(data for data in files.values() if data[:1] == b"{"), *_JSON]
 
 
 def _tars() -> list[bytes]:

@@ -139,7 +139,7 @@ def test_both_alphabets(ed25519: PrivateKey) -> None:
     ("envelope", "what"),
     [
         (b"", "envelope: not JSON"),
-        (b" " * (2**20 + 1), "at most 1048576"),
+        (b" " * (2**20 + 1), "larger than 1048576"),
         (changed(payloadType="application/json"), "payloadType is 'application/json', not application/vnd"),
         (changed(payloadType="application/vnd.in-toto+json "), "payloadType is 'application/vnd.in-toto.json ', not"),
         (changed(payloadType=None), "payloadType is missing"),

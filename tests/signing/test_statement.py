@@ -147,7 +147,7 @@ def test_a_name_is_not_needed() -> None:
         (changed(predicate={"size": True, "formatVersion": "v1"}), "size is not"),
         (changed(predicate={"size": 1.0, "formatVersion": "v1"}), "size is not"),
         (changed(predicate={"size": 2**63, "formatVersion": "v1"}), "size is not"),
-        (b" " * 70000, "at most 65536"),
+        (b" " * 70000, "larger than 65536"),
     ],
 )
 def test_what_is_no_statement_of_ours(payload: bytes, what: str) -> None:

@@ -154,4 +154,4 @@ def test_a_payload_that_appears_twice() -> None:
     doubled = BESIDE.replace(b'"payloadType"', b'"payload":"' + other + b'","payloadType"', 1)
     report = verify(IMAGE, doubled)
     assert report.state is Verdict.MISMATCH
-    assert "appears twice" in report.problems[0]
+    assert "stands twice" in report.problems[0]
