@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
+from cfstools.oci.aclmembers import AclSettler
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import DecompressionLimits, TarLimits
 from cfstools.oci.compression import Compression, open_compressed
@@ -41,10 +42,15 @@ class LayerReport(Report):
 
 
 class LayerOptions(Value):
-    """How members become inodes: attributes kept, limits held to, and whether symbolic links are 0777 as on disk."""
+    """How members become inodes: attributes kept, limits held to, and whether symbolic links are 0777 as on disk.
+
+    With ``safe_modes`` an inode whose access control list is not kept gets permissions that give nobody more than the
+    list did; else it keeps the mode of its header, whose group bits are the list's mask.
+    """
 
     xattrs: XattrKeeper
     symlink_mode: int | None = None
+    safe_modes: bool = False
     tar_limits: TarLimits
     decompression_limits: DecompressionLimits
     skip_unknown: bool = False
@@ -152,6 +158,7 @@ class _Members:
         self._content = content
         self._on_warning = on_warning
         self._require_end = require_end
+        self._acls = AclSettler(options.xattrs.keeps, self._warn, safe_modes=options.safe_modes)
 
     def stage(self, read: Read) -> int:
         """Stage every member of the tar archive; the result is how many there are."""
@@ -167,6 +174,8 @@ class _Members:
         count = 0
         for member in reader:
             count += 1
+            if member.acls is not None or member.xattrs:
+                self._acls.settle(member)
             if member.type is file_type:
                 inode = RegularFile(
                     mode=0o100000 | member.mode,

@@ -19,7 +19,7 @@ class XattrKeeper:
 
     def keep(self, xattrs: Xattrs) -> Xattrs:
         """What is kept of one inode's attributes."""
-        kept = tuple(sorted(item for item in xattrs.items() if self._wants(item[0])))
+        kept = tuple(sorted(item for item in xattrs.items() if self.keeps(item[0])))
         if not kept:
             return NO_XATTRS
         shared = self._shared.get(kept)
@@ -27,7 +27,8 @@ class XattrKeeper:
             shared = self._shared[kept] = MappingProxyType(dict(kept))
         return shared
 
-    def _wants(self, key: bytes) -> bool:
+    def keeps(self, key: bytes) -> bool:
+        """Whether the attribute of that name is kept."""
         return self._all or key == b"security.capability" or (self._user and key.startswith(b"user."))
 
 

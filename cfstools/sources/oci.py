@@ -127,6 +127,7 @@ class _Reading:
         self._layer_options = LayerOptions(
             xattrs=XattrKeeper(options.kept_xattrs),
             symlink_mode=_DISK_SYMLINK_MODE if self._plain else None,
+            safe_modes=self._plain,
             tar_limits=options.tar_limits,
             decompression_limits=options.decompression_limits,
             skip_unknown=options.skip_unknown,

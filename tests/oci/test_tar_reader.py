@@ -83,11 +83,13 @@ def test_a_long_name_and_a_record_may_agree() -> None:
     assert "disagree" in error(pax((b"linkpath", b"x")) + gnu_long(b"K", b"y") + header(kind=b"2", link=b"z"))
 
 
-def test_empty_records_leave_what_the_header_says() -> None:
-    data = pax((b"path", b""), (b"size", b""), (b"mtime", b""), (b"uid", b"")) + file(b"kept", b"abc")
-    member = one(data)
-    assert (member.name, member.size, member.mtime_sec) == (b"kept", 3, 1)
-    assert one(gnu_long(b"L", b"\0") + header(b"kept")).name == b"kept"
+@pytest.mark.parametrize("key", ["path", "linkpath", "size", "uid", "gid", "mtime", "SCHILY.devminor"])
+def test_records_without_a_value_are_errors(key: str) -> None:
+    # Of path and size: nothing and zero for Python, the header's for Go; GNU tar refuses some.
+    assert f"PAX record {key} is empty" in error(pax((key.encode(), b"")) + file(b"kept", b"abc"))
+    assert one(pax((b"atime", b""), (b"comment", b"")) + header(b"kept")).name == b"kept"
+    assert "a GNU long name is empty" in error(gnu_long(b"L", b"\0") + header(b"kept"))
+    assert "a GNU long link is empty" in error(gnu_long(b"K", b"") + header(b"kept"))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_an_extended_header_needs_its_member(extension: bytes) -> None:
 
 
 def test_a_global_header_may_stand_alone_or_repeat() -> None:
-    some = pax((b"comment", b"x"), (b"path", b"y"), kind=b"g")
+    some = pax((b"comment", b"x"), (b"atime", b"5"), kind=b"g")
     assert read(some + END) == []
     data = header(b"a") + some + some + pax((b"path", b"c")) + header(b"b")
     assert [(member.name, member.offset) for member, _ in read(data + END)] == [(b"a", 0), (b"c", 512 + 4 * 512)]
@@ -336,7 +338,7 @@ def test_attributes_of_all_writers() -> None:
             (b"SCHILY.xattr.user.a=b", b"only up to the first equals sign"),
             (b"SCHILY.xattr.user.empty", b""),
             (b"SCHILY.xattr.user.both", value),
-            (b"LIBARCHIVE.xattr.user.both", b"AAAA"),
+            (b"LIBARCHIVE.xattr.user.both", encoded),
             (b"LIBARCHIVE.xattr.user.%20sp%61ce", encoded),
             (b"LIBARCHIVE.xattr.user.pad", b"YQ=="),
             (b"RHT.security.selinux", b"system_u:object_r:bin_t:s0"),
@@ -354,9 +356,122 @@ def test_attributes_of_all_writers() -> None:
     }
 
 
-def test_a_plain_attribute_goes_before_the_selinux_record() -> None:
-    member = one(pax((b"RHT.security.selinux", b"b\0"), (b"SCHILY.xattr.security.selinux", b"a\0")) + header())
+@pytest.mark.parametrize(
+    "records",
+    [
+        ((b"RHT.security.selinux", b"b\0"), (b"SCHILY.xattr.security.selinux", b"a\0")),
+        ((b"SCHILY.xattr.user.x", b"abc"), (b"LIBARCHIVE.xattr.user.x", b"AAAA")),
+        ((b"LIBARCHIVE.xattr.user.%61", b"AAAA"), (b"LIBARCHIVE.xattr.user.a", b"AAAB")),
+        ((b"SCHILY.xattr.user.a%3Db", b"1"), (b"LIBARCHIVE.xattr.user.a%3db", b"AAAA")),
+    ],
+)
+def test_two_records_of_an_attribute_must_agree(records: tuple[tuple[bytes, bytes], ...]) -> None:
+    assert "disagree" in error(pax(*records) + header())
+
+
+def test_the_label_of_a_file_in_two_records() -> None:
+    member = one(pax((b"RHT.security.selinux", b"a"), (b"SCHILY.xattr.security.selinux", b"a\0")) + header())
     assert member.xattrs == {b"security.selinux": b"a\0"}
+
+
+@pytest.mark.parametrize(
+    ("records", "name"),
+    [
+        ([(b"SCHILY.xattr.user.a%3Db%25%41%3d", b"v")], b"user.a=b%%41%3d"),  # GNU tar encodes only these two
+        ([(b"SCHILY.xattr.user.a%3Db%20", b"v"), (b"LIBARCHIVE.xattr.user.a%3Db%20", b"dg")], b"user.a=b "),
+        ([(b"SCHILY.xattr.user.a%3Db", b"v"), (b"LIBARCHIVE.xattr.user.a%253Db", b"dg")], b"user.a%3Db"),
+    ],
+    ids=["GNU tar", "libarchive 3.6", "libarchive that encodes one only"],
+)
+def test_attribute_names_are_decoded_as_their_writer_means_them(
+    records: list[tuple[bytes, bytes]], name: bytes
+) -> None:
+    warnings: list[TarWarning] = []
+    ((member, _),) = read(pax(*records) + header() + END, warnings=warnings)
+    assert member.xattrs == {name: b"v"}
+    assert len(warnings) == (name != b"user.a%3Db")
+
+
+def test_two_attributes_cannot_become_one() -> None:
+    records = [(b"SCHILY.xattr.user.a%3Db", b"v"), (b"SCHILY.xattr.user.a%253Db", b"w")]
+    for ordered in (records, records[::-1]):
+        assert one(pax(*ordered) + header()).xattrs == {b"user.a=b": b"v", b"user.a%3Db": b"w"}
+    same = (b"LIBARCHIVE.xattr.user.%61%3Db", b"dg")
+    assert one(pax(records[0], same) + header()).xattrs == {b"user.a=b": b"v"}
+
+
+SPARSE = [(b"GNU.sparse.map", b"0,3"), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.size", b"9")]
+HARMLESS = ["comment", "atime", "ctime", "charset", "hdrcharset", "uname", "gname", "GNU.volume.label", "made.up"]
+HARMLESS += ["SCHILY.release", "SCHILY.fflags", "SCHILY.dev", "MSWINDOWS.rawsd", "LIBARCHIVE.creationtime"]
+GLOBALS = ["path", "linkpath", "size", "uid", "gid", "mtime", "SCHILY.xattr.user.a", "LIBARCHIVE.xattr.user.a"]
+GLOBALS += ["RHT.security.selinux", "SCHILY.acl.access", "SCHILY.acl.default", "SCHILY.acl.ace", "SCHILY.realsize"]
+GLOBALS += ["SCHILY.devmajor", "SCHILY.filetype", "SUN.holesdata", "GNU.sparse.major", "GNU.sparse.name"]
+GLOBALS += ["GNU.sparse.size", "GNU.sparse.map", "GNU.volume.offset", "GNU.volume.size"]
+
+
+@pytest.mark.parametrize("key", GLOBALS)
+@pytest.mark.parametrize("value", [b"1", b""])
+def test_global_records_that_change_members_are_errors(key: str, value: bytes) -> None:
+    data = header(b"a") + pax((b"comment", b"x"), (key.encode(), value), kind=b"g") + header(b"b")
+    assert f"offset 0x200/512: PAX record {key} in a global header" in error(data)
+
+
+@pytest.mark.parametrize(
+    "key",
+    HARMLESS,
+)
+def test_global_records_that_change_nothing_are_accepted(key: str) -> None:
+    assert one(pax((key.encode(), b"x"), kind=b"g") + header(b"b")).name == b"b"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [(b"SUN.holesdata", b" 0 3")],
+        [(b"SCHILY.filetype", b"sparse")],
+        [(b"GNU.volume.offset", b"512"), (b"GNU.volume.size", b"3"), (b"GNU.volume.filename", b"f")],
+        [(b"SCHILY.realsize", b"9")],
+        [*SPARSE, (b"GNU.sparse.realsize", b"10")],
+        [*SPARSE, (b"SCHILY.realsize", b"3")],
+    ],
+)
+def test_sizes_that_only_some_readers_see_are_errors(records: list[tuple[bytes, bytes]]) -> None:
+    assert "offset" in error(pax(*records) + file(b"f", b"abc"))
+    assert one(pax((b"SCHILY.realsize", b"3"), (b"SCHILY.filetype", b"regular")) + file(b"f", b"abc")).size == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (header(b"f", magic=V7, prefix=b"p"), "some tools see another name or size"),
+        (header(b"f", magic=GNU, prefix=b"p"), "some tools see another name or size"),
+        (header(b"f", prefix=b"p" * 140, tail=b"tar\0"), "some tools see another name or size"),
+        (gnu_long(b"L", b"g") + header(b"f"), "not for all tools"),
+        (header(b"f/"), "some tools make a directory of it"),
+        (header(b"f/", b"1", link=b"t"), "some tools make a directory of it"),
+        (pax((b"path", b"f/")) + header(b"f"), "some tools make a directory of it"),
+        (pax((b"SCHILY.devmajor", b"9")) + header(b"f", b"3"), "some tools do not read it"),
+        (pax((b"SCHILY.xattr.user.%3D", b"9")) + header(b"f", b"3"), "some tools do not decode it"),
+    ],
+)
+def test_what_other_readers_see_differently_is_said(data: bytes, what: str) -> None:
+    warnings: list[TarWarning] = []
+    read(data + END, warnings=warnings)
+    assert [warning.what.endswith(what) for warning in warnings] == [True]
+
+
+def test_usual_names_and_numbers_are_no_reason_for_warnings() -> None:
+    warnings: list[TarWarning] = []
+    blocks = [
+        header(b"f", prefix=b"p"),
+        header(b"g", prefix=b"p" * 100, tail=b"tar\0"),
+        header(b"h", magic=GNU, prefix=octal(5, 12) + octal(6, 12)),
+        header(b"d/", b"5"),
+        header(b"o/", b"\0"),
+        pax((b"SCHILY.devmajor", b"1")) + header(b"f", b"3", major=octal(1, 8)),
+    ]
+    read(b"".join(blocks) + END, warnings=warnings)
+    assert warnings == []
 
 
 @pytest.mark.parametrize(

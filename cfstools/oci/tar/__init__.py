@@ -2,6 +2,7 @@
 
 from cfstools.oci.tar.layout import MemberType
 from cfstools.oci.tar.member import Member, SparseMap, TarWarning
-from cfstools.oci.tar.reader import Chunk, TarReader
+from cfstools.oci.tar.reader import TarReader
+from cfstools.oci.tar.stream import Chunk
 
 __all__ = ["Chunk", "Member", "MemberType", "SparseMap", "TarReader", "TarWarning"]

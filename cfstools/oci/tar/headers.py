@@ -12,6 +12,8 @@ from cfstools.oci.tar.pax import Extension
 # The fields of layout.Header; making the named tuple would cost as much as the whole split.
 RawHeader = tuple[bytes, ...]
 
+_MAJOR_MAX = 0xFFF
+_MINOR_MAX = 0xFFFFF
 LINKS = frozenset((MemberType.HARDLINK, MemberType.SYMLINK))
 
 
@@ -31,6 +33,20 @@ def apply(extension: Extension, member: Member) -> None:
         member.mtime_sec, member.mtime_nsec = extension.mtime
     if extension.xattrs:
         member.xattrs = extension.xattrs
+    if extension.acls:
+        member.acls = extension.acls
+
+
+def odd_name(name: bytes, whole: bytes, header: RawHeader) -> bool:
+    """Whether the prefix field holds what some readers take for something else; *whole* is *name* with its prefix."""
+    typeflag, magic, prefix, tail = header[7], header[9], header[12], header[13]
+    if magic.startswith(layout.MAGIC_USTAR):
+        # Few readers know that the prefix of star ends before the field does.
+        return tail.endswith(layout.TAIL_STAR) and prefix[layout.STAR_PREFIX - 1] != 0
+    if magic != layout.MAGIC_GNU:
+        return True
+    # Times, as GNU tar writes them for incremental archives; behind them are the maps of sparse files.
+    return typeflag != layout.OLD_SPARSE and (whole != name or bool(prefix[layout.GNU_TIMES :].strip(b"\0")))
 
 
 def prefixed(name: bytes, magic: bytes, prefix: bytes, tail: bytes) -> bytes:
@@ -52,6 +68,28 @@ def _has_gnu_times(prefix: bytes) -> bool:
     except ValueError:
         return prefix[0] > 0x7F
     return True
+
+
+def device_number(header: RawHeader) -> tuple[int, int]:
+    """Major and minor number of a device; the oldest format has no such fields."""
+    try:
+        stated = (parse_number(header[10]), parse_number(header[11])) if header[9].startswith(b"ustar") else (0, 0)
+    except ValueError:
+        raise TarError("the device number is damaged") from None
+    return _checked(*stated)
+
+
+def device_of(extension: Extension, number: tuple[int, int]) -> tuple[int, int]:
+    """The same with what PAX records say instead."""
+    major = number[0] if extension.devmajor is None else extension.devmajor
+    minor = number[1] if extension.devminor is None else extension.devminor
+    return _checked(major, minor)
+
+
+def _checked(major: int, minor: int) -> tuple[int, int]:
+    if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX):
+        raise TarError(f"device number {major}:{minor} is out of range")
+    return major, minor
 
 
 def bad_number(header: RawHeader) -> TarError:

@@ -40,6 +40,8 @@ MAGIC_USTAR = b"ustar\0"  # POSIX; the version that follows is not looked at
 MAGIC_GNU = b"ustar  \0"
 TAIL_STAR = b"tar\0"  # in the last four bytes: the prefix is 131 bytes, then access and change time
 STAR_PREFIX = 131
+NO_PREFIX = bytes(155)
+GNU_TIMES = 24  # access and change time at the start of the field
 
 # Old GNU sparse files: four pairs of 12-byte numbers in the header block, 21 in each block that follows.
 SPARSE_PAIR = 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ class Member:
 
     ``name`` and ``linkname`` are the bytes of the archive, not normalised. ``mode`` has permission bits only
     (07777). ``size`` is the size of the expanded contents, 0 for all but files. ``mtime_sec`` is signed,
-    ``mtime_nsec`` counts up from it. ``offset`` is where the first header of the member begins.
+    ``mtime_nsec`` counts up from it. ``offset`` is where the first header of the member begins. ``acls`` are the
+    access control lists that stand in records of their own, as text, by ``access``, ``default`` or ``ace``.
     """
 
     name: bytes
@@ -46,6 +48,7 @@ class Member:
     xattrs: Xattrs
     offset: int
     sparse: SparseMap | None
+    acls: Mapping[bytes, bytes] | None = None
 
 
 def label(name: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -15,6 +16,9 @@ from cfstools.oci.tar.numbers import parse_decimal, parse_time
 _SCHILY = b"SCHILY.xattr."
 _LIBARCHIVE = b"LIBARCHIVE.xattr."
 _SPARSE = b"GNU.sparse."
+_ACL = b"SCHILY.acl."
+_SELINUX_RECORD = b"RHT.security.selinux"
+_ESCAPED = re.compile(rb"%3D|%25")
 _SELINUX = b"security.selinux"
 _LENGTH_DIGITS = 10
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -34,6 +38,9 @@ class Extension:
     mtime: tuple[int, int] | None = None
     devmajor: int | None = None
     devminor: int | None = None
+    real_size: int | None = None  # SCHILY.realsize
+    acls: dict[bytes, bytes] = field(default_factory=dict)  # SCHILY.acl.* without the prefix, as text
+    notes: list[str] = field(default_factory=list)  # what other readers see differently
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     sparse: dict[bytes, bytes] = field(default_factory=dict)  # GNU.sparse.* without the prefix
     sparse_list: list[bytes] = field(default_factory=list)  # version 0.0: offset, length, offset, …
@@ -73,32 +80,55 @@ def parse_records(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def interpret(records: list[tuple[bytes, bytes]], limits: TarLimits) -> Extension:
-    """What *records* say about a member. The last of equal keys holds; an empty value leaves the header's.
+    """What *records* say about a member. The last of equal keys holds.
 
-    Attributes come from ``SCHILY.xattr.``, then ``LIBARCHIVE.xattr.``, then ``RHT.security.selinux``. Raises
-    :class:`TarError`.
+    Attributes come from ``SCHILY.xattr.``, ``LIBARCHIVE.xattr.`` and ``RHT.security.selinux``. Raises
+    :class:`TarError` for what cannot be, for what readers understand in different ways, and for keys that say where
+    contents are in ways not known here.
     """
     result = Extension()
     encoded: dict[bytes, bytes] = {}
     context = b""
     for key, value in records:
-        if key.startswith(_SCHILY):
+        if key in _PLAIN:
+            _take_plain(result, key, value)
+        elif key.startswith(_SCHILY):
             result.xattrs[key[len(_SCHILY) :]] = value
         elif key.startswith(_LIBARCHIVE):
             encoded[key[len(_LIBARCHIVE) :]] = value
         elif key.startswith(_SPARSE):
             _take_sparse(result, key[len(_SPARSE) :], value)
-        elif key == b"RHT.security.selinux":
+        elif key == _SELINUX_RECORD:
             context = value
-        elif value and key in _PLAIN:
-            _take_plain(result, key, value)
-    if encoded:
-        _add_libarchive(result.xattrs, encoded)
-    if context and _SELINUX not in result.xattrs:
-        # The record carries the text; the attribute on disk ends in a NUL (libselinux writes it so).
-        result.xattrs[_SELINUX] = context.removesuffix(b"\0") + b"\0"
+        else:
+            _take_rare(result, key, value)
+    if any(b"%" in name for name in result.xattrs):
+        _decode_names(result, encoded)
+    _add_libarchive(result.xattrs, encoded)
+    if context:
+        _add_selinux(result.xattrs, context)
     _check_xattrs(result.xattrs, limits)
     return result
+
+
+def _take_rare(result: Extension, key: bytes, value: bytes) -> None:
+    if key.startswith(_ACL) and value:
+        result.acls[key[len(_ACL) :]] = value
+    elif key in _REFUSED or (key, value) == (b"SCHILY.filetype", b"sparse"):
+        raise TarError(f"PAX record {label(key)} says that the contents are elsewhere: not supported")
+
+
+def check_global(records: list[tuple[bytes, bytes]]) -> None:
+    """Raise :class:`TarError` for a global record that would change a member.
+
+    GNU tar and Python apply those, Go and libarchive do not; so what the archive holds would depend on the reader.
+    """
+    for key, _ in records:
+        if key in _PLAIN or key in _REFUSED or key in _CHANGING or key.startswith(_CHANGING_PREFIXES):
+            raise TarError(
+                f"PAX record {label(key)} in a global header: some readers apply it to all members, some to none",
+                hint="write the archive without it; a comment, as git archive writes it, may stay",
+            )
 
 
 _PLAIN = {
@@ -110,11 +140,43 @@ _PLAIN = {
     b"mtime": "mtime",
     b"SCHILY.devmajor": "devmajor",
     b"SCHILY.devminor": "devminor",
+    b"SUN.devmajor": "devmajor",
+    b"SUN.devminor": "devminor",
+    b"SCHILY.realsize": "real_size",
 }
+# Solaris' sparse files, and the parts of files that GNU tar splits over several volumes.
+_REFUSED = frozenset((b"SUN.holesdata", b"GNU.volume.filename", b"GNU.volume.size", b"GNU.volume.offset"))
+_CHANGING = frozenset((_SELINUX_RECORD, b"SCHILY.filetype"))
+_CHANGING_PREFIXES = (_SCHILY, _LIBARCHIVE, _SPARSE, _ACL)
+
+
+def _decode_names(result: Extension, encoded: Collection[bytes]) -> None:
+    """Decode names of attributes, in which GNU tar writes ``=`` as ``%3D`` and ``%`` as ``%25``.
+
+    libarchive writes each attribute once more in its own way, under a name *encoded* in full; the first one may be
+    encoded like it or, of old versions, not at all.
+    """
+    plain = set(map(unquote_to_bytes, encoded))
+    decoded: dict[bytes, bytes] = {}
+    for name, value in result.xattrs.items():
+        known = name
+        if name in encoded:
+            known = unquote_to_bytes(name)
+        elif name not in plain:
+            known = _ESCAPED.sub(lambda found: b"=" if found[0] == b"%3D" else b"%", name)
+        if known != name:
+            text = f"extended attribute {label(name)} is read as {label(known)}: some tools do not decode it"
+            result.notes.append(text)
+        if decoded.setdefault(known, value) != value:
+            raise TarError(f"two records of extended attribute {label(known)} disagree")
+    result.xattrs = decoded
 
 
 def _take_plain(result: Extension, key: bytes, value: bytes) -> None:
     attribute = _PLAIN[key]
+    if not value:
+        # For some readers that is nothing, for some the header's value, for some zero.
+        raise TarError(f"PAX record {label(key)} is empty")
     try:
         if key in _TEXT_KEYS:
             setattr(result, attribute, value)
@@ -136,13 +198,22 @@ def _take_sparse(result: Extension, key: bytes, value: bytes) -> None:
 
 
 def _add_libarchive(xattrs: dict[bytes, bytes], encoded: dict[bytes, bytes]) -> None:
-    """Decode names (``%XX``) and values (base64, padding optional) of attributes not known yet."""
+    """Decode names (``%XX``) and values (base64, padding optional); bsdtar writes each attribute in both ways."""
     for raw_name, raw_value in encoded.items():
         name = unquote_to_bytes(raw_name)
         stripped = raw_value.rstrip(b"=")
         if not _BASE64.fullmatch(raw_value) or len(stripped) % 4 == 1:
             raise TarError(f"LIBARCHIVE.xattr.{label(raw_name)} is not base64")
-        xattrs.setdefault(name, binascii.a2b_base64(stripped + b"=" * (-len(stripped) % 4)))
+        value = binascii.a2b_base64(stripped + b"=" * (-len(stripped) % 4))
+        if xattrs.setdefault(name, value) != value:
+            raise TarError(f"two records of extended attribute {label(name)} disagree")
+
+
+def _add_selinux(xattrs: dict[bytes, bytes], context: bytes) -> None:
+    """The record carries the text; the attribute on disk ends in a NUL (libselinux writes it so)."""
+    context = context.removesuffix(b"\0") + b"\0"
+    if xattrs.setdefault(_SELINUX, context).removesuffix(b"\0") + b"\0" != context:
+        raise TarError("RHT.security.selinux and another record of security.selinux disagree")
 
 
 def _check_xattrs(xattrs: dict[bytes, bytes], limits: TarLimits) -> None:

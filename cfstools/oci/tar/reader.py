@@ -9,21 +9,17 @@ from cfstools.errors import TarError, UsageError
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import TarLimits
 from cfstools.oci.tar import layout, sparse
-from cfstools.oci.tar.headers import LINKS, RawHeader, apply, bad_number, prefixed
-from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER, ZERO_BLOCK, Header, MemberType
+from cfstools.oci.tar.headers import LINKS, RawHeader, apply, bad_number, device_number, device_of, odd_name, prefixed
+from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER, NO_PREFIX, ZERO_BLOCK, MemberType
 from cfstools.oci.tar.member import Member, SparseMap, TarWarning, label
 from cfstools.oci.tar.numbers import cached_number, checksum_holds, parse_number
-from cfstools.oci.tar.pax import Extension, interpret, parse_records
-from cfstools.oci.tar.stream import READ_SIZE, Stream
+from cfstools.oci.tar.pax import Extension, check_global, interpret, parse_records
+from cfstools.oci.tar.stream import Chunk, Stream, hole
 from cfstools.tree.model import NO_XATTRS
 
-Chunk = bytes | memoryview
-
-_ZEROS = bytes(READ_SIZE)
 _CUT_HINT = "check where it comes from; a complete archive ends with 1024 zero bytes"
 _UINT32_MAX = 0xFFFFFFFF
-_MAJOR_MAX = 0xFFF
-_MINOR_MAX = 0xFFFFF
+_SLASHED = frozenset((MemberType.FILE, MemberType.HARDLINK))
 _DEVICES = frozenset((MemberType.CHAR, MemberType.BLOCK))
 _EXTENSION_NAMES = {
     layout.PAX_LOCAL: "PAX extended header",
@@ -164,11 +160,11 @@ class TarReader(Stream):
         return header
 
     def _member(self, header: RawHeader, kind: MemberType, extension: Extension | None, first: int) -> Member:
-        name, mode, uid, gid, size, mtime, _, typeflag, linkname, magic, _, _, prefix, tail = header
+        name, mode, uid, gid, size, mtime, _, typeflag, linkname, _, _, _, prefix, _ = header
         name = name.partition(b"\0")[0]
-        if prefix[0]:
-            name = prefixed(name, magic, prefix, tail)
         self._name = name
+        if prefix != NO_PREFIX:
+            name = self._prefixed(header)
         try:
             digits = size[:11]
             member = Member(
@@ -192,14 +188,17 @@ class TarReader(Stream):
         if extension is not None:
             apply(extension, member)
             self._name = member.name
+            self._warn_all(extension.notes)
         self._check_numbers(member)
-        if typeflag == layout.OLD_FILE and member.name.endswith(b"/"):
-            member.type = MemberType.DIR
+        if member.name.endswith(b"/") and kind in _SLASHED:
+            self._slash(member, typeflag)
         if member.type is MemberType.FILE:
             self._left = member.size
             self._padding = -member.size % BLOCK
             if typeflag == layout.OLD_SPARSE or (extension is not None and extension.is_sparse):
                 self._sparse(member, typeflag, extension)
+            if extension is not None and extension.real_size not in {None, member.size}:
+                raise TarError(f"SCHILY.realsize says {extension.real_size} bytes, the file has {member.size}")
         else:
             self._without_contents(member, header, extension)
         if extension is not None or not name or len(name) > self._limits.component:
@@ -207,6 +206,22 @@ class TarReader(Stream):
         return member
 
     # Names and numbers that are not plain
+
+    def _prefixed(self, header: RawHeader) -> bytes:
+        """The name of a header that splits it in two."""
+        assert self._name is not None
+        short, self._name = self._name, prefixed(self._name, header[9], header[12], header[13])
+        if odd_name(short, self._name, header):
+            self._warn("the header holds something in place of a prefix: some tools see another name or size")
+        return self._name
+
+    def _slash(self, member: Member, typeflag: bytes) -> None:
+        """A file whose name ends in a slash: a directory for the oldest tar, and for some readers always."""
+        if typeflag == layout.OLD_FILE:
+            member.type = MemberType.DIR
+        else:
+            word = member.type.name.lower()
+            self._warn(f"a {word} whose name ends in a slash is read as a {word}: some tools make a directory of it")
 
     def _check_numbers(self, member: Member) -> None:
         if not (0 <= member.uid <= _UINT32_MAX and 0 <= member.gid <= _UINT32_MAX):
@@ -234,7 +249,10 @@ class TarReader(Stream):
                 allowed = f"allowed are 1 to {self._limits.symlink}"
                 raise TarError(f"the link target has {len(member.linkname)} bytes, {allowed}")
         elif kind in _DEVICES:
-            member.devmajor, member.devminor = self._device(Header._make(header), extension)
+            member.devmajor, member.devminor = number = device_number(header)
+            if extension is not None and (found := device_of(extension, number)) != number:
+                member.devmajor, member.devminor = found
+                self._warn(f"a PAX record makes device number {number} {found}: some tools do not read it")
 
     def _check_path(self, path: bytes, what: str) -> None:
         limits = self._limits
@@ -244,20 +262,6 @@ class TarReader(Stream):
             raise TarError(f"the {what} has {len(path)} bytes, allowed are {limits.path}")
         if len(path) > limits.component and max(map(len, path.split(b"/"))) > limits.component:
             raise TarError(f"a component of the {what} is longer than {limits.component} bytes")
-
-    def _device(self, header: Header, extension: Extension | None) -> tuple[int, int]:
-        major = minor = 0
-        try:
-            if header.magic.startswith(b"ustar"):  # the oldest format has no such fields
-                major, minor = parse_number(header.devmajor), parse_number(header.devminor)
-        except ValueError:
-            raise TarError("the device number is damaged") from None
-        if extension is not None:
-            major = major if extension.devmajor is None else extension.devmajor
-            minor = minor if extension.devminor is None else extension.devminor
-        if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX):
-            raise TarError(f"device number {major}:{minor} is out of range")
-        return major, minor
 
     def _sparse(self, member: Member, typeflag: bytes, extension: Extension | None) -> None:
         """Read the map of a sparse file; the member gets its expanded size and its real name."""
@@ -313,7 +317,7 @@ class TarReader(Stream):
     def _extensions(self, header: RawHeader) -> tuple[Extension | None, RawHeader | None, int]:
         """Read extended headers up to the member's own: what they say, that header, the first one's offset.
 
-        Global headers are checked and not applied: they describe the archive, not its members.
+        Global headers are not applied, and may hold nothing that would change a member where they are.
         """
         seen: dict[bytes, bytes] = {}
         first = self._offset
@@ -327,7 +331,7 @@ class TarReader(Stream):
             elif seen:
                 raise TarError("a PAX global header stands between an extended header and its member")
             else:
-                parse_records(data)
+                check_global(parse_records(data))
             following = self._header()
             if following is None:
                 if seen:
@@ -338,7 +342,7 @@ class TarReader(Stream):
             if typeflag == layout.PAX_GLOBAL:
                 first = self._offset
             if header[7] not in layout.EXTENSIONS:
-                return (self._merge(seen) if seen else None), header, first
+                return (self._merge(seen, header) if seen else None), header, first
 
     def _extension_data(self, header: RawHeader) -> bytes:
         size = self._size(header)
@@ -352,7 +356,7 @@ class TarReader(Stream):
         self._at += padded
         return data
 
-    def _merge(self, seen: dict[bytes, bytes]) -> Extension:
+    def _merge(self, seen: dict[bytes, bytes], header: RawHeader) -> Extension:
         records = seen.get(layout.PAX_LOCAL)
         result = interpret(parse_records(records), self._limits) if records is not None else Extension()
         for typeflag, known in ((layout.GNU_LONG_NAME, result.path), (layout.GNU_LONG_LINK, result.linkpath)):
@@ -363,10 +367,16 @@ class TarReader(Stream):
                 raise TarError(f"a {_EXTENSION_NAMES[typeflag]} holds a NUL")
             if known is not None and known != text:
                 raise TarError(f"a {_EXTENSION_NAMES[typeflag]} and a PAX record disagree")
+            if not text:
+                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} is empty")
             if typeflag == layout.GNU_LONG_NAME:
-                result.path = text or None
+                result.path = text
             else:
-                result.linkpath = text or None
+                result.linkpath = text
+            if header[9] != layout.MAGIC_GNU:
+                result.notes.append(
+                    f"a {_EXTENSION_NAMES[typeflag]} before a header of another format: not for all tools"
+                )
         return result
 
     # Contents
@@ -400,10 +410,10 @@ class TarReader(Stream):
     def _expanded(self, found: SparseMap) -> Iterator[Chunk]:
         end = 0
         for offset, length in found.extents:
-            yield from _hole(offset - end)
+            yield from hole(offset - end)
             yield from self._packed(length)
             end = offset + length
-        yield from _hole(found.size - end)
+        yield from hole(found.size - end)
 
     def _skip(self) -> None:
         """Pass over the rest of the current member's contents and padding."""
@@ -475,15 +485,12 @@ class TarReader(Stream):
         if self._on_warning is not None:
             self._on_warning(TarWarning(self._where(), what))
 
+    def _warn_all(self, notes: list[str]) -> None:
+        for note in notes:
+            self._warn(note)
+
     def _broken(self, error: TarError) -> TarError:
         if error.where is None:
             error.where = self._where()
         self._error = error
         return error
-
-
-def _hole(count: int) -> Iterator[Chunk]:
-    while count > 0:
-        step = min(count, READ_SIZE)
-        yield _ZEROS if step == READ_SIZE else memoryview(_ZEROS)[:step]
-        count -= step

@@ -60,7 +60,10 @@ def pax_version(extension: Extension) -> int | None:
 
 def real_size(extension: Extension) -> int:
     """Size of the expanded file: ``GNU.sparse.size`` (0.0, 0.1) or ``GNU.sparse.realsize`` (1.0)."""
-    text = extension.sparse.get(b"size") or extension.sparse.get(b"realsize")
+    texts = [extension.sparse[key] for key in (b"size", b"realsize") if key in extension.sparse]
+    if len(set(texts)) > 1:
+        raise TarError("GNU.sparse.size and GNU.sparse.realsize disagree")
+    text = texts[0] if texts else b""
     if not text:
         raise TarError("GNU.sparse records without the file's size")
     return _decimal(text)

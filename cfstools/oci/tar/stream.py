@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cfstools.oci.bytesource import Read
 
+Chunk = bytes | memoryview
+
 READ_SIZE = 1 << 18
+_ZEROS = bytes(READ_SIZE)
 
 
 class Stream:
@@ -44,3 +49,11 @@ class Stream:
         self._at = 0
         self._buffer = b"".join(parts)
         return have >= count
+
+
+def hole(count: int) -> Iterator[Chunk]:
+    """*count* zeros, as pieces of contents."""
+    while count > 0:
+        step = min(count, READ_SIZE)
+        yield _ZEROS if step == READ_SIZE else memoryview(_ZEROS)[:step]
+        count -= step
