@@ -92,6 +92,9 @@ def _xattrs(directory: int, name: bytes) -> Pairs | bool | None:
     path = b"/proc/self/fd/%d/%b" % (directory, name)
     try:
         keys = [os.fsencode(key) for key in os.listxattr(path, follow_symlinks=False)]
-        return tuple([(key, os.getxattr(path, key, follow_symlinks=False)) for key in keys]) or None
     except OSError as error:
         return None if error.errno == errno.EOPNOTSUPP else False
+    try:
+        return tuple([(key, os.getxattr(path, key, follow_symlinks=False)) for key in keys]) or None
+    except OSError:
+        return False

@@ -12,7 +12,9 @@ import stat
 from collections.abc import Callable
 from types import MappingProxyType
 
-from cfstools.errors import InputError, SourceChanged, TreeError, os_error
+from cfstools.errors import InputError, SourceChanged, TreeError, os_error, shown_path
+from cfstools.linux.files import close
+from cfstools.linux.numbers import Numbers, numbers_of
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
 from cfstools.tree.model import KINDS, Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
@@ -20,6 +22,7 @@ from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
 _NANO = 1_000_000_000
 _RDEV_MASK = 0xFFFFFFFF
 _XATTR_TRIES = 4
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Pairs = tuple[tuple[bytes, bytes], ...]
 # As native.stat_names gives and takes them.
@@ -84,24 +87,42 @@ class XattrReader:
     def read(self, target: bytes | int, path: bytes, *, follow: bool = False) -> Xattrs:
         """All attributes of *target*: a path of which the last component is not followed, or (following) a descriptor.
 
-        Raises :class:`InputError` if one cannot be read, :class:`SourceChanged` if they keep changing and
-        :class:`TreeError` if they need more space than an inode has (composefs format, section 10.1).
+        Raises :class:`InputError` if one cannot be read (which may be listed all the same), :class:`SourceChanged` if
+        they keep changing and :class:`TreeError` if they need more space than an inode has (composefs format,
+        section 10.1).
         """
+        ctimes: set[int | None] = set()
         for _ in range(_XATTR_TRIES):
+            key = None
             try:
-                names = os.listxattr(target, follow_symlinks=follow)
-                if not names:
-                    return NO_XATTRS
-                keys = sorted(filter(self._accepts, map(os.fsencode, names)))
-                found = tuple([(key, os.getxattr(target, key, follow_symlinks=follow)) for key in keys])
+                keys = sorted(filter(self._accepts, map(os.fsencode, os.listxattr(target, follow_symlinks=follow))))
+                found = []
+                for key in keys:
+                    found.append((key, os.getxattr(target, key, follow_symlinks=follow)))
             except OSError as error:
-                if error.errno in _XATTRS_RACED:
-                    continue
-                if error.errno == errno.EOPNOTSUPP:
+                if error.errno == errno.EOPNOTSUPP and key is None:
                     return NO_XATTRS
-                raise self._place.failed(error, "cannot read extended attributes", path) from error
-            return self._share(found, path) if found else NO_XATTRS
-        raise self._place.changed(path, "extended attributes changed")
+                if error.errno not in _XATTRS_RACED:
+                    raise self._unreadable(error, key, path) from error
+                ctimes.add(_ctime(target))
+                refused = error, key
+            else:
+                return self._share(tuple(found), path) if found else NO_XATTRS
+        if len(ctimes) > 1:
+            raise self._place.changed(path, "extended attributes changed")
+        raise self._unreadable(*refused, path)
+
+    def _unreadable(self, error: OSError, key: bytes | None, path: bytes) -> InputError:
+        """The error for attributes that cannot be listed, or for the one called *key* that is, but cannot be read."""
+        if key is None:
+            failure = self._place.failed(error, "cannot list extended attributes", path)
+        else:
+            failure = self._place.failed(error, f"cannot read extended attribute {shown_path(key)}", path)
+        if not isinstance(failure, SourceChanged):
+            failure.hint = "--skip-xattrs leaves all extended attributes out"
+            if key is not None and not key.startswith(b"user."):
+                failure.hint += ", --user-xattrs those that are not of users"
+        return failure
 
     def choose(self, pairs: Pairs, path: bytes) -> Xattrs:
         """Those of the attributes *pairs*, read elsewhere, that are wanted. Raises :class:`TreeError` as above."""
@@ -122,6 +143,18 @@ class XattrReader:
                 raise
             self._shared[found] = shared
         return shared
+
+
+def _ctime(target: bytes | int) -> int | None:
+    """The time of the last change of *target*, ``None`` where it is gone or the file system may make times up."""
+    try:
+        fd = os.open(target, _LOOK) if isinstance(target, bytes) else os.dup(target)
+        try:
+            return os.fstat(fd).st_ctime_ns if numbers_of(fd) is Numbers.TRUE else None
+        finally:
+            close(fd)
+    except OSError:
+        return None
 
 
 class InodeReader:

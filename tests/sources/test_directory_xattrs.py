@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from cfstools.errors import CfsError, InputError, SourceChanged, TreeError, Unsu
 from cfstools.tree import Directory
 from cfstools.tree.walk import iter_inodes
 from cfstools.tree.xattrs import XattrPolicy
+from tests import fuse
+from tests.fuse import Node
 from tests.sources.trees import (
     get,
     needs_root,
@@ -187,3 +190,48 @@ def test_without_proc(src: Path, monkeypatch: pytest.MonkeyPatch, number: int, k
     with pytest.raises(kind, match=why):
         walk(src)
     assert paths(walk(src, xattrs=XattrPolicy.NONE)) == [b"/"]
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("each_implementation")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EPERM, errno.ENODATA, errno.EOPNOTSUPP, errno.E2BIG])
+@pytest.mark.parametrize("mode", [stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777, stat.S_IFIFO])
+def test_an_attribute_that_is_listed_but_cannot_be_read(tmp_path: Path, mode: int, number: int) -> None:
+    """It is named, with how to do without it: whatever the reason, nothing is left out in silence."""
+    xattrs = {"trusted.a": b"1", "trusted.\nodd": number, "trusted.z": b"2"}
+    with fuse.mounted(tmp_path, [Node("name", mode, 2, content=b"x", xattrs=xattrs)]) as mounted:
+        with pytest.raises(InputError) as caught:
+            walk(mounted.path)
+        assert not isinstance(caught.value, SourceChanged)
+        assert caught.value.subject == f"{mounted.path}/name"
+        assert caught.value.what == rf"cannot read extended attribute trusted.\nodd: {os.strerror(number)}"
+        assert caught.value.hint is not None
+        assert "--skip-xattrs" in caught.value.hint
+        assert "--user-xattrs" in caught.value.hint
+        for policy in (XattrPolicy.NONE, XattrPolicy.USER):
+            assert paths(walk(mounted.path, xattrs=policy)) == [b"/", b"/name"]
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("each_implementation")
+def test_an_attribute_of_a_user_that_no_kernel_reads(tmp_path: Path) -> None:
+    """Some file systems list user.* for symbolic links and devices, where the kernel knows of none."""
+    nodes = [Node("link", stat.S_IFLNK | 0o777, 2, content=b"x", xattrs={"user.x": b"1"})]
+    with fuse.mounted(tmp_path, nodes) as mounted, pytest.raises(InputError) as caught:
+        walk(mounted.path)
+    assert caught.value.what == "cannot read extended attribute user.x: No data available"
+    assert caught.value.hint == "--skip-xattrs leaves all extended attributes out"
+
+
+@pytest.mark.usefixtures("pure")
+def test_attributes_of_something_that_goes(src: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (src / "file").touch()
+    set_xattr(src / "file", "user.x", b"1")
+
+    def gone(*_: object, **__: object) -> bytes:
+        (src / "file").unlink(missing_ok=True)
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+    monkeypatch.setattr(os, "getxattr", gone)
+    with pytest.raises(SourceChanged, match="file: vanished or was replaced while"):
+        walk(src)
