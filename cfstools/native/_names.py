@@ -14,8 +14,9 @@ from cfstools.native._trees import Pairs
 # attributes (None: there are none, False: to be read by the caller), target of a symbolic link
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
-# the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, whether names are links
-Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, bool]
+# the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, which names may be links
+# (0: none, 1: those with a link count over 1, 2: any)
+Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, int]
 
 
 def list_names(directory: int) -> list[bytes]:
@@ -36,7 +37,7 @@ def stat_names(
     has ``None``. Instead of what the kernel says there may be the inode made of it, where that takes no more than
     *maker*, the path of which begins with *prefix*; the truth is ``cfstools.sources.inodes``, and here none is made.
     *maker* holds the classes of inodes, that of stamps, the empty mapping, the mappings of attributes by what the
-    kernel says of them, whether times are 0, and whether names of one inode are links.
+    kernel says of them, whether times are 0, and which names may be links: of these no inode is made.
     """
     return [_stat_name(directory, name, xattrs=xattrs) for name in names]
 

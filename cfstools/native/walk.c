@@ -157,7 +157,7 @@ static PyObject *record_of(const struct entry *entry) {
 struct maker {
     struct model model;
     PyObject *stamp, *no_xattrs, *known; /* borrowed: a class, a mapping, a dictionary of mappings */
-    int use_epoch, hardlinks;
+    int use_epoch, links; /* links: 0 none, 1 names with a link count over 1, 2 any names */
     newfunc new_tuple;
     struct numbers numbers;
     const char *prefix;
@@ -167,8 +167,8 @@ struct maker {
 static int maker_open(struct maker *maker, PyObject *parts) {
     PyObject *kinds;
     memset(maker, 0, sizeof *maker);
-    if (!PyArg_ParseTuple(parts, "O!OOO!pp", &PyTuple_Type, &kinds, &maker->stamp, &maker->no_xattrs, &PyDict_Type,
-                          &maker->known, &maker->use_epoch, &maker->hardlinks))
+    if (!PyArg_ParseTuple(parts, "O!OOO!pi", &PyTuple_Type, &kinds, &maker->stamp, &maker->no_xattrs, &PyDict_Type,
+                          &maker->known, &maker->use_epoch, &maker->links))
         return -1;
     if (!PyType_Check(maker->stamp) || !PyType_IsSubtype((PyTypeObject *)maker->stamp, &PyTuple_Type)) {
         PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple");
@@ -190,7 +190,7 @@ static int is_ordinary(const struct timespec *time) { return time->tv_sec >= 0 &
 static int is_plain(const struct maker *maker, const struct entry *entry) {
     const struct stat *s = &entry->status;
     return !entry->failed && !entry->unsure && (S_ISREG(s->st_mode) || S_ISLNK(s->st_mode)) &&
-           (s->st_nlink < 2 || !maker->hardlinks) && is_ordinary(&s->st_mtim) && is_ordinary(&s->st_ctim);
+           (maker->links == 0 || (maker->links == 1 && s->st_nlink < 2)) && is_ordinary(&s->st_mtim) && is_ordinary(&s->st_ctim);
 }
 
 /* The attributes of an entry, borrowed; NULL without an exception if these were not met before. */

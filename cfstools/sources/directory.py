@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
 from cfstools.linux.files import close, open_below
+from cfstools.linux.numbers import Numbers, numbers_of
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
+from cfstools.sources.links import Doubts, Known, Name, is_link
 from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Unread
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import KINDS, Leaf
@@ -188,7 +190,7 @@ def _open_root(path: bytes) -> int:
 class _Frame:
     """One directory on the way down, with what was not yet looked at. ``fd`` is -1 while it is not held open."""
 
-    __slots__ = ("directory", "fd", "found", "path", "reads_xattrs", "status")
+    __slots__ = ("directory", "fd", "found", "numbers", "path", "reads_xattrs", "status", "true_device")
 
     def __init__(self, path: bytes, fd: int, status: os.stat_result) -> None:
         self.path = path
@@ -197,6 +199,8 @@ class _Frame:
         self.directory = Directory(mode=status.st_mode)
         self.found: Iterator[tuple[bytes, NameStatus | Leaf | None]] = iter(())
         self.reads_xattrs = False
+        self.numbers = Numbers.TRUE
+        self.true_device = -1  # that of the directory, where its inode numbers are true
 
 
 class _Walk:
@@ -217,13 +221,17 @@ class _Walk:
         self._skip_devices = options.skip_devices
         self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
         self._read_xattrs = self._inodes.xattrs.read
-        self._maker = self._inodes.maker(hardlinks=options.hardlinks)
+        self._maker = self._inodes.maker(int(options.hardlinks))
+        # Where any name may be a link, whatever its link count says now.
+        self._wary_maker = self._inodes.maker(2 if options.hardlinks else 0)
         self._advance = progress.advance
         self._met: list[RegularFile] = []
         self._stack: list[_Frame] = []
         self._first_open = 0
-        self._linked: dict[tuple[int, int], tuple[Leaf, int, int, int]] = {}
+        self._known: dict[tuple[int, int], Known] = {}
+        self._doubts = Doubts(place)
         self._xattr_devices: dict[int, bool] = {}
+        self._numbers: dict[int, Numbers] = {}
 
     def run(self, fd: int) -> Directory:
         if self._inodes.xattrs.wanted:
@@ -239,6 +247,7 @@ class _Walk:
                 else:
                     name, path, status = found
                     frame.directory.entries[name] = self._enter(name, path, frame.fd, status)
+            self._add(self._doubts.settle(fd))
         finally:
             for frame in stack[self._first_open :]:
                 close(frame.fd)
@@ -261,9 +270,10 @@ class _Walk:
         prefix = frame.path + b"/" if frame.path else b""
         entries = frame.directory.entries
         files = self._met
+        maker = self._maker if frame.numbers is not Numbers.INVENTED else self._wary_maker
         for first in range(0, len(names), _LOOK_TOGETHER):
             some = names[first : first + _LOOK_TOGETHER]
-            met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, self._maker)
+            met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, maker)
             place = native.take_entries(some, met, 0, entries, files, KINDS)
             while place < len(some):
                 yield some[place], met[place]
@@ -310,19 +320,24 @@ class _Walk:
         mode, links = status[0], status[1]
         if self._skip_devices and mode & 0o170000 in (stat.S_IFCHR, stat.S_IFBLK):
             return None
-        if links < 2 or not self._hardlinks:
-            return self._inode(frame, name, path, status)
-        key = status[5:7]
-        known = self._linked.get(key)
-        if known is None:
+        may_be_link = self._hardlinks and (links > 1 or frame.numbers is Numbers.INVENTED)
+        if may_be_link and (status[5] == frame.true_device or self._has_true_number(frame, name, path, status)):
+            number = status[5:7]
+            known = self._known.get(number)
+            if known is not None and is_link(known, status, self._place, path):
+                known[0].nlink += 1
+                return HardLink(known[0])
             inode = self._inode(frame, name, path, status)
-            self._linked[key] = (inode, mode, *status[10:12])
-            return inode
-        inode, *before = known
-        if [mode, *status[10:12]] != before:
-            raise self._place.changed(path)
-        inode.nlink += 1
-        return HardLink(inode)
+            self._known[number] = inode, status
+        else:
+            inode = self._inode(frame, name, path, status)
+            if may_be_link:
+                times = (status[8] * 10**9 + status[9], status[10] * 10**9 + status[11])
+                if not self._doubts.add(status[5:7], Name(inode, frame.directory, frame.path, name, times)):
+                    return inode
+        if type(inode) is RegularFile and inode.size:
+            self._met.append(inode)
+        return inode
 
     def _inode(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> Leaf:
         pairs = status[12]
@@ -332,10 +347,7 @@ class _Walk:
             xattrs = self._inodes.xattrs.choose(pairs, path)
         else:
             xattrs = self._read_xattrs(b"/proc/self/fd/%d/%b" % (frame.fd, name), path)
-        inode = self._inodes.leaf(status, path, xattrs)
-        if type(inode) is RegularFile and inode.size:
-            self._met.append(inode)
-        return inode
+        return self._inodes.leaf(status, path, xattrs)
 
     def _enter(self, name: bytes, path: bytes, dir_fd: int, met: NameStatus | None) -> Directory:
         """Open and list the directory *name*, which must still be the one that was *met*."""
@@ -354,6 +366,8 @@ class _Walk:
             raise self._place.failed(error, what, path) from error
         self._advance(len(names) + (met is None))
         frame.reads_xattrs = self._reads_xattrs(frame)
+        frame.numbers = self._numbers_of(fd, path, frame.status.st_dev)
+        frame.true_device = frame.status.st_dev if frame.numbers is Numbers.TRUE else -1
         xattrs = self._read_xattrs(fd, path, follow=True) if frame.reads_xattrs else NO_XATTRS
         frame.directory = self._inodes.directory(frame.status, xattrs)
         globs = self._globs
@@ -373,6 +387,30 @@ class _Walk:
         if known is None:
             known = self._xattr_devices[device] = self._inodes.xattrs.supported(frame.fd, frame.path)
         return known
+
+    def _numbers_of(self, fd: int, path: bytes, device: int) -> Numbers:
+        """What inode numbers are worth on *device*, which holds *fd*."""
+        known = self._numbers.get(device)
+        if known is None:
+            try:
+                known = self._numbers[device] = numbers_of(fd)
+            except OSError as error:
+                raise self._place.failed(error, "cannot look up the file system of", path) from error
+        return known
+
+    def _has_true_number(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> bool:
+        """Whether the number of *name* in *frame* can be believed, on which a file of another device may be mounted."""
+        device = status[5]
+        if frame.true_device < 0 or device in self._numbers:
+            return frame.true_device >= 0 and self._numbers[device] is Numbers.TRUE
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
+        except OSError as error:
+            raise self._place.failed(error, "cannot look at", path) from error
+        try:
+            return self._numbers_of(fd, path, device) is Numbers.TRUE
+        finally:
+            close(fd)
 
     def _hold_fewer(self) -> None:
         """Close the topmost open directory if there are too many; the stack has at most one too many."""

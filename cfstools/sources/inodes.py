@@ -20,13 +20,13 @@ from cfstools.tree.model import KINDS, Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
 
 _NANO = 1_000_000_000
-_RDEV_MASK = 0xFFFFFFFF
+RDEV_MASK = 0xFFFFFFFF
 _XATTR_TRIES = 4
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Pairs = tuple[tuple[bytes, bytes], ...]
 # As native.stat_names gives and takes them.
-Maker = tuple[tuple[type, ...], type, Xattrs, dict[Pairs, Xattrs], bool, bool]
+Maker = tuple[tuple[type, ...], type, Xattrs, dict[Pairs, Xattrs], bool, int]
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EXDEV})
@@ -167,9 +167,12 @@ class InodeReader:
         self._use_epoch = use_epoch
         self.xattrs = XattrReader(place, policy)
 
-    def maker(self, *, hardlinks: bool) -> Maker:
-        """What native functions need to make the ordinary ones of these inodes at once."""
-        return KINDS, Stamp, NO_XATTRS, self.xattrs.known, self._use_epoch, hardlinks
+    def maker(self, links: int) -> Maker:
+        """What native functions need to make the ordinary ones of these inodes at once.
+
+        *links* says which may be links: 0 none, 1 those with a link count over 1, 2 any.
+        """
+        return KINDS, Stamp, NO_XATTRS, self.xattrs.known, self._use_epoch, links
 
     def directory(self, status: os.stat_result, xattrs: Xattrs) -> Directory:
         """A directory without entries."""
@@ -211,7 +214,7 @@ class InodeReader:
                     mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, target=target
                 )
             case stat.S_IFCHR | stat.S_IFBLK:
-                rdev &= _RDEV_MASK
+                rdev &= RDEV_MASK
                 return Device(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, rdev=rdev)
             case stat.S_IFIFO:
                 return Fifo(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)

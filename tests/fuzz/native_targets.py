@@ -113,7 +113,7 @@ def files(data: bytes) -> None:
 
 def _look(top: int, names: list[bytes]) -> None:
     inodes = InodeReader(Place(b""), policy=XattrPolicy.ALL, use_epoch=False)
-    maker = inodes.maker(hardlinks=True)
+    maker = inodes.maker(1)
     pure = _pure.stat_names(top, names, True, b"", maker)
     for name, ours, theirs in zip(names, native.stat_names(top, names, True, b"", maker), pure, strict=True):
         if isinstance(ours, RegularFile | Symlink):

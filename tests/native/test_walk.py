@@ -132,11 +132,11 @@ def test_ordinary_entries_are_made_at_once(tmp_path: Path) -> None:
     try:
         reader = InodeReader(Place(b""), policy=XattrPolicy.NONE, use_epoch=False)
         names = [b"file", b"empty", b"symlink", b"fifo", b"gone"]
-        made = _native.stat_names(fd, names, False, b"a/", reader.maker(hardlinks=True))
+        made = _native.stat_names(fd, names, False, b"a/", reader.maker(1))
         assert [type(one).__name__ for one in made] == ["RegularFile", "tuple", "Symlink", "tuple", "NoneType"]
         assert made[0].content.path == b"a/file"
-        assert made[1] == _pure.stat_names(fd, [b"empty"], False, b"a/", reader.maker(hardlinks=True))[0]
-        made = _native.stat_names(fd, names, False, b"", reader.maker(hardlinks=False))
+        assert made[1] == _pure.stat_names(fd, [b"empty"], False, b"a/", reader.maker(1))[0]
+        made = _native.stat_names(fd, names, False, b"", reader.maker(0))
         assert [type(one).__name__ for one in made] == ["RegularFile", "RegularFile", "Symlink", "tuple", "NoneType"]
         with pytest.raises(TypeError):
             _native.stat_names(fd, names, False, b"", (KINDS, Directory, {}, {}, False, True))

@@ -198,7 +198,7 @@ def test_without_proc(src: Path, monkeypatch: pytest.MonkeyPatch, number: int, k
 @pytest.mark.parametrize("mode", [stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777, stat.S_IFIFO])
 def test_an_attribute_that_is_listed_but_cannot_be_read(tmp_path: Path, mode: int, number: int) -> None:
     """It is named, with how to do without it: whatever the reason, nothing is left out in silence."""
-    xattrs = {"trusted.a": b"1", "trusted.\nodd": number, "trusted.z": b"2"}
+    xattrs: dict[str, bytes | int] = {"trusted.a": b"1", "trusted.\nodd": number, "trusted.z": b"2"}
     with fuse.mounted(tmp_path, [Node("name", mode, 2, content=b"x", xattrs=xattrs)]) as mounted:
         with pytest.raises(InputError) as caught:
             walk(mounted.path)
