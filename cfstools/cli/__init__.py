@@ -11,8 +11,10 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run ``mkcfs`` with the process' arguments and exit with its documented code."""
     from cfstools.cli.app import run
+    from cfstools.cli.output import report_defect
     from cfstools.lasting import end_soon
 
+    sys.excepthook = report_defect
     end_soon()
     code = run()
     # What was printed before an error. That it cannot be written was said, or there is a code that says more.

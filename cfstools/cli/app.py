@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cfstools import __version__
+from cfstools.cli.output import open_streams, print_lines, tell, tell_lines, tell_traceback
 from cfstools.cli.session import Session
 from cfstools.errors import CfsError, Interrupted, UsageError
 
@@ -99,7 +100,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> N
         return
     from cfstools.cli.versions import version_text
 
-    click.echo(version_text(__version__))
+    print_lines(version_text(__version__).split("\n"))
     ctx.exit()
 
 
@@ -127,11 +128,7 @@ _let_talk(mkcfs)
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run ``mkcfs`` and return its exit code; nothing raises out of here but a defect under ``--debug``."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    _open_streams()
-    # Text taken from names may hold bytes that are not UTF-8; no output may fail for that.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     # Trees are millions of small objects without cycles: the cyclic collector would go through them over and over.
     gc.disable()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -142,6 +139,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # only newer versions of click have it
+            tell_lines(error.format_message().split("\n"))
+            return error.exit_code
         verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
         hint = f"mkcfs {verb} --help" if verb else "mkcfs --help"
         return _report(UsageError(error.format_message(), subject=verb, hint=hint), debug=_wants_debug(arguments))
@@ -163,20 +163,6 @@ def _choose_loops() -> None:
         native.use(wanted)
 
 
-def _open_streams() -> None:
-    """Give a process without one of the standard streams an empty one.
-
-    Python leaves the stream out, and the first file opened would get its number and receive what is printed.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        if getattr(sys, name) is None:
-            fd = os.open(os.devnull, os.O_RDWR)
-            if fd != number:
-                os.dup2(fd, number)
-                os.close(fd)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-
-
 def _wants_debug(arguments: Sequence[str]) -> bool:
     """Whether ``--debug`` was given; looked for in the arguments because an error may come before click parsed it."""
     return "--debug" in itertools.takewhile(lambda word: word != "--", arguments)
@@ -188,9 +174,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 def _report(error: BaseException, *, debug: bool) -> int:
     if debug:
-        import traceback
-
-        traceback.print_exception(error)
+        tell_traceback(error)
     match error:
         case CfsError():
             shown: CfsError = error
@@ -201,7 +185,7 @@ def _report(error: BaseException, *, debug: bool) -> int:
             shown = CfsError(f"cannot write output: {error.strerror}")
         case _:
             shown = Interrupted("interrupted")
-    click.echo("mkcfs: " + str(shown).replace("\n", "\\n"), err=True)
+    tell(f"mkcfs: {shown}")
     if shown.hint:
-        click.echo(f"hint: {shown.hint}", err=True)
+        tell(f"hint: {shown.hint}")
     return shown.exit_code

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from cfstools.text import printable
+
 _DELAY = 0.5
 
 
@@ -23,7 +25,7 @@ class Bars:
         """Begin a stage; a stage still running is closed first."""
         self.finish()
         self._bar = tqdm(
-            desc=stage,
+            desc=printable(stage),
             total=total,
             unit=unit,
             unit_scale=unit == "B",

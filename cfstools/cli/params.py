@@ -124,6 +124,11 @@ def json_lines_option(function: F) -> F:
     return click.option("--json-lines", "as_json", is_flag=True, help="Print one JSON document a line.")(function)
 
 
+def zero_option(function: F) -> F:
+    """``-z``; arrives as ``zero``."""
+    return click.option("-z", "--zero", is_flag=True, help="End lines with a NUL byte, and escape nothing.")(function)
+
+
 def xattr_policy(*, skip: bool, user: bool) -> XattrPolicy:
     """What ``--skip-xattrs`` and ``--user-xattrs`` ask for. Raises UsageError for both."""
     if skip and user:

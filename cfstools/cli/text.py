@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cfstools.errors import shown_path
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -11,13 +9,3 @@ def size_text(size: int) -> str:
     """*size* in bytes with a binary unit: ``512 B``, ``1.5 MiB``."""
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
     return f"{size} B" if power == 0 else f"{size / 1024**power:.1f} {_UNITS[power]}"
-
-
-def count_text(number: int, noun: str) -> str:
-    """*number* and its noun: ``1 object``, ``2 objects``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def quoted_text(text: str) -> str:
-    """*text* from an image, with whatever could disturb a terminal escaped."""
-    return shown_path(text)

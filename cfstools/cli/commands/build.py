@@ -12,9 +12,10 @@ from cfstools.api.build import BuildOptions, BuildReport, ObjectOptions
 from cfstools.api.build import build as run_build
 from cfstools.api.image_output import Signing
 from cfstools.cli.oci_options import OciWords, oci_given, oci_options, oci_request
+from cfstools.cli.output import binary_stdout, print_json, print_line
 from cfstools.cli.params import MODE, PATH, examples, given, json_option, store_option, xattr_policy
 from cfstools.cli.passphrase import Passphrases, passphrase_options
-from cfstools.cli.session import Session, binary_stdout, print_json
+from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
@@ -172,8 +173,8 @@ def build(
     if as_json:
         print_json(report.to_dict())
     elif print_digest or print_digest_only:
-        click.echo(report.digest)
-    session.summary(_summary(report))
+        print_line(report.digest)
+    session.summary(*_summary(report))
 
 
 def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_json: bool) -> None:
@@ -185,7 +186,7 @@ def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_js
         raise UsageError("the image itself goes to standard output: it cannot hold a digest or a report as well")
 
 
-def _summary(report: BuildReport) -> str:
+def _summary(report: BuildReport) -> list[str]:
     lines = [
         f"{report.image or 'image'}: {report.format} {report.digest}, {report.image_size} bytes, {report.inodes} inodes"
     ]
@@ -196,4 +197,4 @@ def _summary(report: BuildReport) -> str:
             f"{report.store}: {report.objects_new} objects new ({size_text(report.bytes_new)}), "
             f"{report.objects_shared} shared ({size_text(report.bytes_shared)})"
         )
-    return "\n".join(lines)
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from cfstools.cli.output import write_lines
 from cfstools.cli.params import examples
 
 
@@ -18,4 +19,5 @@ def completion(ctx: click.Context, *, shell: str) -> None:
     """
     maker = get_completion_class(shell)
     assert maker is not None
-    click.echo(maker(ctx.find_root().command, {}, "mkcfs", "_MKCFS_COMPLETE").source())
+    script = maker(ctx.find_root().command, {}, "mkcfs", "_MKCFS_COMPLETE").source()
+    write_lines([script.encode() + b"\n"])

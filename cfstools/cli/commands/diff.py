@@ -12,10 +12,12 @@ from cfstools.api.changes import ChangeReport, Difference
 from cfstools.api.diff import DiffOptions, DiffReport, SideReport
 from cfstools.api.diff import diff as run_diff
 from cfstools.api.expect import expect as run_expect
+from cfstools.cli.output import print_json, print_line, print_lines
 from cfstools.cli.params import PATH, examples, json_option
-from cfstools.cli.session import Session, print_json, write_lines
-from cfstools.cli.text import count_text, size_text
+from cfstools.cli.session import Session
+from cfstools.cli.text import size_text
 from cfstools.errors import CheckFailed, UsageError
+from cfstools.text import counted
 from cfstools.tree.diff import Aspect
 from cfstools.verity import Algorithm, parse_digest
 
@@ -117,8 +119,8 @@ def diff(
         print_json(document)
     else:
         if not summary:
-            write_lines(map(_change_line, report.changes))
-        write_lines(f"{label + ':':<11}{text}\n".encode() for label, text in _rows(report))
+            print_lines(map(_change_line, report.changes))
+        print_lines(f"{label + ':':<11}{text}" for label, text in _rows(report))
     if not report.same:
         ctx.exit(CheckFailed.exit_code)
 
@@ -134,18 +136,18 @@ def _expect(session: Session, a: bytes, digest: str, threads: int | None, *, as_
     if as_json:
         print_json(report.to_dict())
     elif report.found:
-        click.echo(f"{report.format}: {'; '.join(report.choices) or 'the defaults'}")
+        print_line(f"{report.format}: {'; '.join(report.choices) or 'the defaults'}")
     else:
-        click.echo(f"none of {count_text(report.tried, 'image')} that A can become has this digest")
+        print_line(f"none of {counted(report.tried, 'image')} that A can become has this digest")
     return report.found
 
 
-def _change_line(change: ChangeReport) -> bytes:
+def _change_line(change: ChangeReport) -> str:
     said = [_difference_text(difference) for difference in change.differences]
     if change.link_to is not None:
         said.append(f"a link to {change.link_to}")
     text = f": {'; '.join(said)}" if said else ""
-    return f"{_SIGNS[change.change]} {change.path}{text}\n".encode()
+    return f"{_SIGNS[change.change]} {change.path}{text}"
 
 
 def _difference_text(difference: Difference) -> str:
@@ -174,9 +176,9 @@ def _rows(report: DiffReport) -> Iterator[tuple[str, str]]:
     for reason in report.reasons:
         yield "why", f"{reason.rule.value}: {reason.what}"
     if report.contents_unknown:
-        yield "unknown", f"{count_text(report.contents_unknown, 'file')} without a digest, compared by size and object"
+        yield "unknown", f"{counted(report.contents_unknown, 'file')} without a digest, compared by size and object"
     if report.contents_incomparable and not report.reasons:
-        count = count_text(report.contents_incomparable, "file")
+        count = counted(report.contents_incomparable, "file")
         yield "unknown", f"{count} with digests of two algorithms, compared by size"
 
 
@@ -189,12 +191,12 @@ def _counts_text(report: DiffReport) -> str:
 
 
 def _fetch_text(report: DiffReport) -> str:
-    shared = f"{count_text(report.objects_shared, 'object')} shared"
+    shared = f"{counted(report.objects_shared, 'object')} shared"
     if not report.image_to_fetch:
         return f"nothing; {shared}"
     if not report.objects_to_fetch:
         return f"only the image ({size_text(report.image_to_fetch)}); {shared}"
-    objects = f"{count_text(report.objects_to_fetch, 'object')} ({size_text(report.bytes_to_fetch)})"
+    objects = f"{counted(report.objects_to_fetch, 'object')} ({size_text(report.bytes_to_fetch)})"
     return f"{objects} and the image ({size_text(report.image_to_fetch)}); {shared}"
 
 

@@ -9,10 +9,12 @@ import click
 
 from cfstools.api import extract as api
 from cfstools.api.cat import cat as read_file
+from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy
-from cfstools.cli.session import Session, print_json
-from cfstools.cli.text import count_text, size_text
+from cfstools.cli.session import Session
+from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
+from cfstools.text import counted
 
 
 @click.command(
@@ -84,7 +86,7 @@ def extract(
         progress=session.progress(),
     )
     for left in report.left_out:
-        session.warn(f"left out: {left.what} of {count_text(left.count, 'name')}, first {left.first}")
+        session.warn(f"left out: {left.what} of {counted(left.count, 'name')}, first {left.first}")
     if as_json:
         print_json(report.to_dict())
     session.summary(_summary(report))
@@ -103,10 +105,10 @@ def _copy_mode(*, reflink: bool, hardlink: bool, copy: bool) -> api.CopyMode:
 def _summary(report: api.ExtractReport) -> str:
     counts = [
         f"{report.directories} directories",
-        count_text(report.files, "file"),
-        count_text(report.symlinks, "symlink"),
-        count_text(report.special_files, "special file"),
-        count_text(report.hard_links, "further name"),
+        counted(report.files, "file"),
+        counted(report.symlinks, "symlink"),
+        counted(report.special_files, "special file"),
+        counted(report.hard_links, "further name"),
     ]
     sizes = [
         f"{size_text(report.bytes_copied)} copied",

@@ -11,13 +11,15 @@ import click
 from cfstools.api import inspect as api
 from cfstools.api.envelopes import PlacedSignature
 from cfstools.cli.oci_options import platform_of, platform_option
+from cfstools.cli.output import print_json, print_lines
 from cfstools.cli.params import PATH, examples, json_option
-from cfstools.cli.session import Session, print_json, write_lines
-from cfstools.cli.text import count_text, quoted_text, size_text
+from cfstools.cli.session import Session
+from cfstools.cli.text import size_text
 from cfstools.errors import UsageError, shown_path
 from cfstools.formats.erofs.regions import Region
 from cfstools.report import Json
 from cfstools.sources.find import find_image
+from cfstools.text import counted
 
 if TYPE_CHECKING:
     from cfstools.sources.oci_describe import ImageDescription
@@ -61,12 +63,12 @@ def inspect(
         if as_json:
             print_json(api.tree_report(image, tree).to_dict())
         else:
-            write_lines(_tree_text(api.tree(image, tree)))
+            print_lines(_tree_text(api.tree(image, tree)))
     elif layout:
         if as_json:
             print_json({"schema": 1, "regions": [_region_dict(region) for region in api.layout(image)]})
         else:
-            write_lines(_layout_text(image))
+            print_lines(_layout_text(image))
     else:
         _summary(session, image, platform, as_json=as_json)
 
@@ -79,12 +81,12 @@ def _summary(session: Session, image: bytes, platform: str | None, *, as_json: b
     if as_json:
         print_json(report.to_dict())
     elif isinstance(report, api.InspectReport):
-        click.echo(_report_text(report))
+        print_lines(_report_text(report))
     else:
-        click.echo(_image_text(report))
+        print_lines(_image_text(report))
 
 
-def _image_text(image: ImageDescription) -> str:
+def _image_text(image: ImageDescription) -> list[str]:
     rows = [
         ("kind", image.kind),
         ("names", ", ".join(image.names)),
@@ -94,50 +96,49 @@ def _image_text(image: ImageDescription) -> str:
         ("created", image.created),
         ("author", image.author),
     ]
-    lines = [f"{label + ':':<10}{quoted_text(value)}" for label, value in rows if value]
-    lines += [f"label:    {quoted_text(f'{key}={value}')}" for key, value in image.labels.items()]
+    lines = [f"{label + ':':<10}{value}" for label, value in rows if value]
+    lines += [f"label:    {key}={value}" for key, value in image.labels.items()]
     others = [name for name in image.images if name not in image.names]
-    lines += [f"also:     {quoted_text(name)}" for name in others]
+    lines += [f"also:     {name}" for name in others]
     for number, layer in enumerate(image.layers, 1):
         size = "" if layer.size is None else f", {layer.size} bytes ({size_text(layer.size)})"
         lines.append(f"layer {number}:  {layer.digest or layer.path}{size}")
         details = ", ".join(text for text in (layer.media_type, layer.diff_id and f"DiffID {layer.diff_id}") if text)
-        lines.append(f"          {quoted_text(details)}")
-    return "\n".join(lines)
+        lines.append(f"          {details}")
+    return lines
 
 
 def _region_dict(region: Region) -> Json:
     return {**region._asdict(), "kind": region.kind.value}
 
 
-def _layout_text(image: bytes) -> Iterator[bytes]:
+def _layout_text(image: bytes) -> Iterator[str]:
     for region in api.layout(image):
         size = region.end - region.start
-        yield f"{region.start:#010x} {size:>9} {region.kind.value:<14} {region.label}\n".encode()
+        yield f"{region.start:#010x} {size:>9} {region.kind.value:<14} {region.label}"
 
 
-def _tree_text(lines: Iterator[api.TreeLine]) -> Iterator[bytes]:
+def _tree_text(lines: Iterator[api.TreeLine]) -> Iterator[str]:
     for line in lines:
         arrow = "" if line.target is None else f" -> {line.target}"
         indent = "  " * line.depth
-        yield f"{line.mode} {line.owner:>11} {line.size:>11} {indent}{line.name}{arrow}\n".encode()
+        yield f"{line.mode} {line.owner:>11} {line.size:>11} {indent}{line.name}{arrow}"
 
 
 def _signature_text(signature: PlacedSignature) -> str:
     if signature.report.problems:
         return f"{signature.place.value}, damaged: {'; '.join(signature.report.problems)}"
-    # Anybody can write these ids: nothing in them may reach the terminal as it is.
-    claimed = [ascii(one.key_id[:64])[1:-1] or "a key without id" for one in signature.report.signatures]
+    claimed = [one.key_id[:64] or "a key without id" for one in signature.report.signatures]
     return f"{signature.place.value}, {signature.report.state.value}, claims to be by {', '.join(claimed)}"
 
 
 def _kind_text(count: int, kind: str) -> str:
     if kind == "regular":
-        return count_text(count, "regular file")
-    return f"{count} directories" if kind == "directory" and count != 1 else count_text(count, kind)
+        return counted(count, "regular file")
+    return f"{count} directories" if kind == "directory" and count != 1 else counted(count, kind)
 
 
-def _report_text(report: api.InspectReport) -> str:
+def _report_text(report: api.InspectReport) -> list[str]:
     info = report.contents
     kinds = ", ".join(_kind_text(count, kind) for kind, count in info.inodes.items())
     shared = f"{info.objects_shared} {'is' if info.objects_shared == 1 else 'are'} shared by several files"
@@ -149,17 +150,17 @@ def _report_text(report: api.InspectReport) -> str:
         ("sha256", report.sha256),
         ("size", f"{info.size} bytes ({size_text(info.size)})"),
         ("inodes", f"{sum(info.inodes.values())}: {kinds}"),
-        ("links", f"{count_text(info.hard_links, 'further name')} by hard links"),
-        ("inline", f"{count_text(info.inline_files, 'file')}, {size_text(info.inline_bytes)}"),
-        ("external", f"{count_text(info.external_files, 'file')}, {size_text(info.external_bytes)}"),
+        ("links", f"{counted(info.hard_links, 'further name')} by hard links"),
+        ("inline", f"{counted(info.inline_files, 'file')}, {size_text(info.inline_bytes)}"),
+        ("external", f"{counted(info.external_files, 'file')}, {size_text(info.external_bytes)}"),
         ("objects", f"{info.objects}, {size_text(info.object_bytes)}; {shared}"),
-        ("xattrs", f"{entries}, used {count_text(info.xattr_references, 'time')}"),
+        ("xattrs", f"{entries}, used {counted(info.xattr_references, 'time')}"),
     ]
     rows += [("signature", _signature_text(signature)) for signature in report.signatures] or [("signature", "none")]
     if info.appended:
-        rows.append(("appended", f"{count_text(info.appended, 'byte')} behind the image"))
+        rows.append(("appended", f"{counted(info.appended, 'byte')} behind the image"))
     lines = [f"{label + ':':<11}{value}" for label, value in rows]
     if info.largest:
         lines.append("largest files:")
         lines += [f"{size_text(size):>12}  {path}" for size, path in info.largest]
-    return "\n".join(lines)
+    return lines

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from cfstools.api.keygen import keygen as make
+from cfstools.cli.output import print_json, print_line
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.passphrase import Passphrases, passphrase_options
-from cfstools.cli.session import Session, print_json
+from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType
 
@@ -60,5 +61,5 @@ def keygen(
     if as_json:
         print_json(report.to_dict())
     else:
-        click.echo(f"{report.public_key}: {report.algorithm} key {report.key_id}")
+        print_line(f"{report.public_key}: {report.algorithm} key {report.key_id}")
     session.detail(f"{report.private_key}: {'encrypted' if report.encrypted else 'not encrypted'}")

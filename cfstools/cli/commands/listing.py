@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import click
 
 from cfstools.api import listing as api
-from cfstools.cli.params import PATH, examples, json_lines_option, store_option
-from cfstools.cli.session import print_json_lines, write_lines
+from cfstools.cli.output import print_json_lines, write_lines
+from cfstools.cli.params import PATH, examples, json_lines_option, store_option, zero_option
 from cfstools.errors import UsageError, shown_path
+from cfstools.formats.escape import escape
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,11 +73,23 @@ def dump(*, images: tuple[bytes, ...], filters: tuple[bytes, ...], as_json: bool
 @_filter
 @click.option("--missing", is_flag=True, help="Only objects that are in none of the stores.")
 @store_option("A store to look in; may be given again.")
+@zero_option
 @json_lines_option
 def objects(
-    *, images: tuple[bytes, ...], filters: tuple[bytes, ...], missing: bool, stores: list[bytes], as_json: bool
+    *,
+    images: tuple[bytes, ...],
+    filters: tuple[bytes, ...],
+    missing: bool,
+    stores: list[bytes],
+    zero: bool,
+    as_json: bool,
 ) -> None:
-    """List the objects that the IMAGEs need, each once, in byte order."""
+    """List the objects that the IMAGEs need, each once, in byte order.
+
+    They are escaped as in `ls`; -z prints them as they are.
+    """
+    if zero and as_json:
+        raise UsageError("-z and --json-lines are two different forms: choose one")
     if missing and not stores:
         raise UsageError("--missing needs a store to look in", hint="add --store DIR")
     if stores and not missing:
@@ -85,4 +98,4 @@ def objects(
     if as_json:
         print_json_lines(api.ObjectReport(payload=shown_path(payload)).to_dict() for payload in payloads)
     else:
-        write_lines(payload + b"\n" for payload in payloads)
+        write_lines(payload + b"\0" if zero else escape(payload) + b"\n" for payload in payloads)

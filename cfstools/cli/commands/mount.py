@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cfstools.api import mount as api
+from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option, store_option
-from cfstools.cli.session import Session, print_json
+from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.mount import HelperOptions, Layers, ObjectCheck, parse_options
 from cfstools.verity import parse_digest

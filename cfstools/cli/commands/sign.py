@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from cfstools.api import sign as api
+from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.passphrase import Passphrases, passphrase_options
-from cfstools.cli.session import Session, print_json
+from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.verity import Algorithm
 
@@ -68,7 +69,7 @@ def sign(
         removal = api.remove_signatures(image, output=output)
         if as_json:
             print_json(removal.to_dict())
-        session.detail("\n".join(f"{path}: signature removed" for path in removal.removed) or "no signature to remove")
+        session.detail(*[f"{path}: signature removed" for path in removal.removed] or ["no signature to remove"])
         return
     passphrases = Passphrases.of(passphrase_file, passphrase_fd)
     loaded = [passphrases.load(key) for key in keys]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cfstools.cli.output import print_json, print_line, print_lines
 from cfstools.cli.params import PATH, examples, json_option
-from cfstools.cli.session import Session, print_json
-from cfstools.cli.text import count_text, quoted_text, size_text
+from cfstools.cli.session import Session
+from cfstools.cli.text import size_text
 from cfstools.errors import CheckFailed, UsageError, shown_path
+from cfstools.text import counted
 
 if TYPE_CHECKING:
     from cfstools.api.store_fsck import StoreFsckReport
@@ -142,20 +144,20 @@ def fsck(
 
 
 def _print_fsck(report: StoreFsckReport) -> None:
-    place = quoted_text(report.store)
+    place = report.store
     for problem in report.problems:
-        click.echo(f"{place}: {quoted_text(str(problem))}")
+        print_line(f"{place}: {problem}")
     unlisted = sum(report.faults.values()) - len(report.problems)
     if unlisted:
-        click.echo(f"{place}: and {unlisted} more like these")
-    parts = [f"{count_text(report.objects, 'object')} checked ({size_text(report.bytes)})"]
+        print_line(f"{place}: and {unlisted} more like these")
+    parts = [f"{counted(report.objects, 'object')} checked ({size_text(report.bytes)})"]
     if report.measured:
         parts.append(f"{report.measured} by the kernel")
     parts += [f"{count} {fault}" for fault, count in report.faults.items()]
     if report.settled:
         parts.append(f"{report.settled} put right")
-    verdict = "ok" if report.ok else f"FAILED: {count_text(report.remaining, 'problem')}"
-    click.echo(f"{place}: {verdict}: {', '.join(parts)}")
+    verdict = "ok" if report.ok else f"FAILED: {counted(report.remaining, 'problem')}"
+    print_line(f"{place}: {verdict}: {', '.join(parts)}")
 
 
 @store.command(
@@ -228,11 +230,11 @@ def gc(
 def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
     if report.dry_run or verbose:
         for digest in report.removed:
-            click.echo(f"{digest.hex()[:2]}/{digest.hex()[2:]}")
+            print_line(f"{digest.hex()[:2]}/{digest.hex()[2:]}")
     done = "would remove" if report.dry_run else "removed"
     lines = [
-        f"{done} {count_text(len(report.removed), 'object')} ({size_text(report.bytes_removed)})",
-        f"kept {report.kept} ({size_text(report.bytes_kept)}) of {count_text(len(report.images), 'image')}",
+        f"{done} {counted(len(report.removed), 'object')} ({size_text(report.bytes_removed)})",
+        f"kept {report.kept} ({size_text(report.bytes_kept)}) of {counted(len(report.images), 'image')}",
     ]
     if report.young:
         lines.append(f"{report.young} too young ({size_text(report.bytes_young)})")
@@ -240,7 +242,7 @@ def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
         lines.append(f"{done} {report.temporaries_removed} left behind by writers")
     if report.missing:
         lines.append(f"{report.missing} needed but not there")
-    click.echo(f"{quoted_text(report.store)}: {', '.join(lines)}")
+    print_line(f"{report.store}: {', '.join(lines)}")
 
 
 @store.command(
@@ -261,14 +263,14 @@ def stat(session: Session, *, store: bytes, images: tuple[bytes, ...], as_json: 
     if as_json:
         print_json(report.to_dict())
     else:
-        click.echo("\n".join(_stat_lines(report)))
+        print_lines(_stat_lines(report))
 
 
 def _stat_lines(report: StoreStatReport) -> list[str]:
     usage = report.usage
     algorithms = ", ".join(f"{count} {name}" for name, count in usage.algorithms.items()) or "none"
     rows = [
-        ("store", quoted_text(report.store)),
+        ("store", report.store),
         ("objects", f"{usage.objects}: {algorithms}"),
         ("size", f"{usage.bytes} bytes ({size_text(usage.bytes)}), {size_text(usage.bytes_allocated)} on disk"),
         ("temporaries", str(usage.temporaries)),
@@ -288,13 +290,13 @@ def _sharing_lines(report: StoreStatReport, usage: StoreUsage) -> list[str]:
     lines = ["images:"]
     for name, image in zip(report.images, usage.images, strict=True):
         text = (
-            f"  {quoted_text(name)}: {count_text(image.objects, 'object')} ({size_text(image.bytes)}), "
+            f"  {name}: {counted(image.objects, 'object')} ({size_text(image.bytes)}), "
             f"{image.exclusive} exclusive ({size_text(image.bytes_exclusive)})"
         )
         lines.append(text + (f", {image.missing} missing ({size_text(image.bytes_missing)})" if image.missing else ""))
     lines += [
-        f"  needed by {count_text(number, 'image')}: {count_text(objects, 'object')}"
+        f"  needed by {counted(number, 'image')}: {counted(objects, 'object')}"
         for number, objects in usage.sharing.items()
     ]
-    lines.append(f"  needed by none: {count_text(usage.unused, 'object')} ({size_text(usage.bytes_unused)})")
+    lines.append(f"  needed by none: {counted(usage.unused, 'object')} ({size_text(usage.bytes_unused)})")
     return lines

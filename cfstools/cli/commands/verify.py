@@ -9,12 +9,13 @@ import click
 
 from cfstools.api.verify import Outcome, VerifyReport
 from cfstools.api.verify import verify as run_verify
+from cfstools.cli.output import print_json, print_line
 from cfstools.cli.params import PATH, examples, json_option, store_option
-from cfstools.cli.session import Session, print_json
-from cfstools.cli.text import count_text
+from cfstools.cli.session import Session
 from cfstools.errors import CheckFailed, UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.signing import KeyState, Verdict
+from cfstools.text import counted
 from cfstools.verity import parse_digest
 
 if TYPE_CHECKING:
@@ -118,12 +119,12 @@ def _expected(digest: str | None, digest_file: bytes | None, image: bytes) -> by
 
 def _print(report: VerifyReport, *, deep: bool) -> None:
     for problem in report.problems:
-        click.echo(f"{report.image}: {problem}")
+        print_line(f"{report.image}: {problem}")
     unlisted = report.problem_count - len(report.problems)
     if unlisted:
-        click.echo(f"{report.image}: and {count_text(unlisted, 'problem')} more")
-    verdict = "ok" if report.ok else f"FAILED: {count_text(report.problem_count, 'problem')}"
-    click.echo(f"{report.image}: {verdict}: {', '.join(_states(report, deep=deep))}")
+        print_line(f"{report.image}: and {counted(unlisted, 'problem')} more")
+    verdict = "ok" if report.ok else f"FAILED: {counted(report.problem_count, 'problem')}"
+    print_line(f"{report.image}: {verdict}: {', '.join(_states(report, deep=deep))}")
 
 
 def _states(report: VerifyReport, *, deep: bool) -> list[str]:
@@ -155,5 +156,5 @@ def _objects_text(report: VerifyReport, *, deep: bool) -> str:
     good = report.objects_measured + report.objects_hashed + report.objects_present
     state = "intact" if deep else "present"
     if good == report.objects_needed:
-        return f"{count_text(good, 'object')} {state}"
-    return f"{good} of {count_text(report.objects_needed, 'object')} {state}"
+        return f"{counted(good, 'object')} {state}"
+    return f"{good} of {counted(report.objects_needed, 'object')} {state}"
