@@ -1,0 +1,78 @@
+"""Attributes of an inode that an ``O_PATH`` descriptor holds, whatever its names lead to by now.
+
+For inodes that cannot be opened otherwise without doing something: symbolic links, devices, fifos, sockets. Every
+function uses the descriptor alone; where the kernel lacks the system call, the descriptor's link in /proc serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+_AT_EMPTY_PATH = 0x1000
+# linux/unistd.h; the same number on every architecture that matters. Since Linux 6.6.
+_SYS_FCHMODAT2 = 452
+# A seccomp filter that does not know a call answers EPERM, an older kernel ENOSYS, or EINVAL for the flag.
+_NO_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOENT})
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_Times = _Timespec * 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.fchownat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int]
+_libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
+
+
+def pin(dirfd: int, name: bytes) -> int:
+    """An ``O_PATH`` descriptor of *name* in *dirfd* itself, also if that is a symbolic link."""
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+
+
+def pinned_path(fd: int) -> bytes:
+    """A path to what *fd* holds; the last component of a lookup, so that a symbolic link there is not followed."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """Change the owner."""
+    if _libc.fchownat(fd, b"", uid, gid, _AT_EMPTY_PATH):
+        _settle(lambda: os.chown(pinned_path(fd), uid, gid))
+
+
+def chmod(fd: int, mode: int) -> None:
+    """Change the mode of anything but a symbolic link."""
+    if _libc.syscall(
+        ctypes.c_long(_SYS_FCHMODAT2), ctypes.c_int(fd), b"", ctypes.c_uint(mode), ctypes.c_int(_AT_EMPTY_PATH)
+    ):
+        _settle(lambda: os.chmod(pinned_path(fd), mode))
+
+
+def utime(fd: int, time_ns: int) -> None:
+    """Set the times of access and modification."""
+    time = _Timespec(*divmod(time_ns, 1_000_000_000))
+    times = _Times(time, time)
+    if _libc.utimensat(fd, b"", ctypes.byref(times), _AT_EMPTY_PATH):
+        _settle(lambda: os.utime(pinned_path(fd), ns=(time_ns, time_ns)))
+
+
+def setxattr(fd: int, key: bytes, value: bytes) -> None:
+    """Set an extended attribute. Needs /proc."""
+    os.setxattr(pinned_path(fd), key, value)
+
+
+def _settle(other_way: object) -> None:
+    """Do it through /proc if the kernel has no such call; else raise what it said."""
+    number = ctypes.get_errno()
+    if number not in _NO_CALL:
+        raise OSError(number, os.strerror(number))
+    assert callable(other_way)
+    try:
+        other_way()
+    except FileNotFoundError:  # there is no /proc
+        raise OSError(number, os.strerror(number)) from None
