@@ -22,7 +22,7 @@ class CfsError(Exception):
     """Base of all deliberate errors: something failed (exit code 1).
 
     ``what`` says what is wrong, ``where`` the place inside the input, ``subject`` the file or object it is
-    about, ``hint`` how to mend it.
+    about, ``hint`` how to mend it. Notes (``add_note``) say what else the user has to do, such as what to delete.
     """
 
     exit_code: ClassVar[int] = 1
@@ -131,9 +131,12 @@ class Unsupported(CfsError):
 
 
 def os_error(error: OSError, what: str, *, subject: str | None = None, hint: str | None = None) -> InputError:
-    """Translate an ``OSError`` met while doing *what* (``"cannot open"``) into an :class:`InputError`."""
+    """Translate an ``OSError`` met while doing *what* (``"cannot open"``) into an :class:`InputError`; notes stay."""
     why = error.strerror or str(error)
-    return InputError(f"{what}: {why}", subject=subject, hint=hint)
+    made = InputError(f"{what}: {why}", subject=subject, hint=hint)
+    for note in getattr(error, "__notes__", ()):
+        made.add_note(note)
+    return made
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -37,11 +38,12 @@ class ExtractOptions(InodeOptions):
     """What is put on disk, and how.
 
     Of ``paths`` (all without any) everything below is extracted, and the directories that lead to it. With ``sync``
-    the tree is on stable storage before it gets its name.
+    the tree is on stable storage before it gets its name. ``shared`` lets root extract where others may write.
     """
 
     paths: tuple[bytes, ...] = ()
     sync: bool = False
+    shared: bool = False
 
 
 class LeftOut(Value):
@@ -99,15 +101,16 @@ def extract_view(
 ) -> ExtractReport:
     """Put the tree of *view* into the new (or empty) *directory*.
 
-    It appears once it is whole; after an error nothing is left. Nothing is ever written outside of it. Root gets the
-    tree as it is, and an error for what cannot be; anybody else gets what they can hold, and the report says what was
-    left out. Raises CheckFailed for contents that are not what the image says, InputError for what cannot be written
-    and paths that are not there, StoreError, Unsupported (for ``REFLINK``), ImageError and LimitExceeded for names
-    no directory can have.
+    It appears once it is whole; after an error nothing is left, or a note at the error says what. Nothing is ever
+    written outside of it; as root, *directory* must be where nobody else may write, unless ``options.shared``. Root
+    gets the tree as it is, and an error for what cannot be; anybody else gets what they can hold, and the report says
+    what was left out. Raises CheckFailed for contents that are not what the image says, InputError for what cannot be
+    written and paths that are not there, StoreError, Unsupported (for ``REFLINK``), ImageError and LimitExceeded for
+    names no directory can have.
     """
     options = options or ExtractOptions()
     root = select(view.root, options.paths) if options.paths else view.root
-    with output_directory(directory, sync=options.sync) as top:
+    with output_directory(directory, sync=options.sync, shared=options.shared) as top:
         writer = InodeWriter(view, options, progress)
         progress.start("extract", sum(_size(inode) for inode in iter_inodes(root)), "B")
         try:
@@ -147,6 +150,7 @@ class _Extraction:
         self._root = root
         self._place = directory.rstrip(b"/")
         self._top = top
+        self._status = os.fstat(top)
         self._writer = writer
         self._directories: list[tuple[bytes, Directory]] = []
         self._links: list[tuple[bytes, bytes, Leaf]] = []
@@ -260,7 +264,13 @@ class _Extraction:
         self._tally.done["directories"] += 1
 
     def _opened(self, path: bytes) -> _Open:
-        return _Open(open_below(self._top, path, _DIRECTORY))
+        """Open a directory that was made, and has no attributes of the tree yet."""
+        fd = open_below(self._top, path, _DIRECTORY)
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_uid) != (self._status.st_dev, self._status.st_uid):
+            close(fd)
+            raise OSError(errno.EBUSY, "it was replaced while it was made")
+        return _Open(fd)
 
     def _failed(self, error: OSError, path: bytes) -> InputError:
         return os_error(error, "cannot write", subject=self._on_disk(path))

@@ -1,6 +1,7 @@
 """Making one inode on disk: its contents, then owner, extended attributes, mode and time, in the order that keeps all.
 
-Names are made below open directories that nobody else may enter, and only where there is nothing yet.
+Names are made below open directories that nobody else may enter, and only where there is nothing yet. What a name
+got is opened, compared with what was made, and given its attributes through the descriptor alone.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import errno
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from cfstools.errors import Interrupted, Unsupported, os_error
-from cfstools.linux import files
+from cfstools.linux import files, pinned
 from cfstools.progress import SILENT, Progress
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
 from cfstools.tree.xattrs import XattrPolicy
@@ -266,28 +269,52 @@ class InodeWriter:
         if owner is not None:
             os.chown(fd, *owner)
         for key, value in xattrs.items():
-            self._set_xattr(fd, key, value, path, tally)
+            self._set_xattr(partial(os.setxattr, fd), key, value, path, tally)
         os.chmod(fd, mode)
         os.utime(fd, ns=(time_ns, time_ns))
         if checks_time and os.fstat(fd).st_mtime_ns != time_ns:
             tally.leave_out(TIMES, path)
 
     def _finish_name(self, spot: Spot, inode: Leaf, tally: Tally) -> None:
-        dirfd, name, path = spot
+        """Give attributes to something that cannot be opened without doing what it is for."""
+        fd = pinned.pin(spot.dirfd, spot.name)
+        try:
+            self._compare(fd, spot.dirfd, inode)
+            self._finish_pinned(fd, spot.path, inode, tally)
+        finally:
+            files.close(fd)
+
+    def _compare(self, fd: int, dirfd: int, inode: Leaf) -> None:
+        """Raise OSError unless *fd* is what was just made in *dirfd* for *inode*."""
+        status, around = os.fstat(fd), os.fstat(dirfd)
+        same = (
+            stat.S_IFMT(status.st_mode) == stat.S_IFMT(inode.mode)
+            and status.st_nlink == 1
+            # Others cannot make anything in our name, but where new files have an owner of the file system's choice.
+            and status.st_uid in (self._user, around.st_uid)
+            and (not isinstance(inode, Device) or status.st_rdev == inode.rdev)
+            and (not isinstance(inode, Symlink) or os.readlink(b"", dir_fd=fd) == inode.target)
+        )
+        if not same:
+            raise OSError(errno.EBUSY, "it was replaced while it was made")
+
+    def _finish_pinned(self, fd: int, path: bytes, inode: Leaf, tally: Tally) -> None:
         owner, mode, xattrs, time_ns, checks_time = self._attributes(path, inode, tally)
         if owner is not None:
-            os.chown(name, *owner, dir_fd=dirfd, follow_symlinks=False)
+            pinned.chown(fd, *owner)
         for key, value in xattrs.items():
-            self._set_xattr(b"/proc/self/fd/%d/%b" % (dirfd, name), key, value, path, tally)
+            self._set_xattr(partial(pinned.setxattr, fd), key, value, path, tally)
         if not isinstance(inode, Symlink):
-            os.chmod(name, mode, dir_fd=dirfd)
-        os.utime(name, ns=(time_ns, time_ns), dir_fd=dirfd, follow_symlinks=False)
-        if checks_time and os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mtime_ns != time_ns:
+            pinned.chmod(fd, mode)
+        pinned.utime(fd, time_ns)
+        if checks_time and os.fstat(fd).st_mtime_ns != time_ns:
             tally.leave_out(TIMES, path)
 
-    def _set_xattr(self, target: int | bytes, key: bytes, value: bytes, path: bytes, tally: Tally) -> None:
+    def _set_xattr(
+        self, setxattr: Callable[[bytes, bytes], object], key: bytes, value: bytes, path: bytes, tally: Tally
+    ) -> None:
         try:
-            os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
+            setxattr(key, value)
         except OSError as error:
             if self._user and error.errno in _NO_XATTR:
                 _leave_out_xattr(tally, key, path)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from cfstools.api.temporaries import make_held, remove_stale
+from cfstools.api.emptying import clean_up, empty_directory, remove_directory
+from cfstools.api.temporaries import leads_to, make_held, remove_stale
 from cfstools.errors import InputError, os_error, shown_path
 from cfstools.linux.files import close, rename_noreplace, syncfs
+from cfstools.linux.places import Doubt, doubt_about, make_directory, open_directory
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = 0o700
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _NO_XATTRS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
@@ -22,38 +22,58 @@ _NO_ACL = _NO_XATTRS | {errno.ENODATA}
 
 
 @contextmanager
-def output_directory(path: bytes, *, sync: bool = False) -> Iterator[int]:
+def output_directory(path: bytes, *, sync: bool = False, shared: bool = False) -> Iterator[int]:
     """Make the directory *path*: yields a descriptor of where its contents go, closed to everyone else.
 
     It gets its name when the block ends well; the block gives it its mode as the last thing it does. After an error
     nothing is left, and what a killed writer of *path* left is removed. A directory that exists must be empty; it may
     be a mount point, so it is filled where it is, and emptied after an error. With *sync* everything is on stable
-    storage before the end. Raises InputError.
+    storage before the end. For root, nobody else may be able to change *path* and what leads to it, unless *shared*:
+    others can then take the directory away, but lead nothing elsewhere. Raises InputError.
     """
     subject = shown_path(path)
+    private = not shared and os.geteuid() == 0
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        maker = _new(path, sync=sync)
+        fd = _opened(path, private=private)
+        maker = _new(path, sync=sync, private=private) if fd is None else _existing(fd, path, sync=sync)
     except ValueError:
         raise InputError("a path cannot contain a zero byte", subject=subject) from None
+    except Doubt as doubt:
+        raise _refused(doubt, path) from doubt
     except OSError as error:
         raise os_error(error, "cannot make a directory there", subject=subject) from error
-    else:
-        maker = _existing(fd, subject, sync=sync)
     try:
         yield from maker
+    except Doubt as doubt:
+        raise _refused(doubt, path) from doubt
     except OSError as error:
         raise os_error(error, "cannot make the directory", subject=subject) from error
 
 
-def _new(path: bytes, *, sync: bool) -> Iterator[int]:
+def _opened(path: bytes, *, private: bool) -> int | None:
+    try:
+        return open_directory(path, private=private)
+    except FileNotFoundError:
+        if not os.path.basename(path.rstrip(b"/")):
+            raise
+        return None
+
+
+def _refused(doubt: Doubt, path: bytes) -> InputError:
+    hint = "as root, extract below directories that only root may write, or say --shared" if not os.geteuid() else None
+    what = doubt.why if doubt.path == path else f"{shown_path(doubt.path)} {doubt.why}"
+    return InputError(what, subject=shown_path(path), hint=hint)
+
+
+def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:
     """Fill a temporary beside *path* and rename it."""
     parent, name = os.path.split(path.rstrip(b"/"))
-    place = os.open(parent or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = open_directory(parent or b".", private=private)
     try:
-        remove = partial(_remove_tree, place)
-        remove_stale(place, name, stat.S_IFDIR, remove)
+        remove = partial(remove_directory, place)
+        if doubt_about(os.fstat(place)) is None:
+            # Elsewhere others can give a directory of ours such a name, and have us empty it.
+            remove_stale(place, name, stat.S_IFDIR, remove)
         temporary, fd = make_held(place, name, partial(_make, place), remove)
         try:
             _drop_acls(fd)
@@ -62,9 +82,10 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
             if sync:
                 syncfs(fd)
             rename_noreplace(place, temporary, place, name)
-        except BaseException:
-            with suppress(OSError):
-                remove(temporary, fd)
+            if not leads_to(place, name, fd):
+                raise Doubt(name, "was replaced by another one")
+        except BaseException as error:
+            clean_up(error, partial(remove, temporary, fd), os.path.join(parent, temporary))
             raise
         finally:
             close(fd)
@@ -76,41 +97,34 @@ def _new(path: bytes, *, sync: bool) -> Iterator[int]:
 
 def _make(place: int, name: bytes) -> int:
     while True:
-        os.mkdir(name, _PRIVATE, dir_fd=place)
-        try:
-            return os.open(name, _DIRECTORY, dir_fd=place)
-        except FileNotFoundError:
-            continue  # somebody who cleaned up took it for a killed writer's
-        except BaseException:
-            os.rmdir(name, dir_fd=place)
-            raise
+        # Somebody who cleans up may take it for a killed writer's.
+        with suppress(FileNotFoundError):
+            return make_directory(place, name)
 
 
-def _remove_tree(place: int, name: bytes, fd: int) -> None:
-    with suppress(OSError):
-        # It may have the tree's owner already, who must not come in while it is emptied.
-        os.fchown(fd, os.geteuid(), -1)
-    empty_directory(fd)
-    os.rmdir(name, dir_fd=place)
-
-
-def _existing(fd: int, subject: str, *, sync: bool) -> Iterator[int]:
+def _existing(fd: int, path: bytes, *, sync: bool) -> Iterator[int]:
     """Fill the directory *fd*, which is closed, and leave it as it was after an error."""
     try:
-        with os.scandir(fd) as entries:
-            if next(entries, None) is not None:
-                hint = "name a directory that does not exist yet, or an empty one"
-                raise InputError("is not empty", subject=subject, hint=hint)
+        _refuse_contents(fd, path)
         with _closed(fd):
+            # Once more, now that nobody else can make names in it.
+            _refuse_contents(fd, path)
             try:
                 yield fd
                 if sync:
                     syncfs(fd)
-            except BaseException:
-                empty_directory(fd)
+            except BaseException as error:
+                clean_up(error, partial(empty_directory, fd), path)
                 raise
     finally:
         close(fd)
+
+
+def _refuse_contents(fd: int, path: bytes) -> None:
+    with os.scandir(fd) as entries:
+        if next(entries, None) is not None:
+            hint = "name a directory that does not exist yet, or an empty one"
+            raise InputError("is not empty", subject=shown_path(path), hint=hint)
 
 
 @contextmanager
@@ -119,6 +133,8 @@ def _closed(fd: int) -> Iterator[None]:
     status = os.fstat(fd)
     xattrs = _xattrs(fd)
     try:
+        if not os.geteuid() and status.st_uid:
+            os.fchown(fd, 0, -1)  # its owner could open it again
         os.fchmod(fd, _PRIVATE)
         _drop_acls(fd)
         yield
@@ -170,49 +186,3 @@ def _drop_acls(fd: int) -> None:
         except OSError as error:
             if error.errno not in _NO_ACL:
                 raise
-
-
-def empty_directory(fd: int) -> None:
-    """Remove all that is below the directory *fd*, however deep, without following links; keeps going on errors.
-
-    Directories are moved up to *fd* before they are emptied, so that two descriptors are enough for any depth.
-    """
-    with suppress(OSError):
-        os.fchmod(fd, _PRIVATE)
-        fresh = (b".%s.%d.tmp" % (os.urandom(8).hex().encode(), number) for number in itertools.count())
-        stuck: set[bytes] = set()
-        while names := set(map(os.fsencode, os.listdir(fd))) - stuck:
-            for name in names:
-                try:
-                    _remove(fd, name, fresh)
-                except OSError:
-                    stuck.add(name)
-
-
-def _remove(top: int, name: bytes, fresh: Iterator[bytes]) -> None:
-    try:
-        os.unlink(name, dir_fd=top)
-    except IsADirectoryError:
-        fd = _open_to_empty(top, name)
-        try:
-            for child in map(os.fsencode, os.listdir(fd)):
-                try:
-                    os.unlink(child, dir_fd=fd)
-                except IsADirectoryError:
-                    close(_open_to_empty(fd, child))
-                    os.rename(child, next(fresh), src_dir_fd=fd, dst_dir_fd=top)
-        finally:
-            close(fd)
-        os.rmdir(name, dir_fd=top)
-
-
-def _open_to_empty(place: int, name: bytes) -> int:
-    """Open a directory, which may have lost the permissions to be emptied or moved."""
-    found = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=place)
-    try:
-        with suppress(OSError):
-            # Not by name, which might be a link by now.
-            os.chmod(b"/proc/self/fd/%d" % found, _PRIVATE)
-        return os.open(b".", _DIRECTORY, dir_fd=found)
-    finally:
-        close(found)

@@ -52,7 +52,7 @@ def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[
         fd = make(temporary)
         try:
             hold(fd)
-            if _leads_to(directory, temporary, fd):
+            if leads_to(directory, temporary, fd):
                 return temporary, fd
         except BaseException:
             with suppress(OSError):
@@ -87,7 +87,7 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its writer may have given it its name, and ended, since it was met; and something else may have come.
-        if os.path.samestat(status, os.fstat(fd)) and _leads_to(directory, name, fd):
+        if os.path.samestat(status, os.fstat(fd)) and leads_to(directory, name, fd):
             remove(name, fd)
     finally:
         close(fd)
@@ -99,7 +99,8 @@ def _is_private(directory: int) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _leads_to(directory: int, name: bytes, fd: int) -> bool:
+def leads_to(directory: int, name: bytes, fd: int) -> bool:
+    """Whether *name* in *directory* is what *fd* has open."""
     try:
         return os.path.samestat(os.lstat(name, dir_fd=directory), os.fstat(fd))
     except FileNotFoundError:

@@ -186,6 +186,7 @@ def _report(error: BaseException, *, debug: bool) -> int:
         case _:
             shown = Interrupted("interrupted")
     tell(f"mkcfs: {shown}")
-    if shown.hint:
-        tell(f"hint: {shown.hint}")
+    for hint in (shown.hint, *getattr(error, "__notes__", ())):
+        if hint:
+            tell(f"hint: {hint}")
     return shown.exit_code

@@ -226,7 +226,7 @@ def test_a_deep_tree(out: Path) -> None:
     os.close(bottom)
     # What follows cannot walk as deep as this.
     fd = os.open(out, os.O_RDONLY)
-    from cfstools.api.output_directory import empty_directory
+    from cfstools.api.emptying import empty_directory
 
     empty_directory(fd)
     os.close(fd)
@@ -674,9 +674,9 @@ def test_whiteouts_where_users_may_not_make_them(open_tmp: Path, monkeypatch: py
     with as_nobody(place):
         assert left_out(put(root, place / "out"))["device nodes"] == (2, "/w")
     with pytest.raises(InputError, match="no/w: cannot make a device node: Operation not permitted") as caught:
-        put(root, place / "no")
+        put(root, place / "no", shared=True)
     assert caught.value.hint == "--skip-devices leaves them out"
-    report = put(root, place / "without", devices=False)
+    report = put(root, place / "without", devices=False, shared=True)
     assert (report.left_out, report.special_files, report.hard_links) == ((), 0, 0)
 
 

@@ -38,6 +38,7 @@ from cfstools.text import counted
 @click.option("--user-xattrs", is_flag=True, help="Put only user.* extended attributes on disk.")
 @click.option("--skip-devices", is_flag=True, help="Leave out device nodes.")
 @click.option("--sync", is_flag=True, help="Have all on stable storage before DIR appears.")
+@click.option("--shared", is_flag=True, help="As root, extract also where other users may write.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @json_option
 @click.pass_obj
@@ -56,6 +57,7 @@ def extract(
     user_xattrs: bool,
     skip_devices: bool,
     sync: bool,
+    shared: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +68,10 @@ def extract(
 
     Root gets the tree as it is. Other users get what they can hold: without owners, device nodes and attributes that
     are reserved for root, and without setuid and setgid bits of files that change owner. What was left out is listed.
+
+    As root, DIR and all that leads to it must belong to root, and only root may write there (or, as in /tmp, others
+    only what is theirs). With --shared other users may; they can then take DIR away or put something else there
+    meanwhile, but never lead what is written elsewhere.
 
     With --hardlink, files share the inode of their object and have its modification time. Writing to one of them
     in place damages the store.
@@ -81,6 +87,7 @@ def extract(
             devices=not skip_devices,
             paths=paths,
             sync=sync,
+            shared=shared,
         ),
         threads=threads or len(os.sched_getaffinity(0)),
         progress=session.progress(),
