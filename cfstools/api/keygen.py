@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
+from cfstools.api.emptying import clean_up, remove_file
+from cfstools.api.output import refused
 from cfstools.errors import naming, os_error, shown_path
 from cfstools.linux.files import close, write_all
+from cfstools.linux.places import Doubt, open_directory
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
 
@@ -38,12 +43,13 @@ def keygen(
     """
     private = generate(kind, rsa_bits=rsa_bits)
     private_path, public_path = name + PRIVATE_SUFFIX, name + PUBLIC_SUFFIX
-    _create(private_path, private.pem(passphrase), 0o600)
-    try:
-        _create(public_path, private.verifier.pem(), 0o644)
-    except BaseException:
-        os.unlink(private_path)
-        raise
+    with _directory(name) as directory:
+        _create(directory, private_path, private.pem(passphrase), 0o600)
+        try:
+            _create(directory, public_path, private.verifier.pem(), 0o644)
+        except BaseException as error:
+            _remove(directory, private_path, error)
+            raise
     return KeygenReport(
         private_key=shown_path(private_path),
         public_key=shown_path(public_path),
@@ -53,11 +59,28 @@ def keygen(
     )
 
 
-def _create(path: bytes, data: bytes, mode: int) -> None:
+@contextmanager
+def _directory(name: bytes) -> Iterator[int]:
+    """The directory of both files, so that neither is made, nor removed, elsewhere than the other."""
+    path = name + PRIVATE_SUFFIX
+    try:
+        fd = open_directory(os.path.dirname(name) or b".")
+    except Doubt as doubt:
+        raise refused(doubt, path) from doubt
+    except OSError as error:
+        raise os_error(error, "cannot write", subject=shown_path(path)) from error
+    try:
+        yield fd
+    finally:
+        close(fd)
+
+
+def _create(directory: int, path: bytes, data: bytes, mode: int) -> None:
     """Write a file that must not exist yet, durably or not at all."""
     with naming(path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            fd = os.open(os.path.basename(path), flags, mode, dir_fd=directory)
         except FileExistsError as error:
             hint = "choose another NAME, or move the old key away"
             raise os_error(error, "will not be overwritten", hint=hint) from error
@@ -67,10 +90,13 @@ def _create(path: bytes, data: bytes, mode: int) -> None:
             write_all(fd, data)
             os.fsync(fd)
         except BaseException as error:
-            with suppress(OSError):
-                os.unlink(path)
+            _remove(directory, path, error)
             if isinstance(error, OSError):
                 raise os_error(error, "cannot write") from error
             raise
         finally:
             close(fd)
+
+
+def _remove(directory: int, path: bytes, error: BaseException) -> None:
+    clean_up(error, partial(remove_file, directory, os.path.basename(path)), path)

@@ -6,13 +6,15 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from cfstools.api.emptying import clean_up, remove_file
 from cfstools.api.temporaries import hold, make_held, remove_stale, temporary_name
-from cfstools.errors import InputError, naming, os_error
+from cfstools.errors import InputError, naming, os_error, shown_path
 from cfstools.linux.files import close, link_tmpfile, open_tmpfile, write_all
+from cfstools.linux.places import Doubt, Place, find, open_directory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -52,33 +54,62 @@ def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
     """Open *path* for a new file that replaces the old one, durable and whole, when the block ends well.
 
     Until then, and after an error or a kill, whatever was at *path* is untouched; what a killed writer of *path* left
-    is removed. A symbolic link is followed, so that the file it names is the one replaced; a device or pipe is written
-    in place. Raises InputError.
+    is removed. A symbolic link is followed, so that the file it names is the one replaced, unless another user may
+    have put it there; a device or pipe is written in place. Raises InputError.
     """
     with naming(path):
         try:
-            kind = _kind(path)
-            if kind is not None and stat.S_ISDIR(kind):
-                raise InputError("is a directory, not a place for a file")
-            if kind is not None and not stat.S_ISREG(kind):
-                # Through the path itself: what /dev/stdout leads to may have no name of its own.
-                yield from _in_place(path)
-            else:
-                yield from _replace(os.path.realpath(path), mode)
+            with _found(path) as place:
+                kind = stat.S_IFMT(place.status.st_mode) if place.status is not None else stat.S_IFREG
+                if kind == stat.S_IFDIR:
+                    raise InputError("is a directory, not a place for a file")
+                if kind == stat.S_IFREG:
+                    yield from _replace(place, mode)
+                else:
+                    yield from _in_place(path, place)
+        except Doubt as doubt:
+            raise refused(doubt, path) from doubt
         except OSError as error:
             raise os_error(error, "cannot write") from error
 
 
-def _kind(path: bytes) -> int | None:
+@contextmanager
+def _found(path: bytes) -> Iterator[Place]:
+    place = find(path)
     try:
-        return os.stat(path).st_mode
-    except FileNotFoundError:
-        return None
+        yield place
+    finally:
+        close(place.directory)
 
 
-def _in_place(path: bytes) -> Iterator[OutputFile]:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def refused(doubt: Doubt, path: bytes) -> InputError:
+    """The error for *path*, to which a link leads that another user may have put there."""
+    hint = "name the place itself, or make the link anew as the user who runs this"
+    what = doubt.why if doubt.path == path else f"{shown_path(doubt.path)} {doubt.why}"
+    return InputError(what, subject=shown_path(path), hint=hint)
+
+
+def delete_file(path: bytes) -> None:
+    """Delete the name *path*. Raises InputError."""
+    directory, name = os.path.split(path)
     try:
+        fd = open_directory(directory or b".")
+        try:
+            remove_file(fd, name)
+        finally:
+            close(fd)
+    except Doubt as doubt:
+        raise refused(doubt, path) from doubt
+    except OSError as error:
+        raise os_error(error, "cannot delete", subject=shown_path(path)) from error
+
+
+def _in_place(path: bytes, place: Place) -> Iterator[OutputFile]:
+    # Through the path itself: what /dev/stdout leads to may have no name of its own.
+    fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if place.status is None or not os.path.samestat(os.fstat(fd), place.status):
+            raise InputError("was replaced while it was opened")
         output = OutputFile(fd)
         yield output
         output.sync()
@@ -86,11 +117,12 @@ def _in_place(path: bytes) -> Iterator[OutputFile]:
         close(fd)
 
 
-def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
-    directory, name = os.path.split(path)
-    directory_fd = os.open(directory or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _replace(place: Place, mode: int) -> Iterator[OutputFile]:
+    name = place.name
+    directory_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.directory)
     try:
-        remove_stale(directory_fd, name, stat.S_IFREG, partial(_unlink, directory_fd))
+        remove = partial(_unlink, directory_fd)
+        remove_stale(directory_fd, name, stat.S_IFREG, remove)
         temporary, fd, named = _temporary(directory_fd, name)
         try:
             yield OutputFile(fd)
@@ -101,10 +133,9 @@ def _replace(path: bytes, mode: int) -> Iterator[OutputFile]:
                 named = True
             os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
             os.fsync(directory_fd)
-        except BaseException:
+        except BaseException as error:
             if named:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=directory_fd)
+                clean_up(error, partial(remove, temporary, fd), os.path.join(os.path.dirname(place.path), temporary))
             raise
         finally:
             close(fd)
@@ -134,7 +165,7 @@ def _create(directory_fd: int, name: bytes) -> int:
 
 
 def _unlink(directory_fd: int, name: bytes, _fd: int) -> None:
-    os.unlink(name, dir_fd=directory_fd)
+    remove_file(directory_fd, name)
 
 
 def _umask() -> int:

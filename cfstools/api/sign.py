@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
 from cfstools.api.input import read_image_file, read_small
-from cfstools.api.output import output_file
+from cfstools.api.output import delete_file, output_file
 from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error, shown_path
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_info import image_info
@@ -165,10 +164,7 @@ def remove_signatures(image: bytes, *, output: bytes | None = None) -> RemoveRep
         _rewrite(image, body)
         removed.append(shown_path(image))
     if beside is not None:
-        try:
-            os.unlink(path)
-        except OSError as error:
-            raise os_error(error, "cannot delete", subject=shown_path(path)) from error
+        delete_file(path)
         removed.append(shown_path(path))
     return RemoveReport(image=shown_path(image), removed=tuple(removed))
 
@@ -215,7 +211,8 @@ def extended(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -
 def _rewrite(path: bytes, *parts: memoryview | bytes) -> None:
     """Replace the file at *path* by one with these bytes and the same permissions."""
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        # Without set-ID bits: the new file may have another owner than the old one.
+        mode = os.stat(path).st_mode & 0o777
     except OSError as error:
         raise os_error(error, "cannot write", subject=shown_path(path)) from error
     with output_file(path, mode=mode) as sink:

@@ -203,7 +203,7 @@ def test_a_stale_directory_that_has_its_owner_already(tmp_path: Path, mode: int,
     os.chown(place / STALE, 4321, 4321)
     os.chown(place, owner, owner)
     place.chmod(mode)
-    with output_directory(bytes(place / "out")):
+    with output_directory(bytes(place / "out"), shared=True):
         pass
     assert sorted(os.listdir(place)) == (["out"] if gone else [STALE, "out"])
 
@@ -276,3 +276,109 @@ def test_long_names(tmp_path: Path) -> None:
     (tmp_path / f".{'n' * 200}.0123456789abcdef.tmp").touch()
     write(tmp_path / name)
     assert os.listdir(tmp_path) == [name]
+
+
+# Where other users may have put links and other things
+
+
+OTHER = 4321
+
+
+def link(place: Path, target: Path, *, owner: int = OTHER) -> Path:
+    made = place / "link"
+    made.symlink_to(target)
+    os.chown(made, owner, owner, follow_symlinks=False)
+    return made
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("where", ["last", "on the way"])
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o1777), (0, 0o755), (OTHER, 0o755), (0, 0o777)])
+def test_links_of_others_are_not_followed_by_root(tmp_path: Path, where: str, owner: int, mode: int) -> None:
+    """The kernel refuses only those in sticky directories, and only where it is told to."""
+    place, real = tmp_path / "place", tmp_path / "real"
+    place.mkdir()
+    real.mkdir()
+    os.chown(place, owner, owner)
+    place.chmod(mode)
+    (real / "out").write_bytes(b"precious")
+    target = link(place, real / "out") if where == "last" else link(place, real) / "out"
+    with pytest.raises(InputError, match=f"place/link:? is a symbolic link that belongs to user {OTHER}") as caught:
+        write(target)
+    assert caught.value.hint is not None
+    assert (real / "out").read_bytes() == b"precious"
+    assert os.listdir(real) == ["out"]
+
+
+@pytest.mark.root
+def test_links_of_root_are_followed(tmp_path: Path) -> None:
+    """And the file in another user's directory is replaced, as a build with sudo wants it."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "out").write_bytes(b"old")
+    os.chown(theirs, OTHER, OTHER)
+    write(link(tmp_path, theirs / "out", owner=0))
+    assert (theirs / "out").read_bytes() == b"new"
+    write(theirs / "out", b"newer")
+    assert (theirs / "out").read_bytes() == b"newer"
+    (theirs / "link").symlink_to("out")
+    with pytest.raises(InputError, match="is a symbolic link that is in a directory that belongs to user"):
+        write(theirs / "link")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("owner", "followed"), [(OTHER, True), (65534, True), (1234, False)])
+def test_links_in_sticky_directories_of_another_user(tmp_path: Path, owner: int, followed: bool) -> None:
+    """Anybody but root follows links of theirs and of the owner of the directory, elsewhere all."""
+    tmp_path.chmod(0o755)
+    sticky, real = tmp_path / "sticky", tmp_path / "real"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    real.mkdir()
+    for path, uid in ((sticky, OTHER), (real, 65534)):
+        os.chown(path, uid, uid)
+    made = link(sticky, real / "out", owner=owner)
+    os.seteuid(65534)
+    try:
+        if followed:
+            write(made)
+        else:
+            with pytest.raises(InputError, match="is a symbolic link that belongs to user 1234"):
+                write(made)
+    finally:
+        os.seteuid(0)
+    assert os.listdir(real) == (["out"] if followed else [])
+
+
+def test_a_pipe_is_replaced_before_it_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into what came instead."""
+    precious, pipe = tmp_path / "precious", tmp_path / "pipe"
+    precious.write_bytes(b"precious")
+    os.mkfifo(pipe)
+    real = os.open
+
+    def swap(path: bytes, flags: int, *rest: int, **options: int) -> int:
+        if path == bytes(pipe):
+            pipe.unlink()
+            pipe.symlink_to(precious)
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(InputError, match="pipe: was replaced while it was opened"):
+        write(pipe)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_temporary_that_stays_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.unlink
+    monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(ValueError, match="stop") as caught, output_file(bytes(tmp_path / "out")):
+        raise ValueError("stop")
+    monkeypatch.setattr(os, "unlink", real)
+    (left,) = tmp_path.iterdir()
+    assert caught.value.__notes__ == [f"{left} could not be removed (No space left on device): delete it"]

@@ -254,7 +254,8 @@ def test_an_envelope_of_another_image_is_not_added_to(place: Place) -> None:
 def test_removing_needs_the_right_to_delete(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     sign(place.image, [key_of(ED25519)])
 
-    def refuse(_path: bytes) -> None:
+    def refuse(_path: bytes, *, dir_fd: int) -> None:
+        assert dir_fd >= 0
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "unlink", refuse)
