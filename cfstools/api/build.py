@@ -21,6 +21,7 @@ from cfstools.sources.find import find_image
 from cfstools.sources.oci_request import NO_WISHES, ImagePlace, OciRequest
 from cfstools.sources.open import SourceTree, open_source
 from cfstools.store import Ingest, RootedBlobs
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cfstools.store import Blobs, StoreWriter
     from cfstools.store.base import FsVerity
     from cfstools.store.cache import DigestCache
-    from cfstools.tree import Directory
+from cfstools.tree import Directory
 
 
 class BuildOptions(NamedTuple):
@@ -81,12 +82,15 @@ class BuildOptions(NamedTuple):
 class ObjectOptions(NamedTuple):
     """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be).
 
+    ``waiting`` says how long to wait for someone who removes objects from a store.
+
     Without ``cache`` files are read that the store's digest cache knows, and nothing is remembered.
     """
 
     mode: int = 0o644
     fs_verity: FsVerity = "auto"
     cache: bool = True
+    waiting: Waiting = PATIENT
 
 
 class BuildReport(Report):
@@ -313,5 +317,6 @@ def _writer(
                 deferred=deferred,
                 object_mode=objects.mode,
                 fs_verity=objects.fs_verity,
+                waiting=objects.waiting,
             )
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 from cfstools.api.problems import shown
 from cfstools.errors import shown_path
@@ -13,8 +12,8 @@ from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor
 from cfstools.store.fsck import Fault, FsckResult, Problem
 from cfstools.store.fsck import fsck as check
-from cfstools.store.locking import silently
 from cfstools.store.repair import RepairOptions, repair
+from cfstools.store.waiting import PATIENT, Waiting
 
 MAX_PROBLEMS = 10_000
 
@@ -65,8 +64,7 @@ def fsck(
     options: RepairOptions | None = None,
     measure: bool = False,
     threads: int | None = None,
-    wait: bool = True,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> StoreFsckReport:
     """Compute the digest of every object in *store*, look at everything else, and do what *options* ask for.
@@ -77,9 +75,9 @@ def fsck(
     for donor in options.donors if options else ():
         check_donor(donor)  # before the long work
     with DirectoryStore(store) as opened:
-        result = check(opened, now=now, measure=measure, threads=threads, wait=wait, on_wait=on_wait, progress=progress)
+        result = check(opened, now=now, measure=measure, threads=threads, waiting=waiting, progress=progress)
         if options is not None and result.problems:
-            repair(opened, result, options, now=now, wait=wait, on_wait=on_wait, progress=progress)
+            repair(opened, result, options, now=now, waiting=waiting, progress=progress)
     return _report(store, result)
 
 

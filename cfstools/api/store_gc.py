@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cfstools.api.store_images import find_images, needed_digests
 from cfstools.errors import InputError, UsageError, shown_path
@@ -10,7 +10,7 @@ from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.gc import DEFAULT_GRACE, GcReport
 from cfstools.store.gc import gc as collect
-from cfstools.store.locking import silently
+from cfstools.store.waiting import PATIENT, Waiting
 
 
 class StoreGcReport(GcReport):
@@ -29,16 +29,15 @@ def gc(
     now: float,
     grace: float = DEFAULT_GRACE,
     dry_run: bool = False,
-    wait: bool = True,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> StoreGcReport:
     """Remove the objects of *store* that neither the images *keep* need nor any image below *keep_dirs*.
 
     Objects that got their name less than *grace* seconds before *now* stay as well. The images are read while nobody
     builds. Nothing is removed when one of them cannot be read or is broken, or when no image was found below one of
-    *keep_dirs*, or none was given at all, unless *keep_nothing* says that this is meant. Without *wait* a store in use
-    is StoreBusy. Raises UsageError, InputError, ImageError and StoreError.
+    *keep_dirs*, or none was given at all, unless *keep_nothing* says that this is meant. *waiting* says how long
+    to wait for others before StoreBusy is raised. Raises UsageError, InputError, ImageError and StoreError.
     """
     if not (keep or keep_dirs or keep_nothing):
         raise UsageError("no image to keep: everything would be removed", hint="name images with --keep or --keep-dir")
@@ -59,9 +58,7 @@ def gc(
         return marked
 
     with DirectoryStore(store) as opened:
-        report = collect(
-            opened, mark, now=now, grace=grace, dry_run=dry_run, wait=wait, on_wait=on_wait, progress=progress
-        )
+        report = collect(opened, mark, now=now, grace=grace, dry_run=dry_run, waiting=waiting, progress=progress)
     return StoreGcReport(
         store=shown_path(store),
         images=tuple(map(shown_path, images)),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cfstools.api.store_images import needed_digests
 from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.locking import silently
 from cfstools.store.usage import StoreUsage, usage
+from cfstools.store.waiting import PATIENT, Waiting
 
 
 class StoreStatReport(Report):
@@ -25,7 +25,7 @@ def stat(
     store: bytes,
     images: Sequence[bytes] = (),
     *,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> StoreStatReport:
     """Count the objects of *store*, and what each of *images* has of them.
@@ -39,5 +39,5 @@ def stat(
             {known.setdefault(digest, digest): size for digest, size in needed_digests(image).items()}
             for image in images
         ]
-        counted = usage(opened, needed, on_wait=on_wait, progress=progress)
+        counted = usage(opened, needed, waiting=waiting, progress=progress)
     return StoreStatReport(store=shown_path(store), images=tuple(map(shown_path, images)), usage=counted)

@@ -11,6 +11,9 @@ from cfstools.errors import StoreError
 FsVerity = Literal["off", "auto", "require"]
 """Whether fs-verity is turned on for new objects: never, where the file system has it, or else that is an error."""
 
+LOCK_NAME = b".mkcfs-lock"
+"""The file in a store that is locked."""
+
 _PREFIX = re.compile(rb"[0-9a-f]{2}")
 # The rest of a SHA-256 or SHA-512 digest, lower case.
 _REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")
@@ -61,6 +64,6 @@ def split_digest(digest: bytes) -> tuple[bytes, bytes]:
     return text[:2], text[2:]
 
 
-def store_error(error: OSError, what: str, subject: str) -> StoreError:
+def store_error(error: OSError, what: str, subject: str, *, hint: str | None = None) -> StoreError:
     """Translate an ``OSError`` met while doing *what* to the store or object *subject*."""
-    return StoreError(f"{what}: {error.strerror or error}", subject=subject)
+    return StoreError(f"{what}: {error.strerror or error}", subject=subject, hint=hint)

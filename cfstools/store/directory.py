@@ -7,7 +7,6 @@ not those of objects are left alone: they belong to someone else.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -17,16 +16,15 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from cfstools.errors import ObjectMissing, StoreBusy, StoreError
+from cfstools.errors import ObjectMissing, StoreError
 from cfstools.linux import files
-from cfstools.store.base import digest_of, is_prefix, split_digest, store_error
+from cfstools.store.base import LOCK_NAME, digest_of, is_prefix, split_digest, store_error
+from cfstools.store.lockfile import acquire
 from cfstools.verity import object_path
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Opening must not hang on a fifo nor make a terminal ours, whatever someone planted.
 OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# File systems that have no locks.
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 
 
 class DirectoryStore:
@@ -160,8 +158,8 @@ class DirectoryStore:
         return self._keep == 256
 
     def is_empty(self) -> bool:
-        """Whether the directory holds nothing at all."""
-        return not self._names(self.fd)
+        """Whether the directory holds nothing at all but its lock."""
+        return not set(self._names(self.fd)) - {LOCK_NAME}
 
     @property
     def prefix_fds(self) -> array[int]:
@@ -208,29 +206,18 @@ class DirectoryStore:
 
     @contextmanager
     def locked(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock on the store's directory: shared to add objects, ``exclusive`` to remove them.
+        """Hold the lock of the store: shared to add objects, ``exclusive`` to remove them.
 
-        Yields whether the lock is held: ``False`` where the file system has no locks. Without ``wait`` a lock that
-        someone else holds is ``StoreBusy``. The lock leaves no file behind and ends with the process.
+        Yields whether the lock is held: ``False`` where the file system has no locks, and for those who may not write
+        to the store and want it shared. Without ``wait`` a lock that someone else holds is ``StoreBusy``. The lock ends
+        with the process.
         """
+        fd = acquire(self.fd, self.path, exclusive=exclusive, wait=wait)
         try:
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError as error:
-            raise store_error(error, "cannot lock the store", self.path) from error
-        try:
-            operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-            try:
-                fcntl.flock(fd, operation if wait else operation | fcntl.LOCK_NB)
-                held = True
-            except BlockingIOError as error:
-                raise StoreBusy("the store is in use by another process", subject=self.path) from error
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise store_error(error, "cannot lock the store", self.path) from error
-                held = False
-            yield held
+            yield fd is not None
         finally:
-            files.close(fd)
+            if fd is not None:
+                files.close(fd)
 
 
 def _open_object(opener: Callable[[], int], subject: str) -> int:

@@ -6,19 +6,20 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 from cfstools import native
-from cfstools.errors import InputError, StoreBusy, StoreError, os_error
+from cfstools.errors import InputError, StoreError, os_error
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import split_digest
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
-from cfstools.store.locking import in_turn, silently
+from cfstools.store.locking import in_turn
 from cfstools.store.survey import Found, Kind, is_stale, survey, temporaries
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, hash_fd, object_path
 from cfstools.verity.descriptor import descriptor
 from cfstools.workers import map_ahead
@@ -104,20 +105,19 @@ def fsck(
     now: float,
     measure: bool = False,
     threads: int | None = None,
-    wait: bool = True,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> FsckResult:
     """Compute the digest of every object and look at everything else; nothing is changed.
 
     The algorithm is told by the length of the name. With *measure* the kernel's word is taken for files that fs-verity
-    guards; by default they are read as all others. Objects may be added meanwhile; *on_wait* is called before waiting
-    for someone who removes them, or ``StoreBusy`` raised without *wait*. *now* tells how old the C tools' temporaries
+    guards; by default they are read as all others. Objects may be added meanwhile; *waiting* says how long to wait for
+    someone who removes them before ``StoreBusy`` is raised. *now* tells how old the C tools' temporaries
     are. ``threads`` is by default the number of usable processors; ``progress`` is in bytes. Raises ``StoreError``.
     """
     stale = _stale_stages(store)
     result = FsckResult()
-    with in_turn(store, exclusive=False, wait=wait, on_wait=on_wait):
+    with in_turn(store, exclusive=False, waiting=waiting):
         # Counted only for someone who looks: it takes a walk of its own.
         total = None if progress is SILENT else sum(found.status.st_size for found in survey(store))
         progress.start("check", total, "B")
@@ -160,11 +160,11 @@ def _tasks(objects: Iterable[Found]) -> Iterator[list[Found]]:
 
 
 def _stale_stages(store: DirectoryStore) -> frozenset[bytes]:
-    """The directories of temporaries that no writer uses; none when the store cannot be locked right now."""
+    """The directories of temporaries that no writer uses; none when the store cannot be locked right now or by us."""
     try:
         with store.locked(exclusive=True, wait=False) as held:
             return frozenset(found.path for found in temporaries(store) if held and found.kind is Kind.STAGE)
-    except StoreBusy:
+    except StoreError:
         return frozenset()
 
 

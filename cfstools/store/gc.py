@@ -17,8 +17,9 @@ from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.base import split_digest, store_error
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.locking import alone, in_turn, silently
+from cfstools.store.locking import alone, in_turn
 from cfstools.store.survey import Found, Kind, is_stale, place, remove_temporary, survey
+from cfstools.store.waiting import PATIENT, Waiting
 
 DEFAULT_GRACE = 3600.0
 
@@ -48,23 +49,18 @@ def gc(
     now: float,
     grace: float = DEFAULT_GRACE,
     dry_run: bool = False,
-    wait: bool = True,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> GcReport:
     """Remove the objects that are not among those *mark* returns and older than *grace* seconds at *now*.
 
     *mark* is called once, under the lock, for the digests to keep; what it raises stops everything before anything is
     removed. Stale temporaries go as well. A *grace* of 0 takes no account of age. ``dry_run`` only locks out other
-    collections and removes nothing. When others use the store, *on_wait* is called once before waiting, or
-    ``StoreBusy`` is raised without *wait*. Also raises ``StoreError``: after a failure in the middle what was removed
+    collections and removes nothing. While others use the store, *waiting* says how long to wait before ``StoreBusy`` is
+    raised. Also raises ``StoreError``: after a failure in the middle what was removed
     until then was garbage. Empty directories are left, for readers may have them open.
     """
-    turn = (
-        in_turn(store, exclusive=False, wait=wait, on_wait=on_wait)
-        if dry_run
-        else alone(store, wait=wait, on_wait=on_wait)
-    )
+    turn = in_turn(store, exclusive=False, waiting=waiting) if dry_run else alone(store, waiting)
     with turn:
         sweep = _Sweep(store, mark(), now, grace, dry_run=dry_run)
         progress.start("sweep", None, "object")

@@ -18,7 +18,9 @@ from cfstools.linux import files
 from cfstools.report import Report
 from cfstools.store.base import Store, split_digest, store_error
 from cfstools.store.directory import DirectoryStore
+from cfstools.store.locking import in_turn
 from cfstools.store.scratch import Scratch, Temporary
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.workers import Call, Workers
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class StoreReport(Report):
 class Publisher:
     """The queue of one writer to *store*; used from several threads. Raises ``StoreError``.
 
-    Locks the store and the *others* shared until :meth:`close`. ``deferred`` publishes only when told to.
+    Locks the store and the *others* shared until :meth:`close`; *waiting* says how long to wait for someone who removes
+    objects. ``deferred`` publishes only when told to.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Publisher:
         batch_files: int,
         batch_bytes: int,
         deferred: bool,
+        waiting: Waiting = PATIENT,
     ) -> None:
         self._store = store
         self._others = tuple(others)
@@ -87,7 +91,7 @@ class Publisher:
         self._exit = ExitStack()
         # The others as well: what is found there must not be collected before the image that needs it is in place.
         for locked in (store, *(other for other in self._others if isinstance(other, DirectoryStore))):
-            self._exit.enter_context(locked.locked())
+            self._exit.enter_context(in_turn(locked, exclusive=False, waiting=waiting))
         self._exit.callback(scratch.close)
 
     @property

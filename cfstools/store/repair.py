@@ -9,7 +9,7 @@ renames leaves them there; the next one looks into what was left behind before i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
@@ -32,9 +32,10 @@ from cfstools.store.fsck import (
     other_problem,
 )
 from cfstools.store.gc import remove_object
-from cfstools.store.locking import alone, silently
+from cfstools.store.locking import alone
 from cfstools.store.scratch import Temporary
 from cfstools.store.survey import Kind, is_stale, look, remove_temporary, temporaries
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.store.workbench import Workbench
 from cfstools.values import Value
 from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd
@@ -65,18 +66,17 @@ def repair(
     options: RepairOptions,
     *,
     now: float,
-    wait: bool = True,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> None:
     """Do what *options* ask for about the problems in *result*, which are looked at again and get their outcome.
 
-    Locks the store alone; *on_wait* is called before waiting for others, or ``StoreBusy`` raised without *wait*.
+    Locks the store alone; *waiting* says how long to wait for others before ``StoreBusy`` is raised.
     Raises ``InputError`` for a donor that is no directory, ``StoreError``; the store's objects are whole then, too.
     """
     for donor in options.donors:
         check_donor(donor)
-    with alone(store, wait=wait, on_wait=on_wait):
+    with alone(store, waiting):
         contents = _look_again(store, result)
         if options.replace:
             with _Replacing(store, contents, progress) as replacing:

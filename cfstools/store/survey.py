@@ -9,12 +9,12 @@ from enum import Enum
 from typing import NamedTuple
 
 from cfstools.linux.files import close
-from cfstools.store.base import digest_of, is_prefix, store_error
+from cfstools.store.base import LOCK_NAME, digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import STAGE_PREFIX, is_temporary
 
-# What is ours or the file system's own and no object: the digest cache; what fsck.ext4 makes.
-_KNOWN = frozenset({b".mkcfs", b"lost+found"})
+# What is ours or the file system's own and no object: the lock, a digest cache; what fsck.ext4 makes.
+_KNOWN = frozenset({LOCK_NAME, b".mkcfs", b"lost+found"})
 
 # The C tools do not lock, so only age tells whether one of their temporaries is still written: seconds.
 UNLOCKED_STALE_AGE = 86400

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.locking import in_turn, silently
+from cfstools.store.locking import in_turn
 from cfstools.store.survey import Kind, survey
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.verity import Algorithm
 
 # Upper bounds of the classes of sizes; the last class has none.
@@ -63,16 +64,16 @@ def usage(
     store: DirectoryStore,
     images: Sequence[Mapping[bytes, int]] = (),
     *,
-    on_wait: Callable[[], None] = silently,
+    waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> StoreUsage:
     """Count what is in the store. Each of *images* says which digests it needs, with their sizes.
 
-    Waits, after calling *on_wait*, while someone removes objects. Raises ``StoreError``.
+    Waits while someone removes objects, as *waiting* says. Raises ``StoreError``.
     """
     needed = Counter(digest for image in images for digest in image)
     count = _Count(needed, asked=bool(images))
-    with in_turn(store, exclusive=False, on_wait=on_wait):
+    with in_turn(store, exclusive=False, waiting=waiting):
         progress.start("count", None, "object")
         for found in survey(store):
             if found.kind is Kind.OBJECT:

@@ -17,6 +17,7 @@ from cfstools.store.directory import DirectoryStore
 from cfstools.store.publisher import Publisher, StoredObject, StoreReport
 from cfstools.store.scratch import Scratch, Temporary
 from cfstools.store.stream import SMALL, ObjectStream, add_small
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.verity import DEFAULT, CopyFailed, Params, hash_fd
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class StoreWriter:
     Contents that any of *others* has are not added, an object there with another length than the contents counts
     as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose.
     Leaving a ``with`` block commits (unless ``deferred``); an error drops what was not published yet.
-    All of these stores are locked shared until the end, so that nobody removes objects meanwhile.
+    All of these stores are locked shared until the end, so that nobody removes objects meanwhile; *waiting* says how
+    long to wait for someone who does.
     All methods raise ``StoreError`` for the store, ``InputError`` for the contents read.
     """
 
@@ -47,6 +49,7 @@ class StoreWriter:
         object_mode: int = 0o644,
         fs_verity: FsVerity = "off",
         deferred: bool = False,
+        waiting: Waiting = PATIENT,
     ) -> None:
         self.store = store
         self.params = params
@@ -55,7 +58,13 @@ class StoreWriter:
         self._clones: dict[int, bool] = {}
         scratch = Scratch(store, named=deferred, mode=object_mode, fs_verity=fs_verity, params=params)
         self._publisher = Publisher(
-            store, others, scratch, batch_files=batch_files, batch_bytes=batch_bytes, deferred=deferred
+            store,
+            others,
+            scratch,
+            batch_files=batch_files,
+            batch_bytes=batch_bytes,
+            deferred=deferred,
+            waiting=waiting,
         )
 
     def __enter__(self) -> Self:

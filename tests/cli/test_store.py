@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from cfstools.cli.commands.store import Duration
+from cfstools.cli.waiting import Duration
 from cfstools.store import DirectoryStore, StoreWriter
 from tests.mkcfs import COMMAND, mkcfs
 
@@ -162,11 +163,20 @@ def test_gc_waits_and_says_so(place: Path) -> None:
         with store.locked():
             done = mkcfs(*words, "--no-wait", check=False)
             assert done.code == 1
-            assert done.stderr.decode() == f"mkcfs: {place}/store: the store is in use by another process\n"
+            held = f"its lock is held by process {os.getpid()} (pytest)"
+            assert re.sub(r"\((python|pytest).*\)", "(pytest)", done.stderr.decode()).splitlines() == [
+                f"mkcfs: {place}/store: the store is in use by another process",
+                f"hint: {held}",
+            ]
+            done = mkcfs(*words, "--lock-timeout", "1", check=False)
+            assert done.code == 1
+            assert b"the store is still in use by another process after 1 s\n" in done.stderr
+            done = mkcfs(*words, "--lock-timeout", "1", "--no-wait", check=False)
+            assert done.code == 2
             process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             assert process.stderr is not None
             line = process.stderr.readline()
-            assert line == f"mkcfs: {place}/store: waiting for other processes that use the store\n"
+            assert line.startswith(f"mkcfs: {place}/store: waiting for other processes that use the store: {held[:-9]}")
             time.sleep(0.1)
             assert process.poll() is None
             assert object_of(place, OTHER).exists()

@@ -14,8 +14,8 @@ def store_of(store: Path) -> Listing:
     """Return path to (kind and mode, size, SHA-256) of every object and directory; empty if there is no store."""
     found: Listing = {}
     for path in sorted(store.rglob("*")):
-        # The digest cache is ours alone; every other tool passes it over.
-        if ".mkcfs" in path.relative_to(store).parts:
+        # The lock is ours alone; every other tool passes it over.
+        if path.relative_to(store).parts[0].startswith(".mkcfs"):
             continue
         status = os.lstat(path)
         name = str(path.relative_to(store))

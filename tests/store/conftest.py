@@ -22,13 +22,18 @@ def store(tmp_path: Path) -> Iterator[DirectoryStore]:
 
 
 def listing(path: Path | str) -> dict[str, bytes]:
-    """Every file below *path* with its contents; nothing else may be there but directories."""
+    """Every file below *path* but locks, with its contents; nothing else may be there but directories."""
     found = {}
     for file in sorted(Path(path).rglob("*")):
         assert not file.is_symlink()
-        if not file.is_dir():
+        if not file.is_dir() and file.name != ".mkcfs-lock":
             found[str(file.relative_to(path))] = file.read_bytes()
     return found
+
+
+def names_in(path: Path | str) -> list[str]:
+    """The names directly below *path*, in order, but that of the lock."""
+    return sorted(name for name in os.listdir(path) if name != ".mkcfs-lock")
 
 
 def assert_whole(path: Path | str) -> int:

@@ -217,7 +217,7 @@ def test_locks(store: DirectoryStore) -> None:
             assert not entered.wait(0.1)
         thread.join(10)
         assert entered.is_set()
-    assert os.listdir(store.path) == []
+    assert os.listdir(store.path) == [".mkcfs-lock"]
 
 
 def test_file_systems_without_locks(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from cfstools.linux import verity as kernel_verity
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.fsck import Fault, FsckResult, Problem, fsck
 from cfstools.store.survey import UNLOCKED_STALE_AGE, Kind, look, survey
+from cfstools.store.waiting import Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.store.conftest import as_nobody, loop_mount
 
@@ -321,16 +322,16 @@ def test_waits_for_those_who_remove(full: DirectoryStore) -> None:
     with DirectoryStore(full.path) as other, other.locked(exclusive=True) as held:
         assert held
         with pytest.raises(StoreBusy, match="in use by another process"):
-            check(full, wait=False)
+            check(full, waiting=Waiting(timeout=0))
 
         class Stop(Exception):
             pass
 
-        def stop() -> None:
+        def stop(*_: str) -> None:
             raise Stop
 
         with pytest.raises(Stop):
-            check(full, on_wait=stop)
+            check(full, waiting=Waiting(on_wait=stop))
 
 
 def test_what_vanishes_meanwhile_is_no_problem(full: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

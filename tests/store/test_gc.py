@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from cfstools.errors import InputError, StoreBusy, StoreError
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.gc import GcReport, gc
 from cfstools.store.survey import UNLOCKED_STALE_AGE
+from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.store.conftest import as_nobody, listing
 
@@ -42,10 +43,9 @@ def collect(
     now: float = 0.0,
     grace: float = 0.0,
     dry_run: bool = False,
-    wait: bool = True,
-    on_wait: Callable[[], None] = lambda: None,
+    waiting: Waiting = PATIENT,
 ) -> GcReport:
-    return gc(store, lambda: keep, now=now, grace=grace, dry_run=dry_run, wait=wait, on_wait=on_wait)
+    return gc(store, lambda: keep, now=now, grace=grace, dry_run=dry_run, waiting=waiting)
 
 
 def left(store: DirectoryStore) -> list[bytes]:
@@ -177,10 +177,10 @@ def test_waits_for_a_build_and_sees_what_it_made(full: DirectoryStore, tmp_path:
 
     def run() -> None:
         with DirectoryStore(full.path) as own:
-            reports.append(gc(own, lambda: keep, now=0.0, grace=0.0, on_wait=waiting.set))
+            reports.append(gc(own, lambda: keep, now=0.0, grace=0.0, waiting=Waiting(on_wait=lambda *_: waiting.set())))
 
     with pytest.raises(StoreBusy, match="in use by another process"):
-        collect(full, wait=False)
+        collect(full, waiting=Waiting(timeout=0))
     thread = threading.Thread(target=run)
     thread.start()
     assert waiting.wait(60)
@@ -230,12 +230,12 @@ def test_where_there_are_no_locks_nothing_is_removed(full: DirectoryStore, monke
 @pytest.mark.root
 def test_an_ordinary_user_is_refused(full: DirectoryStore, tmp_path: Path) -> None:
     with as_nobody(tmp_path):
-        with pytest.raises(StoreError, match="cannot remove the object: Permission denied"):
+        with pytest.raises(StoreError, match="cannot lock the store: Permission denied"):
             collect(full)
         assert len(collect(full, dry_run=True).removed) == len(DIGESTS)
     path_of(full, DIGESTS[0]).parent.chmod(0o700)
     with as_nobody(tmp_path), pytest.raises(StoreError, match="cannot list the objects: Permission denied"):
-        collect(full, DIGESTS)
+        collect(full, DIGESTS, dry_run=True)
     assert left(full) == sorted(DIGESTS)
 
 

@@ -15,7 +15,7 @@ from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, stamp
 from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
-from tests.store.conftest import assert_whole
+from tests.store.conftest import assert_whole, names_in
 
 
 class Files:
@@ -202,7 +202,7 @@ def test_files_that_change(
     assert isinstance(content_of(root, b"file"), Unread)
     if writer is not None:
         writer.close()
-    assert os.listdir(store.path) == []
+    assert names_in(store.path) == []
 
 
 def test_change_after_opening(tmp_path: Path) -> None:

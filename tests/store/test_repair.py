@@ -18,6 +18,7 @@ from cfstools.linux import verity as kernel_verity
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.fsck import Fault, FsckResult, fsck
 from cfstools.store.repair import RepairOptions, repair
+from cfstools.store.waiting import Waiting
 from cfstools.store.workbench import Workbench
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.store.conftest import as_nobody, assert_whole, listing, loop_mount
@@ -453,7 +454,7 @@ def test_temporaries_that_cannot_be_removed(full: DirectoryStore, monkeypatch: p
 def test_a_repair_needs_the_store_for_itself(full: DirectoryStore) -> None:
     result = fsck(full, now=NOW)
     with DirectoryStore(full.path) as other, other.locked(), pytest.raises(StoreBusy):
-        repair(full, result, RepairOptions(remove_damaged=True), now=NOW, wait=False)
+        repair(full, result, RepairOptions(remove_damaged=True), now=NOW, waiting=Waiting(timeout=0))
 
 
 @pytest.mark.root
@@ -461,7 +462,7 @@ def test_an_ordinary_user_cannot_repair(full: DirectoryStore, tmp_path: Path) ->
     path_of(full, DIGESTS[3]).write_bytes(b"x")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/file").write_bytes(CONTENTS[3])
-    with as_nobody(tmp_path), pytest.raises(StoreError, match="cannot make a temporary file in the store: Permission"):
+    with as_nobody(tmp_path), pytest.raises(StoreError, match="cannot lock the store: Permission"):
         mend(full, tmp_path / "tree")
     assert path_of(full, DIGESTS[3]).read_bytes() == b"x"
 

@@ -18,7 +18,7 @@ from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, is_temporar
 from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, RegularFile
 from cfstools.verity import digest_bytes
-from tests.store.conftest import assert_whole, listing, loop_mount
+from tests.store.conftest import assert_whole, listing, loop_mount, names_in
 
 # Adds numbered contents until it is done or killed; says when it has started.
 PROGRAM = """
@@ -50,7 +50,7 @@ def run(path: Path, first: int, count: int, kind: str) -> subprocess.Popen[str]:
 def wait_for_objects(path: Path) -> None:
     """A sync may take its time on a busy machine."""
     deadline = time.monotonic() + 120
-    while not any(len(name) == 2 for name in os.listdir(path)):
+    while not any(len(name) == 2 for name in names_in(path)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -67,7 +67,7 @@ def test_killed(tmp_path: Path, kind: str) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert_whole(path)
-        for name in os.listdir(path):
+        for name in names_in(path):
             assert len(name) == 2 or is_temporary(os.fsencode(name))
     with DirectoryStore(str(path)) as store:
         with store.locked(exclusive=True, wait=False) as held:
@@ -77,7 +77,7 @@ def test_killed(tmp_path: Path, kind: str) -> None:
                 writer.add_bytes(b"%d" % number * 300)
     assert assert_whole(path) >= 50
     if kind == "anonymous":
-        assert not [name for name in os.listdir(path) if is_temporary(os.fsencode(name))]
+        assert not [name for name in names_in(path) if is_temporary(os.fsencode(name))]
 
 
 @pytest.mark.parametrize("kinds", [("anonymous", "anonymous"), ("anonymous", "named"), ("named", "deferred")])
@@ -90,7 +90,7 @@ def test_two_processes_at_once(tmp_path: Path, kinds: tuple[str, str]) -> None:
     assert sum(new for new, _ in counts) == 2000
     assert sum(shared for _, shared in counts) == 1000
     assert assert_whole(path) == 2000
-    assert all(len(name) == 2 for name in os.listdir(path))
+    assert all(len(name) == 2 for name in names_in(path))
 
 
 def test_small_descriptor_limit(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_full_file_system(small_ext4: Path, deferred: bool) -> None:
         fill()
     assert str(caught.value) == f"{path}: cannot write an object: No space left on device"
     kept = assert_whole(path)
-    assert all(len(name) == 2 for name in os.listdir(path))
+    assert all(len(name) == 2 for name in names_in(path))
     if deferred:
         assert kept == 0
         assert listing(path) == {}
@@ -216,7 +216,7 @@ def test_clone_that_cannot_be_read(tmp_path: Path, store: DirectoryStore, monkey
         writer.add_fd(fd)
     writer.close()
     os.close(fd)
-    assert os.listdir(store.path) == []
+    assert names_in(store.path) == []
 
 
 def test_an_ordinary_user_who_may_not_write(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ with DirectoryStore(sys.argv[1], create=True) as store, StoreWriter(store, batch
             assert_whole(path)
     subprocess.run(command, check=True, capture_output=True)
     assert assert_whole(path) == 500
-    assert all(len(name) == 2 for name in os.listdir(path))
+    assert all(len(name) == 2 for name in names_in(path))
 
 
 def test_memory_does_not_grow_with_file_size(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.usage import ImageUse, SizeClass, usage
+from cfstools.store.waiting import Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
 
 CONTENTS = [b"small", b"a" * 5000, b"b" * 100_000, bytes(2 << 20)]
@@ -79,7 +80,7 @@ def test_waits_while_objects_are_removed(store: DirectoryStore) -> None:
 
     def run() -> None:
         with DirectoryStore(store.path) as own:
-            counted.append(usage(own, on_wait=waiting.set))
+            counted.append(usage(own, waiting=Waiting(on_wait=lambda *_: waiting.set())))
 
     thread = threading.Thread(target=run)
     with store.locked(exclusive=True):

@@ -17,6 +17,7 @@ from cfstools.cli.params import MODE, PATH, examples, given, json_option, store_
 from cfstools.cli.passphrase import Passphrases, passphrase_options
 from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
+from cfstools.cli.waiting import lock_timeout_option, waiting
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.store.base import FsVerity
@@ -83,6 +84,7 @@ _STDIO = b"-"
 @click.option("--attach", is_flag=True, help="Put the signature behind the image instead of into IMAGE.sig.")
 @passphrase_options
 @click.option("--no-cache", is_flag=True, help="Read every file, also those the store's digest cache knows.")
+@lock_timeout_option
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @oci_options
 @json_option
@@ -115,6 +117,7 @@ def build(
     passphrase_file: bytes | None,
     passphrase_fd: int | None,
     no_cache: bool,
+    lock_timeout: float | None,
     threads: int | None,
     as_json: bool,
     **oci: Unpack[OciWords],
@@ -139,7 +142,7 @@ def build(
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")
-    if not stores and (asked := given(context, {"verity", "object_mode", "no_cache"})):
+    if not stores and (asked := given(context, {"verity", "object_mode", "no_cache", "lock_timeout"})):
         raise UsageError(f"{', '.join(asked)} is about objects: add --store")
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
@@ -162,7 +165,9 @@ def build(
             for_containers=oci_given(context),
             for_dumps=given(context, {"strict"}),
         ),
-        objects=ObjectOptions(mode=object_mode, fs_verity=verity, cache=not no_cache),
+        objects=ObjectOptions(
+            mode=object_mode, fs_verity=verity, cache=not no_cache, waiting=waiting(session, lock_timeout)
+        ),
         signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,

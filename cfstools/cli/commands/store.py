@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +12,8 @@ from cfstools.cli.output import print_json, print_line, print_lines
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
-from cfstools.errors import CheckFailed, UsageError, shown_path
+from cfstools.cli.waiting import Duration, lock_timeout_option, no_wait_option, waiting
+from cfstools.errors import CheckFailed, UsageError
 from cfstools.text import counted
 
 if TYPE_CHECKING:
@@ -24,41 +24,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-if TYPE_CHECKING:
-    _Float = click.ParamType[float]
-else:  # generic only in newer versions of click
-    _Float = click.ParamType
-
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd]?)")
-
-
-class Duration(_Float):
-    """A time span: a number of seconds, or one with a unit."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of ``90``, ``90s``, ``15m``, ``1h`` or ``2d``."""
-        if isinstance(value, float):
-            return value
-        match = _DURATION.fullmatch(value)
-        if match is None:
-            self.fail(f"{value!r} is no time span: 90s, 15m, 1h, 2d", param, ctx)
-        return float(int(match[1]) * _SECONDS[match[2]])
-
 
 def _store_option(function: F) -> F:
     return click.option("--store", type=PATH, required=True, metavar="DIR", help="The object store.")(function)
-
-
-def _no_wait_option(function: F) -> F:
-    return click.option("--no-wait", is_flag=True, help="Fail instead of waiting while others use the store.")(function)
-
-
-def _waiting(session: Session, store: bytes) -> Callable[[], None]:
-    shown = shown_path(store)
-    return lambda: session.note(f"mkcfs: {shown}: waiting for other processes that use the store")
 
 
 @click.group()
@@ -90,7 +58,8 @@ def store() -> None:
     "--measure", is_flag=True, help="Take the kernel's word for files with fs-verity instead of reading them."
 )
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
-@_no_wait_option
+@lock_timeout_option
+@no_wait_option
 @json_option
 @click.pass_context
 def fsck(
@@ -103,6 +72,7 @@ def fsck(
     remove_temporaries: bool,
     measure: bool,
     threads: int | None,
+    lock_timeout: float | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -131,8 +101,7 @@ def fsck(
         options=options if repair or remove_damaged or remove_temporaries else None,
         measure=measure,
         threads=threads,
-        wait=not no_wait,
-        on_wait=_waiting(session, store),
+        waiting=waiting(session, lock_timeout, no_wait=no_wait),
         progress=session.progress(),
     )
     if as_json:
@@ -186,7 +155,8 @@ def _print_fsck(report: StoreFsckReport) -> None:
     help="Keep objects added more recently than this: 90s, 15m, 1h, 2d.",
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@_no_wait_option
+@lock_timeout_option
+@no_wait_option
 @json_option
 @click.pass_obj
 def gc(
@@ -198,6 +168,7 @@ def gc(
     keep_nothing: bool,
     grace: float,
     dry_run: bool,
+    lock_timeout: float | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -217,8 +188,7 @@ def gc(
         now=time.time(),
         grace=grace,
         dry_run=dry_run,
-        wait=not no_wait,
-        on_wait=_waiting(session, store),
+        waiting=waiting(session, lock_timeout, no_wait=no_wait),
         progress=session.progress(),
     )
     if as_json:
@@ -250,16 +220,19 @@ def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
 )
 @_store_option
 @click.argument("images", metavar="[IMAGE]...", nargs=-1, type=PATH)
+@lock_timeout_option
 @json_option
 @click.pass_obj
-def stat(session: Session, *, store: bytes, images: tuple[bytes, ...], as_json: bool) -> None:
+def stat(
+    session: Session, *, store: bytes, images: tuple[bytes, ...], lock_timeout: float | None, as_json: bool
+) -> None:
     """Count objects and their sizes, and what the IMAGEs share of them.
 
     Of each image, exclusive objects are those that none of the other images given needs.
     """
     from cfstools.api.store_stat import stat as run
 
-    report = run(store, images, on_wait=_waiting(session, store), progress=session.progress())
+    report = run(store, images, waiting=waiting(session, lock_timeout), progress=session.progress())
     if as_json:
         print_json(report.to_dict())
     else:

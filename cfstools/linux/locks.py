@@ -1,0 +1,72 @@
+"""Advisory locks on open files (flock(2)), and who holds them.
+
+Functions raise plain ``OSError`` where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from typing import NamedTuple
+
+# File systems that have no locks.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+_LOCKS_MAX = 1 << 20
+
+
+class Holder(NamedTuple):
+    """A process that holds a lock: its id, and the name of its program as far as it can be seen."""
+
+    pid: int
+    program: str
+
+
+def lock(fd: int, *, exclusive: bool, wait: bool) -> bool:
+    """Lock the file *fd* until it is closed; ``False`` where the file system has no locks.
+
+    ``BlockingIOError`` if somebody else has it and *wait* is not set.
+    """
+    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(fd, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def holders(fd: int) -> list[Holder]:
+    """Which other processes hold a lock on the file *fd*: only for messages, for the kernel does not tell of all.
+
+    Empty where nothing can be found out.
+    """
+    try:
+        inode = b"%d" % os.fstat(fd).st_ino
+        with open("/proc/locks", "rb", buffering=0) as file:
+            lines = file.read(_LOCKS_MAX).splitlines()
+    except OSError:
+        return []
+    found: dict[int, Holder] = {}
+    for line in lines:
+        # NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END; an arrow marks those that wait. The device is
+        # not compared: of btrfs and overlays stat(2) tells another one.
+        fields = line.split()
+        if len(fields) == 8 and fields[1] == b"FLOCK" and fields[5].rpartition(b":")[2] == inode:
+            with suppress(ValueError):
+                pid = int(fields[4])
+                if pid > 0 and pid != os.getpid():
+                    found[pid] = Holder(pid, _program(pid))
+    return [found[pid] for pid in sorted(found)]
+
+
+def _program(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+            return os.fsdecode(file.read(64).rstrip(b"\n"))
+    except OSError:
+        return ""
