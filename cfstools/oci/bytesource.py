@@ -92,3 +92,14 @@ class ByteSource:
         more = self._read(READ_SIZE)
         self.received += len(more)
         return more
+
+
+def pass_padding(source: ByteSource, what: str) -> None:
+    """Pass over zeros to the end, as block devices and tapes leave them behind a *what*; nothing else may follow."""
+    while True:
+        where = source.where
+        part = source.some(READ_SIZE)
+        if not part:
+            return
+        if part.count(0) != len(part):
+            raise CompressionError(f"something else follows the {what}", where=where)

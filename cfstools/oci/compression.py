@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.oci.bytesource import ByteSource, Read
+from cfstools.oci.bytesource import ByteSource, Read, pass_padding
 from cfstools.oci.choices import DecompressionLimits
 from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
@@ -192,16 +192,14 @@ def _plain(source: ByteSource) -> Iterator[bytes]:
 
 
 def _gzip(source: ByteSource, *, accelerate: bool) -> Iterator[bytes]:
-    """All members of a gzip stream; behind the last one nothing may follow."""
+    """All members of a gzip stream; behind the last one nothing but zeros may follow."""
     while True:
         _pass_gzip_header(source)
         # isal loses its place in a header that comes in pieces, so headers are read here and replaced.
         yield from _member(source, "gzip", _gzip_decoder(accelerate=accelerate), _GZIP_PLAIN_HEADER)
-        following = source.peek(2)
-        if not following:
+        if source.peek(2) != _GZIP_MAGIC:
+            pass_padding(source, "gzip stream")
             return
-        if following != _GZIP_MAGIC:
-            raise _trailing(source, "gzip")
 
 
 def _pass_gzip_header(source: ByteSource) -> None:
@@ -223,17 +221,15 @@ def _pass_gzip_header(source: ByteSource) -> None:
 
 
 def _streams(source: ByteSource, name: str, magic: bytes, new: Callable[[], _Decoder]) -> Iterator[bytes]:
-    """All streams of a bzip2 or xz file; xz allows zeros in fours between and behind them."""
+    """All streams of a bzip2 or xz file; xz allows zeros in fours between them."""
     while True:
         yield from _member(source, name, new(), b"")
         if name == "xz":
             while source.peek(4) == bytes(4):
                 source.take(4, "xz stream")
-        following = source.peek(len(magic))
-        if not following:
+        if source.peek(len(magic)) != magic:
+            pass_padding(source, f"{name} stream")
             return
-        if following != magic:
-            raise _trailing(source, name)
 
 
 def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
@@ -259,7 +255,3 @@ def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> It
         if decoder.eof:
             source.give_back(len(decoder.unused_data))
             return
-
-
-def _trailing(source: ByteSource, name: str) -> CompressionError:
-    return CompressionError(f"something else follows the {name} stream", where=source.where)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import zstandard
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.oci.bytesource import ByteSource
+from cfstools.oci.bytesource import ByteSource, pass_padding
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_FIRST = frozenset(bytes((value,)) for value in range(0x50, 0x60))
@@ -101,7 +101,8 @@ def _pieces(source: ByteSource, window_limit: int) -> Iterator[tuple[bytes, int]
             source.skip(size, "skippable zstd frame")
             continue
         if not head.startswith(ZSTD_MAGIC):
-            raise CompressionError("something else follows the zstd frames", where=source.where)
+            pass_padding(source, "zstd frames")
+            return
         header = parse_frame_header(head, source.where)
         if header.window > window_limit:
             what = f"a zstd frame needs a window of {header.window} bytes, allowed are {window_limit}"
