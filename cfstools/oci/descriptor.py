@@ -109,6 +109,28 @@ def kind_of(media_type: str) -> Kind:
     return kind
 
 
+_LOST = frozenset(
+    {
+        "",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "application/json",
+        "application/x-tar",
+        "application/tar",
+        "application/gzip",
+        "application/x-gzip",
+        "application/zstd",
+        "text/html",
+        "text/plain",
+    }
+)
+
+
+def is_lost(media_type: str) -> bool:
+    """Whether a media type says nothing of what a blob is to an image, as from a server that did not keep it."""
+    return media_type.partition(";")[0].strip().lower() in _LOST
+
+
 def layer_compression(media_type: str) -> str | None:
     """``"none"``, ``"gzip"`` or ``"zstd"`` as a layer's media type promises; ``None`` for other types."""
     return _LAYERS.get(media_type)
@@ -165,14 +187,15 @@ def parse_platform(text: str) -> Platform:
     return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else None)
 
 
-def read_descriptor(fields: Fields) -> Descriptor:
+def read_descriptor(fields: Fields, *, typed: bool = True) -> Descriptor:
     """A descriptor from its JSON object; raises :class:`OciError` with the member's place.
 
-    Embedded ``data`` must have the size and digest stated. ``urls`` are never followed.
+    Embedded ``data`` must have the size and digest stated. ``urls`` are never followed. Unless it must be *typed*, a
+    missing media type is an empty one.
     """
     digest = parse_digest(fields.required_text("digest"), fields.place("digest"))
     descriptor = Descriptor(
-        media_type=fields.required_text("mediaType"),
+        media_type=fields.required_text("mediaType") if typed else fields.text("mediaType") or "",
         digest=digest,
         size=fields.number("size"),
         data=_embedded(fields),
@@ -198,8 +221,9 @@ def _embedded(fields: Fields) -> bytes | None:
 def _platform(fields: Fields | None) -> Platform | None:
     if fields is None:
         return None
-    return Platform(
+    platform = Platform(
         os=fields.text("os") or "",
         architecture=fields.text("architecture") or "",
         variant=fields.text("variant") or None,
     )
+    return platform if platform.os or platform.architecture else None

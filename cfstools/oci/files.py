@@ -16,10 +16,11 @@ from typing import Protocol
 from cfstools.errors import OciError, naming, os_error
 from cfstools.linux.files import close, open_beneath
 from cfstools.oci.bytesource import Read
-from cfstools.text import quoted
+from cfstools.text import quoted, shown_path
 
 # How a kernel says that a path would lead through a symbolic link or out of the directory.
 _LED_AWAY = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR})
+_MAX_LINKS = 40
 
 
 class BlobFiles(Protocol):
@@ -67,7 +68,8 @@ class MemoryFiles:
 
 
 class DirectoryFiles:
-    """Files below a directory. No symbolic link is followed below it, and only regular files are files."""
+    """Files below a directory. Symbolic links are followed inside it and never out of it; only regular files are
+    files."""
 
     def __init__(self, path: str | bytes) -> None:
         self._path = path
@@ -98,7 +100,7 @@ class DirectoryFiles:
             try:
                 return os.read(fd, count)
             except OSError as error:
-                raise os_error(error, f"cannot read {path}") from error
+                raise os_error(error, f"cannot read {shown_path(path)}") from error
 
         try:
             yield read
@@ -112,36 +114,90 @@ class DirectoryFiles:
             self._root = -1
 
     def _open(self, path: str) -> int | None:
-        """A regular file below the root, or ``None``; no symbolic link leads to it."""
-        if any(part in {"", ".", ".."} for part in path.split("/")):
+        """A regular file below the root, or ``None``."""
+        parts = path.encode("utf-8", "surrogateescape").split(b"/")
+        if any(part in {b"", b".", b".."} for part in parts):
             raise OciError("a path that leaves the image", where=quoted(path))
         try:
-            fd = open_beneath(self._root, path.encode(), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+            fd = self._open_parts(parts, path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            if error.errno in _LED_AWAY:
-                raise OciError("a symbolic link in the image is not followed", where=path) from error
-            raise os_error(error, f"cannot open {path}") from error
+            raise os_error(error, f"cannot open {shown_path(path)}") from error
         try:
             if not stat.S_ISREG(_status(fd, path).st_mode):
-                raise OciError("not a regular file", where=path)
+                raise OciError("not a regular file", where=shown_path(path))
         except BaseException:
             close(fd)
             raise
         return fd
+
+    def _open_parts(self, parts: list[bytes], path: str) -> int:
+        """Open what lies at *parts*. The kernel follows no link: where there is one, the way is worked out here, so
+        that it cannot lead out of the root."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return open_beneath(self._root, b"/".join(parts), flags)
+        except OSError as error:
+            if error.errno not in _LED_AWAY:
+                raise
+        return open_beneath(self._root, b"/".join(self._without_links(parts, path)), flags)
+
+    def _without_links(self, parts: list[bytes], path: str) -> list[bytes]:
+        """The same place by a way without symbolic links. Raises :class:`OciError` for one that leads out."""
+        resolved: list[bytes] = []
+        pending = parts[::-1]
+        links = 0
+        while pending:
+            part = pending.pop()
+            if part == b"..":
+                if not resolved:
+                    raise _leaves(path)
+                resolved.pop()
+            elif part not in {b"", b"."}:
+                target = self._link(resolved, part)
+                if target is None:
+                    resolved.append(part)
+                    continue
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OciError(f"more than {_MAX_LINKS} symbolic links on the way", where=shown_path(path))
+                if target.startswith(b"/"):
+                    raise _leaves(path)
+                pending += target.split(b"/")[::-1]
+        return resolved or [b"."]
+
+    def _link(self, above: list[bytes], name: bytes) -> bytes | None:
+        """Where a symbolic link leads; ``None`` for anything else."""
+        parent = open_beneath(self._root, b"/".join(above) or b".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return os.readlink(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+        finally:
+            close(parent)
+
+
+def _leaves(path: str) -> OciError:
+    return OciError(
+        "a symbolic link leads out of the image",
+        where=shown_path(path),
+        hint="links are followed inside a layout only: copy what it leads to in its place, as with `cp -rL`",
+    )
 
 
 def _status(fd: int, path: str) -> os.stat_result:
     try:
         return os.fstat(fd)
     except OSError as error:
-        raise os_error(error, f"cannot look up {path}") from error
+        raise os_error(error, f"cannot look up {shown_path(path)}") from error
 
 
 def missing(path: str) -> OciError:
     """The error for a file the image names and does not have."""
-    return OciError("missing from the image", where=path)
+    return OciError("missing from the image", where=shown_path(path))
 
 
 def read_all(files: BlobFiles, path: str, limit: int) -> bytes:
@@ -153,5 +209,5 @@ def read_all(files: BlobFiles, path: str, limit: int) -> bytes:
             parts.append(part)
             left -= len(part)
     if not left:
-        raise OciError(f"longer than {limit} bytes", where=path)
+        raise OciError(f"longer than {limit} bytes", where=shown_path(path))
     return b"".join(parts)

@@ -10,20 +10,22 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Protocol
 
-from cfstools.errors import CheckFailed, LimitExceeded, OciError
+from cfstools.errors import CfsError, CheckFailed, LimitExceeded, OciError
+from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.bytesource import Read
 from cfstools.oci.descriptor import Descriptor, Digest, Platform
 from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
 from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, within
-from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, parse_config, parse_index, parse_manifest
-from cfstools.oci.select import ANY, Choice, candidates, choose, is_named, platform_rank
-from cfstools.text import quoted
+from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, NoImage, parse_config, parse_index, parse_manifest
+from cfstools.oci.select import ANY, Candidate, Catalogue, Choice, State, choose, is_named, platform_rank
+from cfstools.text import quoted, shown_path
 from cfstools.values import Value
 
 _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
-_CONFIG_PATH = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
+_CONFIG_PATH = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?", re.DOTALL)
 
 
 class LayerSource(Value):
@@ -38,13 +40,17 @@ class LayerSource(Value):
 
 
 class ImageSource(Value):
-    """One image before its layers are read; bare layers have neither manifest nor config."""
+    """One image before its layers are read; bare layers have neither manifest nor config.
+
+    *warnings* are places and texts: what was accepted or passed over.
+    """
 
     layers: tuple[LayerSource, ...]
     names: tuple[str, ...] = ()
     manifest: Descriptor | None = None
     config_digest: Digest | None = None
     config: ImageConfig | None = None
+    warnings: tuple[tuple[str, str], ...] = ()
 
     @property
     def platform(self) -> Platform | None:
@@ -85,11 +91,12 @@ class OciImages:
 
     def names(self) -> list[str]:
         """The images, each with its tag or digest and its platform."""
-        return [str(one) for one in candidates(self._index, self._load)]
+        return [str(one) for one in self._catalogue.images]
 
     def image(self, choice: Choice = ANY) -> ImageSource:
         """The image meant, read and checked."""
-        chosen = choose(candidates(self._index, self._load), choice)
+        found = choose(self._catalogue, choice, self._look)
+        chosen = found.candidate
         with within(f"manifest {chosen.manifest.digest}"):
             manifest = parse_manifest(self._blob(chosen.manifest))
         with within(f"config {manifest.config.digest}"):
@@ -103,7 +110,21 @@ class OciImages:
             layers=tuple(
                 self._layer(layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             ),
+            warnings=(
+                *(("index.json", note) for note in found.notes),
+                *((f"manifest: {where}", text) for where, text in manifest.warnings),
+                *((f"config: {where}", text) for where, text in config.warnings),
+            ),
         )
+
+    def configs(self) -> list[tuple[tuple[str, ...], Digest]]:
+        """Names and config of each image whose blobs are there. Raises as :meth:`image` does."""
+        found = []
+        for one in self._catalogue.images:
+            if self._look(one) is State.IMAGE:
+                with within(f"manifest {one.manifest.digest}"):
+                    found.append((one.names, parse_manifest(self._blob(one.manifest)).config.digest))
+        return found
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
         """A layer's bytes as stored."""
@@ -125,6 +146,25 @@ class OciImages:
             diff_id=diff_id,
             data=layer.data,
         )
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self._index, self._load)
+
+    def _look(self, candidate: Candidate) -> State:
+        """What is behind a candidate. One that is damaged counts as an image: choosing it tells what is wrong."""
+        try:
+            if not self._has(candidate.manifest):
+                return State.ABSENT
+            manifest = parse_manifest(self._blob(candidate.manifest))
+            return State.IMAGE if all(map(self._has, (manifest.config, *manifest.layers))) else State.ABSENT
+        except NoImage:
+            return State.ARTIFACT
+        except CfsError:
+            return State.IMAGE
+
+    def _has(self, descriptor: Descriptor) -> bool:
+        return descriptor.data is not None or self._files.size(blob_path(descriptor.digest)) is not None
 
     def _load(self, descriptor: Descriptor) -> Index:
         with within(f"index {descriptor.digest}"):
@@ -174,12 +214,8 @@ class DockerImages:
     def image(self, choice: Choice = ANY) -> ImageSource:
         """The image meant, read and checked; a name of ``@N`` is the image of that number, from 0."""
         chosen = self._chosen(choice)
-        data = read_all(self._files, chosen.config, MAX_JSON)
-        digest = Digest("sha256", hashlib.sha256(data).hexdigest())
-        named = _CONFIG_PATH.fullmatch(chosen.config)
-        if named is not None and named[1] != digest.encoded:
-            raise CheckFailed(f"the contents have digest {digest}, not the one in the name", where=chosen.config)
-        with within(chosen.config):
+        data, digest = self._config(chosen)
+        with within(shown_path(chosen.config)):
             config = parse_config(data, len(chosen.layers))
             check_platform(config, choice)
         layers = zip(chosen.layers, config.diff_ids, strict=True)
@@ -188,7 +224,12 @@ class DockerImages:
             config_digest=digest,
             config=config,
             layers=tuple(self._layer(path, diff_id) for path, diff_id in layers),
+            warnings=tuple((f"config: {where}", text) for where, text in config.warnings),
         )
+
+    def configs(self) -> list[tuple[tuple[str, ...], Digest]]:
+        """Names and config of each image. Raises :class:`OciError`, :class:`CheckFailed`."""
+        return [(image.tags, self._config(image)[1]) for image in self._images]
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
         """A layer's bytes as stored."""
@@ -198,17 +239,30 @@ class DockerImages:
         """Close the files."""
         self._files.close()
 
+    def _config(self, image: _DockerImage) -> tuple[bytes, Digest]:
+        """The bytes of an image's config, and their digest, which its name must agree with."""
+        data = read_all(self._files, image.config, MAX_JSON)
+        digest = Digest("sha256", hashlib.sha256(data).hexdigest())
+        named = _CONFIG_PATH.fullmatch(image.config)
+        if named is not None and named[1] != digest.encoded:
+            what = f"the contents have digest {digest}, not the one in the name"
+            raise CheckFailed(what, where=shown_path(image.config))
+        return data, digest
+
     def _entry(self, fields: Fields) -> _DockerImage:
         layers = fields.texts("Layers")
         if len(layers) > MAX_LAYERS:
             raise LimitExceeded(f"{len(layers)} layers are more than {MAX_LAYERS}", where=fields.place("Layers"))
-        tags = tuple(fields.texts("RepoTags"))
-        return _DockerImage(config=fields.required_text("Config"), tags=tags, layers=tuple(layers))
+        return _DockerImage(
+            config=_inside(fields.required_text("Config"), fields.place("Config")),
+            tags=tuple(fields.texts("RepoTags")),
+            layers=tuple(_inside(path, f"{fields.place('Layers')}[{at}]") for at, path in enumerate(layers)),
+        )
 
     def _layer(self, path: str, diff_id: Digest) -> LayerSource:
         size = self._files.size(path)
         if size is None:
-            raise missing(quoted(path))
+            raise missing(path)
         named = _BLOB_PATH.fullmatch(path)
         return LayerSource(path=path, digest=Digest("sha256", named[1]) if named else None, size=size, diff_id=diff_id)
 
@@ -222,7 +276,7 @@ class DockerImages:
                 found = found[int(number[1]) : int(number[1]) + 1]
             else:
                 found = [one for one in found if any(is_named(tag, choice.name) for tag in one.tags)]
-        if len(found) != 1:
+        if len({(one.config, one.layers) for one in found}) != 1:
             missed = "no image" if choice.name is None else f"no image {quoted(choice.name)}"
             what = f"{len(found)} images could be meant" if found else missed
             there = f"; there is {', '.join(self.names()[:12])}" if self._images else ""
@@ -235,8 +289,14 @@ class LayerTars:
 
     kind = "layers"
 
-    def __init__(self, layers: Sequence[tuple[str, Callable[[], AbstractContextManager[Read]]]]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[str, Callable[[], AbstractContextManager[Read]]]],
+        *,
+        close: Callable[[], None] | None = None,
+    ) -> None:
         self._layers = tuple(layers)
+        self._close = close
 
     def names(self) -> list[str]:
         """There is one image only."""
@@ -253,7 +313,41 @@ class LayerTars:
         return next(opener for path, opener in self._layers if path == layer.path)()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Close what was open already."""
+        if self._close is not None:
+            self._close()
+
+
+def archive_images(files: ArchiveFiles) -> ImageContainer:
+    """The images of an archive of either form, or of both, which then must be the same images.
+
+    Raises :class:`OciError` where they are not, and what :class:`OciImages` and :class:`DockerImages` raise.
+    """
+    if "manifest.json" not in files:
+        return OciImages(files, "oci-archive")
+    if "index.json" not in files or "oci-layout" not in files:
+        return DockerImages(files)
+    by_index, by_manifest = OciImages(files, "oci-archive"), DockerImages(files)
+    there = by_index.configs()
+    if not there:
+        return by_manifest  # an index without entries, or one of images that are elsewhere
+    for tags, config in by_manifest.configs():
+        # Under the names that both have, and else under any.
+        same = [one for one in there if any(is_named(name, tag) for name in one[0] for tag in tags)] or there
+        if config not in {digest for _, digest in same}:
+            raise OciError(
+                f"index.json does not have the image {config} that manifest.json names",
+                hint="oci-archive: before the path takes what the index says, docker-archive: what manifest.json says",
+            )
+    return by_index
+
+
+def _inside(path: str, where: str) -> str:
+    """A path of the archive as its members are called. Raises :class:`OciError` for one that leaves it."""
+    inside = member_path(path.encode())
+    if inside is None:
+        raise OciError(f"{quoted(path)} is no path in the archive", where=where)
+    return inside
 
 
 def blob_path(digest: Digest) -> str:

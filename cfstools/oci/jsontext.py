@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -26,13 +27,13 @@ def within(place: str) -> Iterator[None]:
 
 
 def parse_json(data: bytes) -> object:
-    """The value a JSON text holds.
+    """The value a JSON text holds; a byte order mark before it is passed over.
 
     Raises :class:`LimitExceeded` beyond 4 MiB, 64 levels and the limits that all JSON has here, and
     :class:`OciError` for whatever else :func:`cfstools.strictjson.parse_json` refuses.
     """
     try:
-        return strictjson.parse_json(data, _LIMITS)
+        return strictjson.parse_json(data.removeprefix(codecs.BOM_UTF8), _LIMITS)
     except strictjson.NotJson as error:
         raise OciError(error.what) from error
 
@@ -79,10 +80,6 @@ class Fields:
             raise OciError("missing" if value is None else "not a size", where=self.place(name))
         return value
 
-    def objects(self, name: str) -> list[Fields]:
-        """An array of objects."""
-        return [Fields(value, f"{self.place(name)}[{number}]") for number, value in enumerate(self._array(name))]
-
     def member(self, name: str) -> Fields | None:
         """One object."""
         value = self._members.get(name)
@@ -92,7 +89,7 @@ class Fields:
         """An array of strings."""
         place = self.place(name)
         values = []
-        for number, value in enumerate(self._array(name)):
+        for number, value in enumerate(self.array(name)):
             if not isinstance(value, str):
                 raise OciError("not a string", where=f"{place}[{number}]")
             values.append(_whole(value, f"{place}[{number}]"))
@@ -106,7 +103,8 @@ class Fields:
         fields = Fields(value, self.place(name))
         return {_whole(key, fields.where): fields.text(key) or "" for key in fields._members}
 
-    def _array(self, name: str) -> list[object]:
+    def array(self, name: str) -> list[object]:
+        """An array of anything."""
         value = self._members.get(name)
         if value is None:
             return []

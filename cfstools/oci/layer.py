@@ -88,7 +88,13 @@ def read_layer(
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
         plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
         with ReadAhead(stream.read if once else plain.read) as ahead:
-            members = _Members(layer, options, content, on_warning, require_end=unchecked).stage(ahead.read)
+            start = ahead.read(READ_SIZE)
+            if start or unchecked:
+                staging = _Members(layer, options, content, on_warning, require_end=unchecked)
+                members = staging.stage(_going_on(start, ahead.read))
+            else:  # a whole one that its digest vouches for, as some builders write layers that change nothing
+                members = 0
+                on_warning("", "the layer has no bytes at all, and so changes nothing")
     except FormatError as error:
         # The thread is done; what is left of the layer decides whether its bytes are the right ones.
         _check_rest(stored, source, error)
@@ -105,6 +111,12 @@ def read_layer(
         uncompressed_size=plain.size,
         members=members,
     )
+
+
+def _going_on(start: bytes, read: Read) -> Read:
+    """A reader that gives *start*, not longer than what is asked for at once, before what *read* gives."""
+    pending = [start]
+    return lambda count: pending.pop() if pending else read(count)
 
 
 def _algorithm(digest: Digest | None) -> str:

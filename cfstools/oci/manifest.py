@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from cfstools.errors import LimitExceeded, OciError, Unsupported
+from cfstools.errors import CfsError, LimitExceeded, OciError, Unsupported
 from cfstools.oci.descriptor import (
     Descriptor,
     Digest,
     Kind,
     Platform,
+    is_lost,
     kind_of,
     layer_compression,
     parse_digest,
@@ -24,17 +25,31 @@ MAX_LAYERS = 1000
 MAX_MANIFESTS = 1000
 
 
+class NoImage(OciError):
+    """A manifest is that of something else than a container image."""
+
+
+class OddEntry(Value):
+    """An entry of an index that is no descriptor, and why; its digest and annotations as far as they are text."""
+
+    error: CfsError
+    digest: str | None = None
+    annotations: Mapping[str, str] = MappingProxyType({})
+
+
 class Index(Value):
-    """A list of images, or of further indexes."""
+    """A list of images, or of further indexes; *odd* is what stands among them and is neither."""
 
     manifests: tuple[Descriptor, ...]
+    odd: tuple[OddEntry, ...] = ()
 
 
 class Manifest(Value):
-    """One image: its config and its layers, base first."""
+    """One image: its config and its layers, base first; *warnings* are places and texts."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 class ImageConfig(Value):
@@ -45,39 +60,77 @@ class ImageConfig(Value):
     created: str | None = None
     author: str | None = None
     labels: Mapping[str, str] = MappingProxyType({})
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def parse_index(data: bytes) -> Index:
-    """An image index or docker manifest list; raises :class:`OciError`, :class:`LimitExceeded`."""
+    """An image index or docker manifest list; raises :class:`OciError`, :class:`LimitExceeded`.
+
+    One odd entry does not spoil the others: it is kept apart with what is wrong with it.
+    """
     fields = _checked(data, Kind.INDEX)
-    return Index(manifests=tuple(map(read_descriptor, _limited(fields, "manifests", MAX_MANIFESTS))))
+    entries: list[Descriptor] = []
+    odd: list[OddEntry] = []
+    for place, value in _limited(fields, "manifests", MAX_MANIFESTS):
+        try:
+            entries.append(read_descriptor(Fields(value, place)))
+        except CfsError as error:
+            error.where = error.where or place
+            odd.append(_odd(value, error))
+    return Index(manifests=tuple(entries), odd=tuple(odd))
+
+
+def _odd(value: object, error: CfsError) -> OddEntry:
+    members = value if isinstance(value, dict) else {}
+    digest, annotations = members.get("digest"), members.get("annotations")
+    texts = annotations.items() if isinstance(annotations, dict) else ()
+    return OddEntry(
+        error=error,
+        digest=digest if isinstance(digest, str) else None,
+        annotations={key: text for key, text in texts if isinstance(text, str)},
+    )
 
 
 def parse_manifest(data: bytes) -> Manifest:
     """An image manifest whose layers can all be read.
 
-    Raises :class:`OciError` for what breaks the rules or is no container image, :class:`Unsupported` for encrypted
-    layers and schema 1.
+    Media types that were lost on the way are accepted with a warning: config and DiffIDs show what the blobs are.
+    Raises :class:`OciError` for what breaks the rules, :class:`NoImage` for what is no container image,
+    :class:`Unsupported` for encrypted layers and schema 1.
     """
     fields = _checked(data, Kind.MANIFEST)
     config_fields = fields.member("config")
     if config_fields is None:
         raise OciError("missing", where="config")
-    config = read_descriptor(config_fields)
-    if config.kind is not Kind.CONFIG:
-        kind = fields.text("artifactType") or config.media_type
-        raise OciError(f"not a container image but an artifact of type {quoted(kind)}", where="config.mediaType")
-    layers = tuple(map(read_descriptor, _limited(fields, "layers", MAX_LAYERS)))
-    for number, layer in enumerate(layers):
-        _check_layer(layer.media_type, f"layers[{number}].mediaType")
-    return Manifest(config=config, layers=layers)
+    config = read_descriptor(config_fields, typed=False)
+    artifact = fields.text("artifactType") or ""
+    lost = is_lost(config.media_type) and not artifact
+    if config.kind is not Kind.CONFIG and not lost:
+        kind = artifact or config.media_type
+        raise NoImage(f"not a container image but an artifact of type {quoted(kind)}", where="config.mediaType")
+    warnings = [_lost("config.mediaType", config.media_type)] if lost else []
+    layers = []
+    for place, value in _limited(fields, "layers", MAX_LAYERS):
+        layer = read_descriptor(Fields(value, place), typed=False)
+        if is_lost(layer.media_type):
+            warnings.append(_lost(f"{place}.mediaType", layer.media_type))
+        else:
+            _check_layer(layer.media_type, f"{place}.mediaType")
+        layers.append(layer)
+    return Manifest(config=config, layers=tuple(layers), warnings=tuple(warnings))
+
+
+def _lost(where: str, media_type: str) -> tuple[str, str]:
+    found = f"{quoted(media_type)} does not say what it is to the image" if media_type else "missing"
+    return where, f"{found}; a server may have lost the type"
 
 
 def parse_config(data: bytes, layers: int) -> ImageConfig:
     """The config of an image of that many layers; raises :class:`OciError` unless it has one DiffID for each."""
     fields = Fields(parse_json(data), "")
     rootfs = fields.member("rootfs")
-    if rootfs is None or rootfs.text("type") != "layers":
+    kind = None if rootfs is None else rootfs.text("type")
+    if rootfs is None or kind not in {None, "", "layers"}:
         raise OciError('rootfs.type is not "layers"', where="rootfs")
     texts = rootfs.texts("diff_ids")
     if len(texts) != layers:
@@ -93,6 +146,7 @@ def parse_config(data: bytes, layers: int) -> ImageConfig:
         created=fields.text("created"),
         author=fields.text("author"),
         labels=inner.text_map("Labels") if inner else {},
+        warnings=() if kind else (("rootfs.type", 'missing; it should be "layers"'),),
     )
 
 
@@ -100,14 +154,15 @@ def _check_layer(media_type: str, where: str) -> None:
     if kind_of(media_type) is Kind.ENCRYPTED:
         raise Unsupported(f"the layer is encrypted ({quoted(media_type)})", where=where)
     if layer_compression(media_type) is None:
-        raise OciError(f"unknown layer type {quoted(media_type)}", where=where)
+        raise NoImage(f"unknown layer type {quoted(media_type)}", where=where)
 
 
-def _limited(fields: Fields, name: str, maximum: int) -> list[Fields]:
-    items = fields.objects(name)
+def _limited(fields: Fields, name: str, maximum: int) -> list[tuple[str, object]]:
+    """The entries of an array, each with its place."""
+    items = fields.array(name)
     if len(items) > maximum:
         raise LimitExceeded(f"{len(items)} entries are more than {maximum}", where=name)
-    return items
+    return [(f"{fields.place(name)}[{number}]", item) for number, item in enumerate(items)]
 
 
 def _checked(data: bytes, kind: Kind) -> Fields:

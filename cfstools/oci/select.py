@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
-from cfstools.oci.manifest import Index
+from cfstools.oci.manifest import Index, OddEntry
 from cfstools.text import quoted
 from cfstools.values import Value
 
 MAX_INDEX_DEPTH = 8
-MAX_CANDIDATES = 4096
+MAX_INDEXES = 4096  # all of an image's indexes together, each read once
+MAX_INDEX_BYTES = 32 << 20
+MAX_ENTRIES = 1 << 16  # looked at on all ways through the indexes
+MAX_CANDIDATES = 1 << 14
+MAX_LOOKS = 256  # manifests read to tell images from what is none
 _LISTED = 12
 
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -32,84 +37,201 @@ ANY = Choice()
 
 
 class Candidate(Value):
-    """One image that could be meant: its manifest, the names it goes by, and the indexes that lead to it."""
+    """One image that could be meant: its manifest, the names it goes by, and the indexes that lead to it.
+
+    *entry* is the number of the entry of the outermost index that leads to it.
+    """
 
     manifest: Descriptor
     names: tuple[str, ...]
     trail: tuple[Digest, ...] = ()
+    entry: int = 0
 
     def __str__(self) -> str:
         name = quoted(self.names[0])[1:-1] if self.names else f"@{self.manifest.digest}"
         return f"{name} ({self.manifest.platform})" if self.manifest.platform else name
 
 
-def candidates(index: Index, load: Callable[[Descriptor], Index]) -> list[Candidate]:
-    """Every image below *index*, in order; *load* reads a nested index.
+class State(Enum):
+    """What is behind a candidate: an image, something else, or an image of which not all blobs are there."""
 
-    Attestations, artifacts and unknown types are passed over. Raises :class:`LimitExceeded` for indexes nested
-    deeper than 8 and for more than 4096 images.
+    IMAGE = "image"
+    ARTIFACT = "artifact"
+    ABSENT = "absent"
+
+
+class Chosen(Value):
+    """The image meant, and what was passed over on the way to it."""
+
+    candidate: Candidate
+    notes: tuple[str, ...] = ()
+
+
+class Catalogue:
+    """Every image below *index*, in order; *load* reads a nested index, each of which is read once.
+
+    Attestations, artifacts and unknown types are passed over, entries that are no descriptors are kept in *odd*.
+    Raises :class:`LimitExceeded` for indexes nested deeper than 8 and for more of them, of their bytes, of their
+    entries or of images than the maxima above.
     """
-    found: list[Candidate] = []
-    for candidate in _descend(index, load, (), ()):
-        found.append(candidate)
-        if len(found) > MAX_CANDIDATES:
-            raise LimitExceeded(f"more than {MAX_CANDIDATES} images", where="index")
-    return found
 
+    def __init__(self, index: Index, load: Callable[[Descriptor], Index]) -> None:
+        self._load = load
+        self._indexes: dict[Digest, Index] = {}
+        self._bytes_left = MAX_INDEX_BYTES
+        self._entries_left = MAX_ENTRIES
+        self._images_left = MAX_CANDIDATES
+        self.odd: list[OddEntry] = list(index.odd)
+        self.images: list[Candidate] = []
+        for number, entry in enumerate(index.manifests):
+            self.images += self._below(entry, _names(entry.annotations), number, (), set())
 
-def _descend(
-    index: Index, load: Callable[[Descriptor], Index], names: tuple[str, ...], trail: tuple[Digest, ...]
-) -> Iterator[Candidate]:
-    for entry in index.manifests:
+    def below(self, digest: Digest) -> list[Candidate]:
+        """The images that *digest* names: one manifest, or all that an index leads to."""
+        index = self._indexes.get(digest)
+        if index is None:
+            return [one for one in self.images if one.manifest.digest == digest]
+        # Walked again: another index may have led to some of its images first.
+        seen: set[Digest] = set()
+        return [one for each in index.manifests for one in self._below(each, (), 0, (digest,), seen)]
+
+    def _below(
+        self, entry: Descriptor, names: tuple[str, ...], number: int, trail: tuple[Digest, ...], seen: set[Digest]
+    ) -> list[Candidate]:
+        """What an entry leads to that is not in *seen* yet."""
+        self._entries_left -= 1
+        if self._entries_left < 0:
+            raise LimitExceeded(f"more than {MAX_ENTRIES} entries in the indexes", where="index")
+        if entry.digest in trail:
+            raise OciError("the index contains itself", where=str(entry.digest))
+        if entry.digest in seen:
+            return []
         kind = entry.kind
-        own = names if trail else _names(entry)
         if kind is Kind.INDEX:
-            if entry.digest in trail:
-                raise OciError("the index contains itself", where=str(entry.digest))
+            seen.add(entry.digest)
             if len(trail) == MAX_INDEX_DEPTH:
                 raise LimitExceeded(f"indexes nested deeper than {MAX_INDEX_DEPTH}", where=str(entry.digest))
-            yield from _descend(load(entry), load, own, (*trail, entry.digest))
-        elif kind in {Kind.MANIFEST, Kind.SCHEMA1} and not (entry.is_attestation or _is_artifact(entry)):
-            yield Candidate(manifest=entry, names=own, trail=trail)
+            further = (*trail, entry.digest)
+            return [
+                one for each in self._index(entry).manifests for one in self._below(each, names, number, further, seen)
+            ]
+        if kind not in {Kind.MANIFEST, Kind.SCHEMA1} or entry.is_attestation or _is_artifact(entry):
+            return []
+        seen.add(entry.digest)
+        self._count_image()
+        return [Candidate(manifest=entry, names=names, trail=trail, entry=number)]
+
+    def _index(self, entry: Descriptor) -> Index:
+        found = self._indexes.get(entry.digest)
+        if found is None:
+            self._bytes_left -= entry.size
+            if len(self._indexes) == MAX_INDEXES or self._bytes_left < 0:
+                what = f"more than {MAX_INDEXES} nested indexes, or more than {MAX_INDEX_BYTES} bytes of them"
+                raise LimitExceeded(what, where=str(entry.digest))
+            found = self._indexes[entry.digest] = self._load(entry)
+            self.odd += found.odd
+        return found
+
+    def _count_image(self) -> None:
+        self._images_left -= 1
+        if self._images_left < 0:
+            raise LimitExceeded(f"more than {MAX_CANDIDATES} images", where="index")
 
 
 def _is_artifact(entry: Descriptor) -> bool:
     return entry.artifact_type is not None and kind_of(entry.artifact_type) is not Kind.CONFIG
 
 
-def _names(entry: Descriptor) -> tuple[str, ...]:
+def _names(annotations: Mapping[str, str]) -> tuple[str, ...]:
     """The names a descriptor of the outermost index goes by: its tag, and docker's full name of the image."""
-    names = (entry.annotations.get(key) for key in (_REF_NAME, _CONTAINERD_NAME))
+    names = (annotations.get(key) for key in (_REF_NAME, _CONTAINERD_NAME))
     return tuple(name for name in names if name)
 
 
-def choose(found: Sequence[Candidate], choice: Choice) -> Candidate:
-    """The one image meant; raises :class:`OciError` that lists the candidates when it is none or not clear which."""
-    if choice.digest is not None:
-        meant = [one for one in found if choice.digest == one.manifest.digest or choice.digest in one.trail]
-    elif choice.name is not None:
-        meant = [one for one in found if any(is_named(name, choice.name) for name in one.names)]
-    else:
-        meant = list(found)
-    wanted = str(choice.digest) if choice.digest else choice.name
-    if not meant:
-        what = f"no image {quoted(wanted)}" if wanted else "no image"
-        raise OciError(f"{what}; there is {listed(found)}" if found else what)
+def choose(catalogue: Catalogue, choice: Choice, look: Callable[[Candidate], State]) -> Chosen:
+    """The one image meant; *look* tells what is behind a candidate, where there are several.
+
+    Raises :class:`OciError` that lists the candidates when it is none or not clear which, and what is wrong with an
+    odd entry that is meant.
+    """
+    meant = _meant(catalogue, choice)
+    notes = [f"passed over: {error}" for error in map(_odd_text, catalogue.odd[:_LISTED])]
     if choice.platform is not None:
+        several = len({one.manifest.digest for one in meant}) > 1
+        notes += _several_of_one_name(meant) if several else []
         meant = _of_platform(meant, choice.platform)
     if len({one.manifest.digest for one in meant}) > 1:
+        meant = _images(meant, look, notes)
+    if choice.platform is not None:
+        meant = _first_of_each_entry(meant)
+    if len({one.manifest.digest for one in meant}) > 1:
         raise OciError(f"{len(meant)} images could be meant: {_told_apart(meant)}", hint=_hint(meant))
-    return meant[0]
+    return Chosen(candidate=meant[0], notes=tuple(notes))
+
+
+def _meant(catalogue: Catalogue, choice: Choice) -> list[Candidate]:
+    """The images of the name or digest; all where neither was given."""
+    odd = catalogue.odd
+    if choice.digest is not None:
+        meant = catalogue.below(choice.digest)
+        odd = [one for one in odd if one.digest == str(choice.digest)]
+    elif choice.name is not None:
+        wanted = choice.name
+        meant = [one for one in catalogue.images if any(is_named(name, wanted) for name in one.names)]
+        odd = [one for one in odd if any(is_named(name, wanted) for name in _names(one.annotations))]
+    else:
+        meant = list(catalogue.images)
+        odd = [] if meant else odd
+    if odd:
+        raise odd[0].error
+    if not meant:
+        wanted = str(choice.digest) if choice.digest else choice.name or ""
+        what = f"no image {quoted(wanted)}" if wanted else "no image"
+        raise OciError(f"{what}; there is {listed(catalogue.images)}" if catalogue.images else what)
+    return meant
+
+
+def _odd_text(odd: OddEntry) -> str:
+    return f"an entry of the index: {odd.error}"
+
+
+def _images(found: list[Candidate], look: Callable[[Candidate], State], notes: list[str]) -> list[Candidate]:
+    """Those of several candidates that are images and all there; all where none is."""
+    if len(found) > MAX_LOOKS:
+        return found
+    states = [(one, look(one)) for one in found]
+    images = [one for one, state in states if state is State.IMAGE]
+    absent = [one for one, state in states if state is State.ABSENT]
+    if images and absent:
+        notes.append(f"passed over, for their blobs are missing: {listed(absent)}")
+    return images or absent or found
+
+
+def _several_of_one_name(found: list[Candidate]) -> list[str]:
+    """A warning for each name that several entries of the outermost index have, of which a platform takes one."""
+    entries: dict[str, set[Digest]] = {}
+    for one in found:
+        for name in one.names:
+            entries.setdefault(name, set()).add(one.trail[0] if one.trail else one.manifest.digest)
+    twice = [name for name, digests in entries.items() if len(digests) > 1]
+    return [f"the name {quoted(name)} stands on {len(entries[name])} entries of the index" for name in twice[:_LISTED]]
 
 
 def _of_platform(found: list[Candidate], platform: Platform) -> list[Candidate]:
-    """The first image that fits best; those of several names that fit equally."""
+    """The images that fit best."""
     ranked = [(rank, one) for one in found if (rank := platform_rank(one.manifest.platform, platform)) is not None]
     if not ranked:
         raise OciError(f"no image for {platform}; there is {listed(found)}")
     best = min(rank for rank, _ in ranked)
-    fitting = [one for rank, one in ranked if rank == best]
-    return fitting if len({one.names for one in fitting}) > 1 else fitting[:1]
+    return [one for rank, one in ranked if rank == best]
+
+
+def _first_of_each_entry(found: list[Candidate]) -> list[Candidate]:
+    """Of images that fit equally well, the first that each entry of the outermost index leads to."""
+    first: dict[int, Candidate] = {}
+    for one in found:
+        first.setdefault(one.entry, one)
+    return list(first.values())
 
 
 def platform_rank(offered: Platform | None, wanted: Platform) -> int | None:

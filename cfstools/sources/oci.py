@@ -83,6 +83,8 @@ def read_oci(
     layers = []
     with LayerContents(writer, writer.params if writer is not None else params) as contents:
         reading = _Reading(options, contents)
+        for where, text in image.warnings:
+            reading.warn("", where, text)
         for number, source in enumerate(image.layers, 1):
             with container.open_layer(source) as read:
                 layers.append(reading.layer(f"layer {number}", source, read, progress))
@@ -146,7 +148,7 @@ class _Reading:
                 options=self._layer_options,
                 content=self._contents,
                 progress=progress,
-                on_warning=lambda where, text: self._warn(label, where, text),
+                on_warning=lambda where, text: self.warn(label, where, text),
             )
             staged.apply()
         return report
@@ -158,11 +160,12 @@ class _Reading:
             for path, text in apply_canonical(tree.root):
                 tree.warn("mapping", path, text)
         for warning in tree.warnings:
-            self._warn(warning.layer, shown(warning.path), warning.text)
+            self.warn(warning.layer, shown(warning.path), warning.text)
         self.dropped += tree.warnings_dropped
         return tree.finish()
 
-    def _warn(self, layer: str, where: str, text: str) -> None:
+    def warn(self, layer: str, where: str, text: str) -> None:
+        """Add a warning to the report."""
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(OciWarning(layer=layer, where=where, text=text))
         else:

@@ -37,6 +37,7 @@ class ImageDescription(Report):
     author: str | None
     labels: Mapping[str, str]
     layers: tuple[LayerDescription, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def describe(
@@ -71,6 +72,7 @@ def describe(
         author=config.author if config else None,
         labels=config.labels if config else {},
         layers=layers,
+        warnings=tuple(f"{where}: {text}" for where, text in image.warnings),
     )
 
 

@@ -13,7 +13,7 @@ from cfstools.oci.files import MemoryFiles
 from cfstools.oci.images import OciImages
 from cfstools.oci.jsontext import Fields
 from cfstools.oci.manifest import Index
-from cfstools.oci.select import Choice, is_named, platform_rank
+from cfstools.oci.select import Catalogue, Choice, is_named, platform_rank
 from tests.oci.making import INDEX, Layout, descriptor, member, packed, tar
 
 
@@ -136,7 +136,7 @@ def test_an_index_cannot_lead_back_to_itself() -> None:
     # Digests make this impossible in a layout; whoever loads without checking them is stopped all the same.
     entry = read_descriptor(Fields(descriptor(b"x", INDEX), ""))
     with pytest.raises(OciError, match="contains itself"):
-        select.candidates(Index(manifests=(entry,)), lambda _: Index(manifests=(entry,)))
+        Catalogue(Index(manifests=(entry,)), lambda _: Index(manifests=(entry,)))
 
 
 def test_many_candidates_are_cut() -> None:
