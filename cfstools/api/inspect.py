@@ -67,15 +67,23 @@ def inspect(path: bytes) -> InspectReport:
 
 
 def describe_source(
-    path: bytes, *, platform: Platform | None = None, stdin: BinaryIO | None = None, progress: Progress = SILENT
+    path: bytes,
+    *,
+    platform: Platform | None = None,
+    stdin: BinaryIO | None = None,
+    scratch: bytes | None = None,
+    progress: Progress = SILENT,
 ) -> ImageDescription | None:
-    """What the container image at *path* is; ``None`` where there is none. Raises CfsError of all kinds."""
+    """What the container image at *path* is; ``None`` where there is none. *scratch* is a directory for temporaries.
+
+    Raises CfsError of all kinds.
+    """
     place = find_image(path)
     if place is None:
         return None
     from cfstools.sources.open import describe_image
 
-    return describe_image(place, platform=platform, stdin=stdin, progress=progress)
+    return describe_image(place, platform=platform, stdin=stdin, scratch=scratch, progress=progress)
 
 
 class TreeLine(NamedTuple):

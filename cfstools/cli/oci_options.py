@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -120,6 +121,7 @@ def oci_request(words: OciWords) -> OciRequest:
     return OciRequest(
         platform=platform_of(words["platform"]),
         layers=words["layers"],
+        scratch=os.environb.get(b"TMPDIR") or None,
         options=OciOptions(
             mapping=Mapping(words["oci_mapping"]),
             xattrs=None if words["oci_xattrs"] is None else KeptXattrs(words["oci_xattrs"]),

@@ -75,6 +75,24 @@ def open_tmpfile(dirfd: int, mode: int = 0o600) -> int | None:
         raise
 
 
+def unnamed_file(dirfd: int, prefix: bytes) -> int:
+    """A new file on the file system of *dirfd* that no name leads to, open for reading and writing, mode 0600.
+
+    Where files without names are not supported it has one for a moment, which begins with *prefix*.
+    """
+    fd = open_tmpfile(dirfd)
+    if fd is not None:
+        return fd
+    name = prefix + os.urandom(8).hex().encode()
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
+    try:
+        os.unlink(name, dir_fd=dirfd)
+    except BaseException:
+        close(fd)
+        raise
+    return fd
+
+
 def link_tmpfile(fd: int, dirfd: int, name: bytes) -> None:
     """Give the file *fd* the *name* below *dirfd*; ``FileExistsError`` when the name is taken."""
     try:

@@ -1,35 +1,32 @@
-"""The files of a tar archive, read where they lie: nothing is extracted.
+"""The files of a tar archive, found in one pass: nothing is extracted.
 
-One pass finds where each member's contents begin. In an uncompressed archive that pass steps over contents, and
-files are then read by their range. A compressed archive cannot be entered in the middle: the pass decompresses it
-once, and files are then read by decompressing again from where the last one ended, or from the start when a
-file lies before that. Copying tools write layers base first, so that costs one more pass as a rule; memory
-stays bounded whatever the order.
+In a plain archive that can be read at any offset the pass steps over contents, and files are then read where they
+lie. A compressed archive, or one from a pipe, cannot be entered in the middle: the pass keeps the contents aside as
+they come by (:mod:`cfstools.oci.spool`), so that one pass is enough whatever the order of the files.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from cfstools.errors import InputError, LimitExceeded, OciError, TarError, os_error
-from cfstools.linux.files import close
+from cfstools.errors import CompressionError, LimitExceeded, OciError, TarError
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import Compression, Decompressed, open_compressed, sniff
+from cfstools.oci.compression import Compression, open_compressed, sniff
 from cfstools.oci.files import missing
+from cfstools.oci.spool import MakeFile, Place, Source, Spool, reading_range
 from cfstools.oci.tar import Member, MemberType, TarReader
-from cfstools.oci.tar.stream import READ_SIZE
+from cfstools.text import shown_path
 
 MAX_MEMBERS = 1 << 18
 _HEAD = 6
+_SNIFFED = 512  # of the contents of each member a watch sees so many bytes
 
 
 class Extent(NamedTuple):
-    """Where a member's contents lie in the uncompressed archive."""
+    """Where a member's contents lie in the place that has them."""
 
     offset: int
     size: int
@@ -39,6 +36,10 @@ class _Alias(NamedTuple):
     """A member that is a link to another one."""
 
     path: str | None
+
+
+class _Sparse(NamedTuple):
+    """A member with a map of holes: a file, and not one that can be read where it lies."""
 
 
 def member_path(name: bytes) -> str | None:
@@ -65,30 +66,34 @@ def _link_path(member: Member) -> str | None:
     return member_path(b"/".join(parts))
 
 
+class Watch(Protocol):
+    """Looks at the members of an archive while they are found, and may end the pass."""
+
+    def sees(self, path: str, member: Member) -> bool:
+        """Take note of a member; whether the pass ends here."""
+
+    def sees_contents(self, path: str, head: bytes) -> bool:
+        """Take note of the first bytes of a file; whether the pass ends here."""
+
+    def sees_fault(self) -> bool:
+        """Something is wrong with the archive: whether the pass ends here, instead of raising it."""
+
+    def sees_end(self, files: ArchiveFiles) -> bool:
+        """All members were seen: whether this is no image archive."""
+
+
 class ArchiveFiles:
-    """The regular files of a tar archive, plain or compressed, by their paths; a link is followed once.
+    """The regular files of a tar archive, by their paths; a link is followed once. Takes over *place*."""
 
-    *fd* must be seekable; it is closed with this object, also when opening fails. Raises :class:`TarError`,
-    :class:`CompressionError` for a damaged archive, :class:`OciError` for one path twice, :class:`LimitExceeded`
-    for more than 262144 members, :class:`InputError` for what cannot be read or sought.
-    """
-
-    def __init__(self, fd: int, *, limits: DecompressionLimits | None = None) -> None:
-        self._fd = fd
-        self._limits = limits
-        self._stream: Decompressed | None = None
-        self._position = 0
-        self._files: dict[str, Extent | _Alias] = {}
-        try:
-            self._size = _seekable_size(fd)
-            self.compression = sniff(_pread(fd, _HEAD, 0))
-            self._index()
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._files: dict[str, Extent | _Alias | _Sparse] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
 
     def size(self, path: str) -> int | None:
         """Length in bytes, or ``None``."""
@@ -101,115 +106,133 @@ class ArchiveFiles:
         extent = self._extent(path)
         if extent is None:
             raise missing(path)
-        yield self._range(extent) if self.compression is Compression.NONE else self._forward(extent)
+        yield reading_range(self._place, extent.offset, extent.size)
 
     def close(self) -> None:
         """Close the archive."""
-        self._stream = None
-        if self._fd >= 0:
-            close(self._fd)
-            self._fd = -1
+        self._place.close()
 
-    def _extent(self, path: str) -> Extent | None:
-        found = self._files.get(path)
-        if isinstance(found, _Alias):
-            target = self._files.get(found.path) if found.path is not None else None
-            if not isinstance(target, Extent):
-                raise OciError("a link in the archive that leads to no file of it", where=path)
-            return target
-        return found
+    def head(self, offset: int, size: int) -> bytes:
+        """The first bytes of the contents that lie at *offset*."""
+        return self._place.pread(min(size, _SNIFFED), offset)
 
-    # The index
-
-    def _index(self) -> None:
-        if self.compression is Compression.NONE:
-            reader: TarReader = _Stepping(self._fd, self._size)
-        else:
-            reader = TarReader(self._restart().read)
-        for member in reader:
-            self._note(member, reader.offset)
-        self._stream = None
-
-    def _note(self, member: Member, offset: int) -> None:
-        path = member_path(member.name)
-        if path is None or member.type is MemberType.DIR:
+    def note(self, path: str, member: Member, offset: int) -> None:
+        """Add a member whose contents lie at *offset*. Raises :class:`OciError` for one path twice."""
+        if member.type is MemberType.DIR:
             return
         if path in self._files:
-            raise OciError("two members of one name in the archive", where=path)
+            raise OciError("two members of one name in the archive", where=shown_path(path))
         if len(self._files) == MAX_MEMBERS:
             raise LimitExceeded(f"more than {MAX_MEMBERS} files in the archive")
         if member.type in {MemberType.SYMLINK, MemberType.HARDLINK}:
             self._files[path] = _Alias(_link_path(member))
-        elif member.type is MemberType.FILE and member.sparse is None:
-            self._files[path] = Extent(offset, member.size)
+        elif member.type is MemberType.FILE:
+            self._files[path] = _Sparse() if member.sparse else Extent(offset, member.size)
 
-    # Contents
+    def _extent(self, path: str) -> Extent | None:
+        found = self._files.get(path)
+        if isinstance(found, _Alias):
+            found = self._files.get(found.path) if found.path is not None else None
+            if found is None or isinstance(found, _Alias):
+                raise OciError("a link in the archive that leads to no file of it", where=shown_path(path))
+        if isinstance(found, _Sparse):
+            raise OciError(
+                "a sparse file in the archive",
+                where=shown_path(path),
+                hint="unpack the archive with tar, and pack it again without --sparse",
+            )
+        return found
 
-    def _range(self, extent: Extent) -> Read:
-        at, end = extent.offset, extent.offset + extent.size
 
-        def read(count: int) -> bytes:
-            nonlocal at
-            part = _pread(self._fd, min(count, end - at), at)
-            if not part and at < end:
-                raise InputError("the archive became shorter while it was read")
-            at += len(part)
-            return part
+def index_archive(
+    source: Source, make_file: MakeFile, *, limits: DecompressionLimits | None = None, watch: Watch | None = None
+) -> ArchiveFiles | None:
+    """The files of the archive that *source* gives, which belongs to the result; ``None`` where *watch* ended the
+    pass, which leaves *source* open and to be read again from its start.
 
-        return read
+    Raises :class:`TarError`, :class:`CompressionError` for a damaged archive, :class:`OciError` for one path twice,
+    :class:`LimitExceeded` for more than 262144 members, :class:`InputError` for what cannot be read.
+    """
+    staged: Spool | None = None
+    if sniff(source.peek(_HEAD)) is not Compression.NONE:
+        staged = Spool(make_file)
+        if watch is None:
+            source.forget()
+        reader = TarReader(open_compressed(source.read, limits=limits).read, skip_unknown=watch is not None)
+    elif source.size is not None:
+        reader = _Stepping(source.place, source.size, skip_unknown=watch is not None)
+    else:
+        reader = TarReader(open_compressed(source.read, limits=limits).read, skip_unknown=watch is not None)
+    try:
+        files = ArchiveFiles(source if staged is None else staged)
+        whole = _pass(reader, files, staged, watch) and not (watch is not None and watch.sees_end(files))
+    except BaseException:
+        if staged is not None:
+            staged.close()
+        raise
+    if not whole:
+        if staged is not None:
+            staged.close()
+        return None
+    if staged is not None:
+        source.close()
+    return files
 
-    def _forward(self, extent: Extent) -> Read:
-        stream = self._stream
-        if stream is None or self._position > extent.offset:
-            stream = self._stream = self._restart()
-        end = extent.offset + extent.size
 
-        def step(count: int) -> bytes:
-            part = stream.read(count)
-            if not part:
-                raise TarError("the archive became shorter while it was read")
-            self._position += len(part)
-            return part
+def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: Watch | None) -> bool:
+    """Find all members; whether *watch* let it come to the end."""
+    try:
+        for member in reader:
+            path = member_path(member.name)
+            if path is None:
+                continue
+            if watch is not None and watch.sees(path, member):
+                return False
+            offset = 0
+            if member.type is MemberType.FILE and member.sparse is None:
+                offset = reader.offset if staged is None else staged.size
+                head = _keep(reader, member, files, staged)
+                if watch is not None and watch.sees_contents(path, head):
+                    return False
+            files.note(path, member, offset)
+    except (TarError, OciError, CompressionError, LimitExceeded):
+        if watch is None or not watch.sees_fault():
+            raise
+        return False
+    return True
 
-        def read(count: int) -> bytes:
-            while self._position < extent.offset:
-                step(min(READ_SIZE, extent.offset - self._position))
-            left = end - self._position
-            return step(min(count, left)) if left else b""
 
-        return read
-
-    def _restart(self) -> Decompressed:
-        at = 0
-
-        def read(count: int) -> bytes:
-            nonlocal at
-            part = _pread(self._fd, count, at)
-            at += len(part)
-            return part
-
-        self._position = 0
-        return open_compressed(read, limits=self._limits)
+def _keep(reader: TarReader, member: Member, files: ArchiveFiles, staged: Spool | None) -> bytes:
+    """See to it that the contents of a member can be read again; the result is how they begin."""
+    if isinstance(reader, _Stepping):
+        return files.head(reader.offset, member.size)
+    head = b""
+    for chunk in reader.iter_content(member):
+        if len(head) < _SNIFFED:
+            head += chunk[: _SNIFFED - len(head)]
+        if staged is not None:
+            staged.write(chunk)
+    return head
 
 
 class _Stepping(TarReader):
-    """A tar reader over a seekable file that steps over long contents instead of reading them."""
+    """A tar reader over bytes at any offset that steps over long contents instead of reading them."""
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, place: Place, size: int, *, skip_unknown: bool) -> None:
         self._next_at = 0
         self._end = size
 
         def read(count: int) -> bytes:
-            part = _pread(fd, count, self._next_at)
+            part = place.pread(count, self._next_at)
             self._next_at += len(part)
             return part
 
-        super().__init__(read)
+        super().__init__(read, skip_unknown=skip_unknown)
 
     def _skip(self) -> None:
         buffered = len(self._buffer) - self._at
         beyond = self._left + self._padding - buffered
-        # A cut archive is left to the plain way, which says what is missing.
+        # Let the sequential path report a truncated archive.
         if beyond > 0 and self._next_at + beyond <= self._end:
             self._base += len(self._buffer) + beyond
             self._buffer, self._at = b"", 0
@@ -217,23 +240,3 @@ class _Stepping(TarReader):
             self._left = self._padding = 0
         else:
             super()._skip()
-
-
-def _seekable_size(fd: int) -> int:
-    try:
-        status = os.fstat(fd)
-    except OSError as error:
-        raise os_error(error, "cannot look up") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(
-            "an image archive is read in several places, so it must be a regular file",
-            hint="save standard input to a file first; a single layer tar can be piped",
-        )
-    return status.st_size
-
-
-def _pread(fd: int, count: int, offset: int) -> bytes:
-    try:
-        return os.pread(fd, count, offset)
-    except OSError as error:
-        raise os_error(error, "cannot read") from error

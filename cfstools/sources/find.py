@@ -6,7 +6,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
-from cfstools.linux.lookup import file_type, is_directory
+from cfstools.linux.lookup import file_type
 from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ def find_image(
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
     if path == _STDIN:
         return ImagePlace(form=Form.LAYERS if layered else None, path=path)
-    form = _recognise(path, limits)
-    if form is None and layered and not is_directory(path):
-        form = Form.LAYERS
-    return None if form is None else ImagePlace(form=form, path=path)
+    place = _recognise(path, limits)
+    if place is None and layered and file_type(path) != stat.S_IFDIR:
+        return ImagePlace(form=Form.LAYERS, path=path)
+    return place
 
 
-def _recognise(path: bytes, limits: DecompressionLimits | None) -> Form | None:
-    """The form of what the path holds."""
+def _recognise(path: bytes, limits: DecompressionLimits | None) -> ImagePlace | None:
+    """What the path holds, as far as that is looked into before it is opened."""
     kind = file_type(path)
     if kind == stat.S_IFDIR:
-        return Form.OCI if is_layout(path) else None
+        return ImagePlace(form=Form.OCI, path=path) if is_layout(path) else None
     if kind == stat.S_IFREG and _is_image(path):
         return None
-    from cfstools.sources.oci_containers import recognise
+    from cfstools.sources.oci_containers import holds_tar
 
-    return recognise(path, limits)
+    return ImagePlace(form=None, path=path) if holds_tar(path, limits) else None
 
 
 def _is_image(path: bytes) -> bool:

@@ -2,71 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
-from cfstools.errors import FormatError, InputError, LimitExceeded, UsageError, naming, os_error
-from cfstools.linux.files import close
+from cfstools.errors import InputError, OciError, UsageError, naming, os_error
+from cfstools.linux.files import close, unnamed_file
 from cfstools.linux.lookup import file_type, is_directory
-from cfstools.oci.archive import ArchiveFiles, member_path
+from cfstools.oci.archive import ArchiveFiles, index_archive
 from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import open_compressed
 from cfstools.oci.files import BlobFiles, DirectoryFiles
-from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
-from cfstools.oci.tar import TarReader
-from cfstools.sources.oci_request import Form, is_layout
+from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages, archive_images
+from cfstools.oci.recognise import Evidence, begins_a_tar
+from cfstools.oci.spool import MakeFile, Source
+from cfstools.sources.oci_request import Form
 
+_Files = TypeVar("_Files", bound=BlobFiles)
 _STDIN = b"-"
-_PEEK = 1 << 16
-# What the members at the top of an image archive are called; a layer hardly begins with one of these.
-_ARCHIVE_TOPS = frozenset({"blobs", "oci-layout", "index.json", "manifest.json", "repositories", "VERSION"})
+_TEMPORARY_PREFIX = b".mkcfs-tmp-"
+_TEMPORARY_DIRECTORIES = (b"/var/tmp", b"/tmp")
 
 
-def recognise(path: bytes, limits: DecompressionLimits | None = None) -> Form | None:
-    """What form of image *path* holds, ``None`` when none; layers are told from archives by their first member.
+def holds_tar(path: bytes, limits: DecompressionLimits | None = None) -> bool:
+    """Whether the file *path* begins as a tar archive does, compressed or not. Only regular files are looked into.
 
-    Raises :class:`InputError` for what cannot be read, :class:`LimitExceeded`. A compressed file that holds no tar
-    archive is ``None`` too.
+    Raises :class:`InputError` for what cannot be read, :class:`CompressionError`, :class:`LimitExceeded`.
     """
-    kind = file_type(path)
-    if kind == stat.S_IFDIR:
-        return Form.OCI if is_layout(path) else None
-    if kind not in (0, stat.S_IFREG):
-        return None  # whoever writes to a pipe would lose its only reader
+    if file_type(path) not in (0, stat.S_IFREG):
+        return False  # whoever writes to a pipe would lose its only reader
     fd = _open_file(path)
     try:
         with naming(path):
-            return _recognise_file(_reader(fd), limits)
+            return begins_a_tar(_reader(fd), limits)
     finally:
         close(fd)
-
-
-def _recognise_file(read: Read, limits: DecompressionLimits | None) -> Form | None:
-    try:
-        reader = TarReader(open_compressed(read, limits=limits).read)
-        for member in reader:
-            path = member_path(member.name)
-            if path is None:
-                continue
-            top = path.partition("/")[0]
-            if top in _ARCHIVE_TOPS or (path == top and top.endswith(".json")) or _is_id(top):
-                return Form.OCI_ARCHIVE
-            return Form.LAYERS
-    except LimitExceeded:
-        raise
-    except FormatError:
-        return None
-    return None
-
-
-def _is_id(top: str) -> bool:
-    """Whether this is how docker names an image's or layer's part of an archive."""
-    stem = top.removesuffix(".tar")
-    return len(stem) == 64 and set(stem) <= set("0123456789abcdef")
 
 
 @contextmanager
@@ -76,68 +48,129 @@ def open_images(
     *,
     stdin: int | None = None,
     limits: DecompressionLimits | None = None,
+    scratch: int | bytes | None = None,
 ) -> Iterator[ImageContainer]:
     """Open what *paths* hold (several only for layers); errors inside the block name the path.
 
-    ``b"-"`` is the descriptor *stdin*: one layer tar may come from a pipe, an archive only from a file that can be
-    read in several places. Without a *form* standard input is opened as what its first bytes say it is.
+    ``b"-"`` is the descriptor *stdin*, which may be a pipe. Without a *form* the path holds a tar archive, and all of
+    its members tell whether that is an image archive or a layer. What is compressed or comes from a pipe is kept, if
+    it is large, in a temporary file of the directory *scratch*, a path or a descriptor.
     Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
     """
+    place = _Opening(stdin, limits, _temporaries(scratch))
     with naming("standard input" if paths[0] == _STDIN else paths[0]):
-        container = _open_stdin(stdin, limits) if form is None else _open(form, paths, stdin, limits)
+        container = place.open(form, paths)
         try:
             yield container
         finally:
             container.close()
 
 
-def _open_stdin(stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
-    head, read = _peek(_given(stdin))
-    form = _recognise_file(io.BytesIO(head).read, limits)
-    if form is Form.OCI_ARCHIVE:
-        return _open(form, [_STDIN], stdin, limits)
-    return LayerTars([("-", lambda: nullcontext(read))])
+def _temporaries(scratch: int | bytes | None) -> MakeFile:
+    def make() -> int:
+        if isinstance(scratch, int):
+            return unnamed_file(scratch, _TEMPORARY_PREFIX)
+        directories = (scratch,) if scratch is not None else _TEMPORARY_DIRECTORIES
+        for last, directory in enumerate(directories, 1 - len(directories)):
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    return unnamed_file(fd, _TEMPORARY_PREFIX)
+                finally:
+                    close(fd)
+            except OSError:
+                if not last:
+                    raise
+        raise AssertionError("there are directories")  # pragma: no cover
+
+    return make
 
 
-def _peek(fd: int) -> tuple[bytes, Read]:
-    """The first bytes of what *fd* holds, and how to read all of it."""
-    read = _reader(fd)
-    try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return os.pread(fd, _PEEK, os.lseek(fd, 0, os.SEEK_CUR)), read
-    except OSError as error:
-        raise os_error(error, "cannot read") from error
-    head = b""
-    while len(head) < _PEEK and (part := read(_PEEK - len(head))):
-        head += part
-    replayed = io.BytesIO(head)
-    return head, lambda count: replayed.read(count) or read(count)
+class _Opening:
+    """What the opening of one source needs."""
 
+    def __init__(self, stdin: int | None, limits: DecompressionLimits | None, make_file: MakeFile) -> None:
+        self._stdin = stdin
+        self._limits = limits
+        self._make_file = make_file
 
-def _open(form: Form, paths: Sequence[bytes], stdin: int | None, limits: DecompressionLimits | None) -> ImageContainer:
-    if len(paths) > 1 and (form is not Form.LAYERS or _is_directory(paths[0])):
-        kind = "an image" if form is not Form.LAYERS else "a directory"
-        raise UsageError(f"--layer goes over a layer tar, and the source is {kind}")
-    if form is Form.LAYERS:
+    def open(self, form: Form | None, paths: Sequence[bytes]) -> ImageContainer:
+        """The container that *paths* hold."""
+        if len(paths) > 1:
+            self._check_layers(form, paths)
+        if form is Form.LAYERS:
+            return self._layers(paths)
+        if form is Form.OCI:
+            return _closing(DirectoryFiles(paths[0]), OciImages)
+        if _is_directory(paths[0]):
+            raise InputError(f"is a directory, not an image archive: use {Form.OCI.value}: for an OCI layout")
+        return self._recognised(paths) if form is None else self._ordered(form, paths[0])
+
+    def _check_layers(self, form: Form | None, paths: Sequence[bytes]) -> None:
+        if form not in {Form.LAYERS, None} or _is_directory(paths[0]):
+            kind = "a directory" if _is_directory(paths[0]) else "an image"
+            raise UsageError(f"--layer goes over a layer tar, and the source is {kind}")
         if list(paths).count(_STDIN) > 1:
             raise UsageError("standard input can be one layer only")
-        return LayerTars([(os.fsdecode(path), _layer_opener(path, stdin)) for path in paths])
-    if form is Form.OCI:
-        return _closing(DirectoryFiles(paths[0]), OciImages)
-    if _is_directory(paths[0]):
-        raise InputError(f"is a directory, not an image archive: use {Form.OCI.value}: for an OCI layout")
-    archive = ArchiveFiles(_descriptor(paths[0], stdin), limits=limits)
-    # Newer docker writes both forms into one archive; the index says more.
-    if "index.json" not in archive and ("manifest.json" in archive or form is Form.DOCKER_ARCHIVE):
-        return _closing(archive, DockerImages)
-    return _closing(archive, lambda files: OciImages(files, "oci-archive"))
+
+    def _recognised(self, paths: Sequence[bytes]) -> ImageContainer:
+        source = self._source(paths[0])
+        try:
+            files = index_archive(source, self._make_file, limits=self._limits, watch=Evidence())
+        except BaseException:
+            source.close()
+            raise
+        if files is None:
+            return self._layers(paths, source)
+        if len(paths) > 1:
+            files.close()
+            raise UsageError("--layer goes over a layer tar, and the source is an image")
+        return _closing(files, archive_images)
+
+    def _layers(self, paths: Sequence[bytes], first: Source | None = None) -> ImageContainer:
+        """Layer tars, of which the *first* may be open."""
+        layers = [(os.fsdecode(path), _layer_opener(path, self._stdin)) for path in paths]
+        if first is None:
+            return LayerTars(layers)
+
+        def again() -> AbstractContextManager[Read]:
+            first.rewind()
+            first.forget()
+            return nullcontext(first.read)
+
+        return LayerTars([(layers[0][0], again), *layers[1:]], close=first.close)
+
+    def _ordered(self, form: Form, path: bytes) -> ImageContainer:
+        source = self._source(path)
+        try:
+            files = index_archive(source, self._make_file, limits=self._limits)
+        except BaseException:
+            source.close()
+            raise
+        assert files is not None  # nobody watches who could end the pass
+        return _closing(files, _by_manifest if form is Form.DOCKER_ARCHIVE else _by_index)
+
+    def _source(self, path: bytes) -> Source:
+        return Source(_descriptor(path, self._stdin), self._make_file)
+
+
+def _by_manifest(files: ArchiveFiles) -> ImageContainer:
+    if "manifest.json" not in files and "index.json" in files:
+        raise OciError("has an index.json and no manifest.json: use oci-archive:")
+    return DockerImages(files)
+
+
+def _by_index(files: ArchiveFiles) -> ImageContainer:
+    if "index.json" not in files and "manifest.json" in files:
+        raise OciError("has a manifest.json and no index.json: use docker-archive:")
+    return OciImages(files, "oci-archive")
 
 
 def _is_directory(path: bytes) -> bool:
     return path != _STDIN and is_directory(path)
 
 
-def _closing(files: BlobFiles, make: Callable[[BlobFiles], ImageContainer]) -> ImageContainer:
+def _closing(files: _Files, make: Callable[[_Files], ImageContainer]) -> ImageContainer:
     try:
         return make(files)
     except BaseException:

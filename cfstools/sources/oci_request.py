@@ -105,15 +105,19 @@ def is_layout(path: bytes) -> bool:
 
 class OciRequest(NamedTuple):
     """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
-    further *layers*, which go over the source as one more layer tar each."""
+    further *layers*, which go over the source as one more layer tar each.
+
+    *scratch* is a directory for temporary files where there is no store; ``None`` is ``/var/tmp`` or ``/tmp``.
+    """
 
     platform: Platform | None = None
     options: OciOptions = DEFAULT_OPTIONS
     layers: tuple[bytes, ...] = ()
+    scratch: bytes | None = None
 
 
 class ImagePlace(NamedTuple):
-    """Where a container image is and which one is meant; without *form* standard input holds it."""
+    """Where a container image is and which one is meant; without *form* it is a tar archive of either kind."""
 
     form: Form | None
     path: bytes

@@ -103,6 +103,7 @@ def _read_image(
         [place.path, *oci.layers],
         stdin=None if stdin is None else stdin.fileno(),
         limits=oci.options.decompression_limits,
+        scratch=oci.scratch if writer is None else writer.store.fd,
     ) as container:
         tree = read_oci(
             container,
@@ -116,7 +117,12 @@ def _read_image(
 
 
 def describe_image(
-    place: ImagePlace, *, platform: Platform | None = None, stdin: BinaryIO | None = None, progress: Progress = SILENT
+    place: ImagePlace,
+    *,
+    platform: Platform | None = None,
+    stdin: BinaryIO | None = None,
+    scratch: bytes | None = None,
+    progress: Progress = SILENT,
 ) -> ImageDescription:
     """What the container image at *place* is, without building it. Raises CfsError of all kinds, naming the path."""
     from cfstools.oci.select import Choice
@@ -124,7 +130,8 @@ def describe_image(
     from cfstools.sources.oci_describe import describe
 
     choice = Choice(name=place.name, digest=place.digest, platform=platform)
-    with open_images(place.form, [place.path], stdin=None if stdin is None else stdin.fileno()) as container:
+    fd = None if stdin is None else stdin.fileno()
+    with open_images(place.form, [place.path], stdin=fd, scratch=scratch) as container:
         return describe(container, choice=choice, progress=progress)
 
 

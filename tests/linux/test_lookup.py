@@ -19,7 +19,7 @@ from cfstools.api.stores import payload_exists
 from cfstools.errors import InputError
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.files import DirectoryFiles
-from cfstools.sources.oci_containers import open_images, recognise
+from cfstools.sources.oci_containers import holds_tar, open_images
 from cfstools.sources.oci_request import Form, parse_reference
 
 
@@ -61,7 +61,7 @@ def opened(path: bytes, stdin: int | None = None) -> None:
 
 ASKING: list[Callable[[bytes], object]] = [
     is_directory,
-    recognise,
+    holds_tar,
     references,
     opened,
     read_envelope,
@@ -103,7 +103,7 @@ def test_statuses_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyP
         asking: list[tuple[str, str, Callable[[], object]]] = [
             ("fstat", "cannot look up file", lambda: files.size("file")),
             ("fstat", "file: cannot look up", lambda: opened(file)),
-            ("fstat", "standard input: cannot read", lambda: build(b"-", None, stdin=stdin)),
+            ("fstat", "standard input: cannot look up", lambda: build(b"-", None, stdin=stdin)),
             ("dup", "standard input: cannot open", lambda: opened(b"-", stdin.fileno())),
             ("set_blocking", "file: cannot open", lambda: opened(file)),
         ]

@@ -29,8 +29,9 @@ from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
 from cfstools.oci.images import DockerImages, LayerSource, LayerTars, OciImages
+from cfstools.sources.find import find_image
 from cfstools.sources.oci import OciTree, read_oci
-from cfstools.sources.oci_containers import open_images, recognise
+from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_describe import describe
 from cfstools.sources.oci_request import Form, OciOptions, parse_reference
 from cfstools.store import DirectoryStore, StoreWriter
@@ -89,9 +90,10 @@ def test_known_digests(tmp_path: Path, known: tuple[bool, int, str, str], compre
         path.write_bytes(making.COMPRESSORS[compression](making.archive(making.docker([layer]))))
     else:
         path.write_bytes(making.COMPRESSORS[compression](layer))
-    found = recognise(os.fsencode(path))
-    assert found is (Form.OCI_ARCHIVE if form == "docker-archive" else Form(form))
-    with open_images(found, [os.fsencode(path)]) as container:
+    place = find_image(os.fsencode(path))
+    assert place is not None
+    with open_images(place.form, [os.fsencode(path)]) as container:
+        assert container.kind == form
         tree = read_oci(container, params=Params(algorithm=family))
     assert image_digest(tree, version, family) == expected
 
@@ -431,29 +433,35 @@ def test_other_references(tmp_path: Path) -> None:
             parse_reference(text)
 
 
-def test_recognising(tmp_path: Path) -> None:
+def test_what_is_looked_into(tmp_path: Path) -> None:
     (tmp_path / "oci-layout").touch()
-    assert recognise(os.fsencode(tmp_path)) is None
-    cases: dict[bytes, Form | None] = {
-        b"nothing of the kind": None,
-        b"": None,
-        hello(): Form.LAYERS,
-        tar(member("./"), member("./usr/")): Form.LAYERS,
-        tar(member("./"), member("./blobs/")): Form.OCI_ARCHIVE,
-        tar(member("a" * 64 + "/")): Form.OCI_ARCHIVE,
-        tar(member("a" * 64 + ".tar", b"")): Form.OCI_ARCHIVE,
-        tar(member("a" * 64 + ".json", b"")): Form.OCI_ARCHIVE,
-        tar(member("./")): None,
-        COMPRESSORS["+zstd"](hello()): Form.LAYERS,
-        COMPRESSORS["+gzip"](hello())[:20]: None,
+    assert find_image(os.fsencode(tmp_path)) is None
+    cases: dict[bytes, bool] = {
+        b"nothing of the kind": False,
+        b"": False,
+        COMPRESSORS["+gzip"](b"nothing of the kind"): False,
+        hello(): True,
+        bytes(1024): True,
+        bytes(10240): True,
+        bytes(1 << 20): True,
+        bytes((1 << 20) + 512): False,
+        bytes(1024) + b"a disk image": False,
+        tar(member("./")): True,
+        COMPRESSORS["+zstd"](hello()): True,
+        COMPRESSORS["+zstd"](bytes(1024)): True,
+        COMPRESSORS["+gzip"](b""): True,
     }
-    for data, form in cases.items():
+    for data, is_tar in cases.items():
         (tmp_path / "file").write_bytes(data)
-        assert recognise(os.fsencode(tmp_path / "file")) is form
+        place = find_image(os.fsencode(tmp_path / "file"))
+        assert (place is not None) is is_tar, data[:20]
+    (tmp_path / "file").write_bytes(COMPRESSORS["+gzip"](hello())[:20])
+    with pytest.raises(CompressionError, match="is cut"):
+        find_image(os.fsencode(tmp_path / "file"))
     os.mkfifo(tmp_path / "pipe")
-    assert recognise(os.fsencode(tmp_path / "pipe")) is None  # nobody has it open for writing
+    assert find_image(os.fsencode(tmp_path / "pipe")) is None  # nobody has it open for writing
     with pytest.raises(InputError, match="cannot open") as caught:
-        recognise(b"/no/such/file")
+        find_image(b"/no/such/file")
     assert caught.value.subject == "/no/such/file"
 
 
@@ -499,8 +507,10 @@ def test_directories_in_the_place_of_files(tmp_path: Path) -> None:
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(writing)
-    several = pytest.raises(InputError, match="standard input: an image archive is read in several places")
-    with several, open_images(Form.OCI_ARCHIVE, [b"-"], stdin=reading):
+    with (
+        pytest.raises(TarError, match=r"standard input: .* empty"),
+        open_images(Form.OCI_ARCHIVE, [b"-"], stdin=reading),
+    ):
         pass
     os.close(reading)
     with pytest.raises(UsageError, match="not at hand"), open_images(Form.OCI_ARCHIVE, [b"-"]):
@@ -527,12 +537,13 @@ def test_an_archive_from_standard_input_that_is_a_file(tmp_path: Path) -> None:
         assert read_oci(container).report.kind == "oci-archive"
 
 
-def test_archive_of_both_forms_is_read_by_its_index(tmp_path: Path) -> None:
+def test_a_form_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path) -> None:
     both = {**making.docker([BASE]), **making.image([hello()])}
     (tmp_path / "a").write_bytes(making.archive(both))
-    for form in (Form.OCI_ARCHIVE, Form.DOCKER_ARCHIVE):
+    for form, layer in ((Form.OCI_ARCHIVE, hello()), (Form.DOCKER_ARCHIVE, BASE)):
         with open_images(form, [os.fsencode(tmp_path / "a")]) as container:
-            assert container.image().layers[0].diff_id == parse_digest(making.digest(hello()), "")
+            assert container.image().layers[0].diff_id == parse_digest(making.digest(layer), "")
+            assert container.kind == form.value
 
 
 # Describing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -75,8 +76,14 @@ def inspect(
 
 def _summary(session: Session, image: bytes, platform: str | None, *, as_json: bool) -> None:
     described = api.describe_source(
-        image, platform=platform_of(platform), stdin=sys.stdin.buffer, progress=session.progress()
+        image,
+        platform=platform_of(platform),
+        stdin=sys.stdin.buffer,
+        scratch=os.environb.get(b"TMPDIR") or None,
+        progress=session.progress(),
     )
+    for warning in described.warnings if described else ():
+        session.warn(warning)
     report = described or api.inspect(image)
     if as_json:
         print_json(report.to_dict())
