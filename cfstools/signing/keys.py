@@ -5,6 +5,7 @@ Importing this module imports cryptography; ``cfstools.signing`` alone does not.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import warnings
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from cfstools.errors import KeyUnusable, PassphraseNeeded, UsageError
+from cfstools.signing import forms
+from cfstools.signing.encryption import Encrypted, encrypt, read_encrypted
 
 MAX_KEY_FILE = 1 << 16
 MAX_KEY_BLOCK = 1 << 14
@@ -56,7 +59,8 @@ _SMALL_ORDER = frozenset(
 _PRIVATE = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"})
 _PUBLIC = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"})
 _SIGSTORE = frozenset({"ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"})
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----\r?\n.*?-----END \1-----", re.DOTALL)
+# Possessive, so that a block without an end is passed over once.
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----[ \t]*\r?\n([^-]*+(?:-(?!----)[^-]*+)*+)-----END \1-----")
 
 
 class KeyType(Enum):
@@ -163,16 +167,18 @@ class PrivateKey:
                 return self.numbers.sign(data, _ecdsa(_CURVES[self.numbers.curve.name][1]))
 
     def pem(self, passphrase: bytes | None = None) -> bytes:
-        """PKCS#8 in PEM, encrypted if there is a *passphrase* (PBES2; ``openssl pkey`` reads it).
+        """PKCS#8 in PEM, encrypted if there is a *passphrase* (PBES2, see :mod:`cfstools.signing.encryption`).
 
         ``UsageError`` for a passphrase that is empty or longer than OpenSSL takes.
         """
-        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if passphrase is not None:
-            if not 1 <= len(passphrase) <= MAX_PASSPHRASE:
-                raise UsageError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes, not {len(passphrase)}")
-            encryption = serialization.BestAvailableEncryption(passphrase)
-        return self.numbers.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        plain = self.numbers.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        if passphrase is None:
+            return _pem("PRIVATE KEY", plain)
+        if not 1 <= len(passphrase) <= MAX_PASSPHRASE:
+            raise UsageError(f"a passphrase has 1 to {MAX_PASSPHRASE} bytes, not {len(passphrase)}")
+        return _pem("ENCRYPTED PRIVATE KEY", encrypt(plain, passphrase))
 
 
 def generate(kind: KeyType = KeyType.ED25519, *, rsa_bits: int = MIN_NEW_RSA_BITS) -> PrivateKey:
@@ -195,18 +201,44 @@ def load_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey
     """Read the one private key of a PEM text: PKCS#8, or the traditional forms of EC and RSA.
 
     A *passphrase* is used only if the key is encrypted. ``PassphraseNeeded`` if it is and there is none,
-    ``KeyUnusable`` for everything else that is wrong. Deriving the key takes the time the file asks for.
+    ``LimitExceeded`` if it would take more work than a passphrase needs, ``KeyUnusable`` for everything else that is
+    wrong.
     """
-    label, block = _pick(_blocks(data), _PRIVATE, "private")
-    if not _encrypted(label, block):
+    label, block = _pick(_blocks(data, "private"), _PRIVATE, "private")
+    wrong = "the private key is damaged or not supported"
+    encrypted = None
+    if label == "ENCRYPTED PRIVATE KEY":
+        with _translated(wrong):
+            encrypted = read_encrypted(_der(block))
+    if encrypted is None and not _is_encrypted_traditionally(block):
         passphrase = None
     elif not passphrase:
         raise PassphraseNeeded("the private key is encrypted", hint="give its passphrase")
     elif len(passphrase) > MAX_PASSPHRASE:
         raise KeyUnusable(f"a passphrase has at most {MAX_PASSPHRASE} bytes")
-    wrong = "the private key is damaged or not supported"
     with _translated(f"wrong passphrase, or {wrong}" if passphrase else wrong):
-        numbers = serialization.load_pem_private_key(block, passphrase)
+        return _private(label, block, encrypted, passphrase)
+
+
+def _private(label: str, block: bytes, encrypted: Encrypted | None, passphrase: bytes | None) -> PrivateKey:
+    """The key of a PEM block. Raises KeyUnusable, and for a damaged one whatever cryptography does."""
+    if passphrase is None or (encrypted is not None and encrypted.is_known):
+        plain = _der(block) if encrypted is None or passphrase is None else encrypted.decrypt(passphrase)
+        key = _fit(serialization.load_der_private_key(plain, None))
+        if label == "EC PRIVATE KEY":
+            forms.check_traditional(plain)
+        elif label != "RSA PRIVATE KEY":
+            forms.check_private(plain, key.verifier.der)
+        return key
+    key = _fit(serialization.load_pem_private_key(block, passphrase))
+    if encrypted is not None and isinstance(key.numbers, rsa.RSAPrivateKey):
+        # Nobody but cryptography decrypts these, and it does not tell whether the key is restricted to PSS.
+        hint = "`openssl pkcs8 -topk8 -in KEY -out NEW.pem` encrypts it as it is done today"
+        raise KeyUnusable("the RSA key is encrypted in an outdated way, which is not read here", hint=hint)
+    return key
+
+
+def _fit(numbers: object) -> PrivateKey:
     if not isinstance(numbers, PrivateNumbers):
         _refuse_kind(numbers)
     return PrivateKey(numbers)
@@ -217,17 +249,20 @@ def load_public_key(data: bytes) -> PublicKey:
 
     ``KeyUnusable`` for anything else, also for a private key: a verifier should not have one.
     """
-    label, block = _pick(_blocks(data), _PUBLIC, "public")
+    label, block = _pick(_blocks(data, "public"), _PUBLIC, "public")
     if label == "CERTIFICATE":
         return certificate_key(load_certificate(block))
     with _translated("the public key is damaged or not supported"):
-        numbers = serialization.load_pem_public_key(block)
-    return _public(numbers)
+        stored = _der(block)
+        key = _public(serialization.load_der_public_key(stored))
+        if label == "PUBLIC KEY":
+            forms.check_public(stored, key.der)
+    return key
 
 
 def load_certificate(data: bytes) -> x509.Certificate:
     """Read the first certificate of a PEM text; ``KeyUnusable`` if there is none or it is damaged."""
-    block = next((block for label, block in _blocks(data) if label == "CERTIFICATE"), None)
+    block = next((block for label, block in _blocks(data, "certificate") if label == "CERTIFICATE"), None)
     if block is None:
         raise KeyUnusable("there is no certificate in it")
     with _translated("the certificate is damaged"):
@@ -237,8 +272,9 @@ def load_certificate(data: bytes) -> x509.Certificate:
 def certificate_key(certificate: x509.Certificate) -> PublicKey:
     """The key that *certificate* is for; ``KeyUnusable`` if it is not fit for use."""
     with _translated("the key of the certificate is damaged or not supported"):
-        numbers = certificate.public_key()
-    return _public(numbers)
+        key = _public(certificate.public_key())
+        forms.check_public(forms.public_of_certificate(certificate.tbs_certificate_bytes), key.der)
+    return key
 
 
 def _public(numbers: object) -> PublicKey:
@@ -247,16 +283,30 @@ def _public(numbers: object) -> PublicKey:
     return PublicKey(numbers)
 
 
-def _blocks(data: bytes) -> list[tuple[str, bytes]]:
-    """The PEM blocks of *data*, each with its label."""
+def _blocks(data: bytes, kind: str) -> list[tuple[str, bytes]]:
+    """The PEM blocks of *data*, each with its label; *kind* is that of the key wanted, for hints."""
     if len(data) > MAX_KEY_FILE:
         raise KeyUnusable(f"{len(data)} bytes are too many for a key: at most {MAX_KEY_FILE}")
     found = [(match[1].decode("ascii"), match[0] + b"\n") for match in _BLOCK.finditer(data)]
     if not found:
-        raise KeyUnusable(
-            "it is not in PEM form", hint="`openssl pkey -inform DER -in KEY -out KEY.pem` turns DER into PEM"
-        )
+        command = {"public": "pkey -pubin", "private": "pkey"}.get(kind, "x509")
+        hint = f"`openssl {command} -inform DER -in FILE -out FILE.pem` turns DER into PEM"
+        raise KeyUnusable("it is not in PEM form", hint=hint)
     return found
+
+
+def _der(block: bytes) -> bytes:
+    """The bytes in a PEM block without headers. Raises ValueError for what is not base64."""
+    match = _BLOCK.match(block)
+    assert match is not None
+    return base64.b64decode(b"".join(match[2].split()), validate=True)
+
+
+def _pem(label: str, data: bytes) -> bytes:
+    """A PEM block around *data*, in lines of 64 characters."""
+    text = base64.b64encode(data).decode("ascii")
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]).encode("ascii")
 
 
 def _pick(blocks: list[tuple[str, bytes]], labels: frozenset[str], kind: str) -> tuple[str, bytes]:
@@ -287,8 +337,8 @@ def _refuse_label(label: str, kind: str) -> NoReturn:
     raise KeyUnusable(f"there is no {kind} key in it that can be used, but {label}", hint=hint)
 
 
-def _encrypted(label: str, block: bytes) -> bool:
-    return label == "ENCRYPTED PRIVATE KEY" or b"\nProc-Type: 4,ENCRYPTED" in block
+def _is_encrypted_traditionally(block: bytes) -> bool:
+    return b"\nProc-Type: 4,ENCRYPTED" in block
 
 
 @contextmanager
@@ -298,7 +348,7 @@ def _translated(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
         raise KeyUnusable(what) from None
 
 
