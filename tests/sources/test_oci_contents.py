@@ -64,4 +64,4 @@ def test_an_error_leaves_neither_thread_nor_object(tmp_path: Path) -> None:
         with pytest.raises(TarError, match="ends inside"):
             take_all(reader, writer)
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("contents")]
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [".mkcfs-lock"]
