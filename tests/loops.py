@@ -1,0 +1,67 @@
+"""Images of file systems, and loop devices to mount them from again and again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.requirements import need_command, need_mounts
+
+_SIZE = 320 << 20
+_EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
+UUID = "01234567-89ab-4def-8123-456789abcdef"
+
+
+def made(directory: Path, kind: str, *, tree: Path | None = None, name: str = "image") -> Path:
+    """An image of *kind* in *directory*, of *tree* if there is one: the same of the same tree, UUID and times alike."""
+    need_mounts(kind)
+    image = directory / f"{name}.{kind}"
+    image.unlink(missing_ok=True)
+    source = tree
+    if source is None:
+        source = directory / "nothing"
+        source.mkdir(exist_ok=True)
+    commands: dict[str, list[str | Path]] = {
+        "squashfs": ["mksquashfs", source, image, "-all-root", "-no-progress", "-quiet"],
+        "erofs": ["mkfs.erofs", "-U", UUID, "-T1700000000", image, source],
+        "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-U", UUID, "-E", f"hash_seed={UUID}", "-d", source, image],
+        "xfs": ["mkfs.xfs", "-q", "-f", "-m", f"uuid={UUID}", image],
+        "btrfs": ["mkfs.btrfs", "-q", "-f", "-U", UUID, image],
+    }
+    command = commands[kind]
+    need_command(str(command[0]))
+    if kind in {"ext4", "xfs", "btrfs"}:
+        with image.open("wb") as file:
+            file.truncate(_SIZE)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | _EPOCH)
+    return image
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """A loop device on *image*, which can be set to another image with :func:`change`."""
+    said = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True)
+    device = said.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def mounted(source: Path | str, kind: str, options: str = "rw", *, place: Path | None = None) -> Iterator[Path]:
+    """*source*, an image or a device, mounted; beside the image unless *place* says where."""
+    need_mounts(kind)
+    if place is None:
+        place = Path(source).with_suffix(".mnt")
+    place.mkdir(exist_ok=True)
+    is_image = Path(source).is_file()
+    words = ["-o", f"{options},loop" if is_image else options]
+    subprocess.run(["mount", "-t", kind, *words, source, place], check=True, capture_output=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
