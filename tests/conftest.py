@@ -100,8 +100,15 @@ def each_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     native.use(before)
 
 
+@pytest.fixture(scope="session")
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digest cache of all commands that tests run."""
+    return tmp_path_factory.mktemp("cache") / "cfstools"
+
+
 @pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the user's environment says about dates and colours out of the tests."""
+def quiet_environment(monkeypatch: pytest.MonkeyPatch, cache_directory: Path) -> None:
+    """Keep what the user's environment says about dates and colours, and the user's cache, out of the tests."""
+    monkeypatch.setenv("MKCFS_CACHE_DIR", str(cache_directory))
     for name in ("SOURCE_DATE_EPOCH", "NO_COLOR", "FORCE_COLOR", "CFS_PARSE_STRICT"):
         monkeypatch.delenv(name, raising=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
@@ -82,14 +82,14 @@ class BuildOptions(NamedTuple):
 class ObjectOptions(NamedTuple):
     """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be).
 
+    ``cache`` is the directory of the digest cache, which must be the user's own (``docs/store.md``), or is made.
+    Without it every file is read, and nothing is remembered.
     ``waiting`` says how long to wait for someone who removes objects from a store.
-
-    Without ``cache`` files are read that the store's digest cache knows, and nothing is remembered.
     """
 
     mode: int = 0o644
     fs_verity: FsVerity = "auto"
-    cache: bool = True
+    cache: bytes | None = None
     waiting: Waiting = PATIENT
 
 
@@ -98,7 +98,8 @@ class BuildReport(Report):
 
     ``inodes`` leaves out the whiteouts that every image gets for the directories of a store, as ``inspect`` does.
     ``objects_missing`` counts objects a dump or an image names that none of the stores has; ``source`` is there for
-    container images, ``signature`` (the file that holds it) and ``key_ids`` where the image was signed.
+    container images, ``signature`` (the file that holds it) and ``key_ids`` where the image was signed. ``cache_hits``
+    counts files that were not read because the digest cache knew them.
     """
 
     image: str | None
@@ -115,6 +116,7 @@ class BuildReport(Report):
     source: OciReport | None = None
     signature: str | None = None
     key_ids: tuple[str, ...] = ()
+    cache_hits: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -141,6 +143,7 @@ def build(
     Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
     """
     options = options or BuildOptions()
+    objects = objects or ObjectOptions()
     output = ImageOutput(image, signing)
     params = Params(algorithm=options.algorithm)
     place = find_image(
@@ -156,10 +159,8 @@ def build(
     minimum, maximum = options.versions(container=container)
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
-        _writer(stores, params, objects or ObjectOptions(), deferred=container) as writer,
-        nullcontext(
-            _Reading(writer, params, cache=(objects or ObjectOptions()).cache, threads=threads, progress=progress)
-        ) as reading,
+        _writer(stores, params, objects, deferred=container) as writer,
+        closing(_Reading(writer, params, cache=objects.cache, threads=threads, progress=progress)) as reading,
         open_source(
             source,
             place=place,
@@ -188,7 +189,8 @@ def build(
         digest = output.write(plan, params)
         stored = writer.report if writer is not None else None
     missing = _count_missing(tree, stores)
-    inside = _inside(source, [image, *stores], options) if walked else ()
+    targets = [image, *stores, *([objects.cache] if stores and objects.cache else [])]
+    inside = _inside(source, targets, options) if walked else ()
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
         format=format_word(plan.header.composefs_version, options.algorithm),
@@ -204,6 +206,7 @@ def build(
         source=tree.image,
         signature=output.signature,
         key_ids=output.key_ids,
+        cache_hits=reading.cache_hits,
         warnings=(*inside, *_warnings(tree, missing)),
     )
 
@@ -212,11 +215,11 @@ class _Reading:
     """Reads the files of a directory while it is still being walked."""
 
     def __init__(
-        self, writer: StoreWriter | None, params: Params, *, cache: bool, threads: int, progress: Progress
+        self, writer: StoreWriter | None, params: Params, *, cache: bytes | None, threads: int, progress: Progress
     ) -> None:
         self._writer = writer
         self._params = params
-        self._wants_cache = cache
+        self._cache_path = cache
         self._threads = threads
         self._progress = progress
         self._cache: DigestCache | None = None
@@ -224,10 +227,10 @@ class _Reading:
 
     def start(self, blobs: Blobs) -> Ingest:
         """What is handed the files."""
-        if self._writer is not None and self._wants_cache and isinstance(blobs, RootedBlobs):
+        if self._writer is not None and self._cache_path is not None and isinstance(blobs, RootedBlobs):
             from cfstools.store.cache import DigestCache
 
-            self._cache = DigestCache.open(self._writer.store, blobs.root_fd, self._params.algorithm)
+            self._cache = DigestCache.open(self._cache_path, blobs.root_fd, self._params.algorithm)
         self._run = Ingest(
             blobs,
             self._writer,
@@ -242,6 +245,14 @@ class _Reading:
         """Wait until all files are read. Raises what is wrong with the first that could not be."""
         if self._run is not None:
             self._run.finish()
+
+    @property
+    def cache_hits(self) -> int:
+        """How many files the digest cache knew."""
+        return self._cache.hits if self._cache is not None else 0
+
+    def close(self) -> None:
+        """Let the cache keep what it learned, also from a build that failed afterwards."""
         if self._cache is not None:
             self._cache.close()
 

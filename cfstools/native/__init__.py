@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cfstools.errors import Unsupported, UsageError
-from cfstools.native import _pure
+from cfstools.native import _known, _pure
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 IMPLEMENTATION: str = "pure"
-# What match_stamps() takes.
-KNOWN_RECORD = _pure.KNOWN_RECORD
+# What match_stamps() and merge_records() take, without the digest behind each.
+KNOWN_RECORD = _known.KNOWN_RECORD
 
 # What each does stands in _pure.py.
 hash_blocks: Callable[[str, Buffer, int, bytes], bytes] = _pure.hash_blocks
 digest_files = _pure.digest_files
 digest_spans = _pure.digest_spans
 give_contents = _pure.give_contents
-match_stamps = _pure.match_stamps
+match_stamps = _known.match_stamps
+merge_records = _known.merge_records
 digest_range = _pure.digest_range
 check_objects = _pure.check_objects
 write_files = _pure.write_files
@@ -48,6 +49,7 @@ FUNCTIONS = (
     "digest_spans",
     "give_contents",
     "match_stamps",
+    "merge_records",
     "digest_range",
     "check_objects",
     "write_files",

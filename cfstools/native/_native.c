@@ -187,6 +187,8 @@ static PyMethodDef methods[] = {
     {"give_contents", native_give_contents, METH_VARARGS, "give_contents(files, digested, kinds)\n\nAs in _pure.py."},
     {"match_stamps", native_match_stamps, METH_VARARGS,
      "match_stamps(stamps, records, device, digest_size, inline_limit, store_fd, prefixes)\n\nAs in _pure.py."},
+    {"merge_records", native_merge_records, METH_VARARGS,
+     "merge_records(records, made, digest_size, oldest)\n\nAs in _pure.py."},
     {"digest_range", native_digest_range, METH_VARARGS,
      "digest_range(algorithm, fd, offset, length, block_size, salt_prefix, copy_fd)\n\nAs in _pure.py."},
     {"check_objects", native_check_objects, METH_VARARGS,

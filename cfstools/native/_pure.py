@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cfstools.native import _names, _trees
+from cfstools.native import _known, _names, _trees
+from cfstools.native._known import find_object
 
 if TYPE_CHECKING:
     import hashlib
@@ -30,13 +30,14 @@ needed_objects = _trees.needed_objects
 list_names = _names.list_names
 stat_names = _names.stat_names
 take_entries = _names.take_entries
+match_stamps = _known.match_stamps
+merge_records = _known.merge_records
 
 _ZEROS = bytes(65536)
 _PATH_MAX = 4096
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIECE = 1 << 18
-_NEVER = (1 << 63) - 1
 
 
 def _hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
@@ -115,7 +116,7 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
         else:
             view[used : used + len(data)] = data
             digest = _file_digest(algorithm, data, block_size, salt_prefix, descriptor)
-            there = _find_object(store_fd, prefixes, digest, len(data)) if store_fd >= 0 else 0
+            there = find_object(store_fd, prefixes, digest, len(data)) if store_fd >= 0 else 0
             results.append(None if there < 0 else (digest, len(data), -1 if there else used))
             used += _padded(len(data), block_size)
     return results
@@ -142,7 +143,7 @@ def digest_spans(  # noqa: PLR0917 - likewise
     results: list[Digested] = []
     for offset, size in spans:
         digest = _file_digest(algorithm, view[offset : offset + size], block_size, salt_prefix, descriptor)
-        there = _find_object(store_fd, prefixes, digest, size) if store_fd >= 0 else 0
+        there = find_object(store_fd, prefixes, digest, size) if store_fd >= 0 else 0
         results.append(None if there < 0 else (digest, size, -1 if there else offset))
     return results
 
@@ -175,61 +176,6 @@ def give_contents(
 def _object_path(digest: bytes) -> bytes:
     name = digest.hex().encode()
     return b"%b/%b" % (name[:2], name[2:])
-
-
-# A file that is known: inode, size, mtime and ctime in nanoseconds, day, whether contents follow (else the digest),
-# how many bytes, and these.
-KNOWN_RECORD = struct.Struct("<QqqqIBBxx64s")
-_Known = tuple[int, int, int, int, int, int, int, bytes]
-
-
-def match_stamps(  # noqa: PLR0917 - likewise
-    stamps: Sequence[Stamp],
-    records: bytes,
-    device: int,
-    digest_size: int,
-    inline_limit: int,
-    store_fd: int,
-    prefixes: Buffer,
-) -> tuple[list[Digested], int, int, int, int, int]:
-    """What *records* say of the files with these *stamps*, in the form of :func:`digest_files`, without a place.
-
-    They are of the form ``KNOWN_RECORD``, without anything between them, else they say nothing; of several with one
-    inode number the last counts. It does for a file on *device* that it fits, if it can be true, and if the store
-    (*store_fd*, -1: none) has the object. With the results come the oldest day of those that counted (a large number
-    if there is none), how many objects the store lacks, how many it has and their bytes, and the bytes of all files
-    that are known.
-    """
-    is_whole = len(records) % KNOWN_RECORD.size == 0
-    known: dict[int, _Known] = {one[0]: one for one in KNOWN_RECORD.iter_unpack(records)} if is_whole else {}
-    results: list[Digested] = []
-    oldest = _NEVER
-    lost = objects = object_bytes = known_bytes = 0
-    for stamp in stamps:
-        record = known.get(stamp[1])
-        fits = record is not None and stamp[0] == device and record[1:4] == stamp[2:]
-        said = _said_by(record, digest_size, inline_limit) if record is not None and fits else None
-        if isinstance(said, tuple) and store_fd >= 0 and _find_object(store_fd, prefixes, *said[:2]) <= 0:
-            said = None
-            lost += 1
-        if record is not None and said is not None:
-            oldest = min(oldest, record[4])
-            known_bytes += record[1]
-            if isinstance(said, tuple):
-                objects += 1
-                object_bytes += record[1]
-        results.append(said)
-    return results, oldest, lost, objects, object_bytes, known_bytes
-
-
-def _said_by(record: _Known, digest_size: int, inline_limit: int) -> Digested:
-    _, size, _, _, _, inlined, length, value = record
-    is_inline = size <= inline_limit
-    if inlined != is_inline or length != (size if is_inline else digest_size) or length > len(value):
-        return None
-    if not is_inline and not length:
-        return None
-    return value[:length] if is_inline else (value[:length], size, -1)
 
 
 def _padded(size: int, block_size: int) -> int:
@@ -336,25 +282,6 @@ def _write_all(fd: int, data: Buffer, offset: int) -> None:
         done = os.pwrite(fd, view, offset)
         view = view[done:]
         offset += done
-
-
-def _find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:
-    """1: there, 0: not there, -1: something else or cannot tell."""
-    name = digest.hex()
-    opened = -1
-    try:
-        fd = memoryview(prefixes).cast("B").cast("i")[digest[0]]
-        if fd < 0:
-            fd = opened = os.open(name[:2], _DIRECTORY, dir_fd=store_fd)
-        status = os.stat(name[2:], dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return 0
-    except OSError:
-        return -1
-    finally:
-        if opened >= 0:
-            _close(opened)
-    return 1 if stat.S_ISREG(status.st_mode) and status.st_size == size else -1
 
 
 def check_objects(  # noqa: PLR0917 - likewise

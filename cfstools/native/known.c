@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "disk.h"
 #include "model.h"
 #include "native.h"
 
@@ -84,34 +83,50 @@ PyObject *native_give_contents(PyObject *module, PyObject *args) {
 
 /* --- files known by their stamps --- */
 
-/* What is where in a record of a cache: KNOWN_RECORD in _pure.py. */
-enum { AT_INODE, AT_SIZE = 8, AT_MTIME = 16, AT_CTIME = 24, AT_DAY = 32, AT_INLINED = 36, AT_LENGTH, AT_VALUE = 40,
-       VALUE_MAX = 64, RECORD = AT_VALUE + VALUE_MAX };
+/* What is where in a record of a cache: KNOWN_RECORD in _known.py, in the machine's byte order; then comes the digest. */
+enum { AT_INODE, AT_SIZE = 8, AT_MTIME = 16, AT_CTIME = 24, AT_MET = 32, AT_VALUE = 40 };
 
-/* Records by inode number. */
-struct table {
-    const uint8_t **slots;
-    size_t mask;
-};
-
-static const uint8_t **find_slot(const struct table *table, uint64_t inode) {
-    size_t at = (size_t)(inode * 0x9e3779b97f4a7c15ULL >> 32);
-    while (table->slots[at & table->mask] != NULL && disk_u64(table->slots[at & table->mask] + AT_INODE) != inode)
-        at++;
-    return &table->slots[at & table->mask];
+static uint64_t load_u64(const uint8_t *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
 }
 
-/* Whatever are no records is nothing; -1 when memory is short. */
-static int table_open(struct table *table, const uint8_t *records, size_t size) {
-    const size_t count = size % RECORD == 0 ? size / RECORD : 0;
-    table->mask = 15;
-    while (table->mask < 2 * count)
-        table->mask = 2 * table->mask + 1;
-    if ((table->slots = calloc(table->mask + 1, sizeof *table->slots)) == NULL)
-        return -1;
-    for (size_t i = 0; i < count; i++)
-        *find_slot(table, disk_u64(records + i * RECORD + AT_INODE)) = records + i * RECORD;
-    return 0;
+static uint32_t load_u32(const uint8_t *at) {
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* Records of one size, by rising inode number. */
+struct table {
+    const uint8_t *records;
+    size_t size, count;
+};
+
+/* Whatever are no records, or no digests, is nothing. */
+static struct table table_of(const Py_buffer *records, long long digest_size) {
+    struct table table = {.records = records->buf, .size = AT_VALUE};
+    if (digest_size > 0 && digest_size <= DIGEST_MAX && digest_size % 8 == 0) {
+        table.size += (size_t)digest_size;
+        if ((size_t)records->len % table.size == 0)
+            table.count = (size_t)records->len / table.size;
+    }
+    return table;
+}
+
+/* The record of this inode, or NULL. */
+static const uint8_t *find_record(const struct table *table, uint64_t inode) {
+    size_t low = 0, high = table->count;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (load_u64(table->records + middle * table->size + AT_INODE) < inode)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    const uint8_t *record = table->records + low * table->size;
+    return low < table->count && load_u64(record + AT_INODE) == inode ? record : NULL;
 }
 
 /* Device, inode, size, mtime and ctime; negative with an error, which is OverflowError for what no record can hold. */
@@ -135,30 +150,28 @@ struct question {
     long long digest_size, inline_limit;
     int store_fd; /* -1: no object is looked up */
     const int *prefixes;
-    long long oldest, lost, objects, object_bytes, bytes;
+    long long oldest, lost, objects, object_bytes;
 };
 
-/* Whether a record that fits is of the form that this question is about. */
-static int can_be(const uint8_t *record, const struct question *question) {
-    const long long size = (long long)disk_u64(record + AT_SIZE);
-    const int is_inline = size <= question->inline_limit;
-    const long long length = is_inline ? size : question->digest_size;
-    return record[AT_INLINED] == is_inline && record[AT_LENGTH] == length && length <= VALUE_MAX &&
-           (is_inline || length > 0);
-}
+/* What stands for a file without contents, of which nothing has to be known. */
+static const uint8_t EMPTY[1];
 
-/* The record of the file with this stamp, if it can be true; NULL with or without an exception. */
-static const uint8_t *match(const struct table *table, PyObject *stamp, const struct question *question) {
+/* The record of the file with this stamp, of which `size` is told; NULL with or without an exception. */
+static const uint8_t *match(const struct table *table, PyObject *stamp, const struct question *question,
+                            uint64_t *size) {
     uint64_t numbers[5];
+    *size = 1;
     if (read_stamp(stamp, numbers)) {
         if (PyErr_ExceptionMatches(PyExc_OverflowError))
             PyErr_Clear();
         return NULL;
     }
-    const uint8_t *record = *find_slot(table, numbers[1]);
-    if (record == NULL || numbers[0] != question->device || disk_u64(record + AT_SIZE) != numbers[2] ||
-        disk_u64(record + AT_MTIME) != numbers[3] || disk_u64(record + AT_CTIME) != numbers[4] ||
-        !can_be(record, question))
+    *size = numbers[2];
+    if (numbers[0] != question->device || (long long)numbers[2] <= question->inline_limit)
+        return NULL;
+    const uint8_t *record = find_record(table, numbers[1]);
+    if (record == NULL || load_u64(record + AT_SIZE) != numbers[2] || load_u64(record + AT_MTIME) != numbers[3] ||
+        load_u64(record + AT_CTIME) != numbers[4])
         return NULL;
     return record;
 }
@@ -166,31 +179,22 @@ static const uint8_t *match(const struct table *table, PyObject *stamp, const st
 /* Leaves out the records of objects that the store does not have as they should be. */
 static void look_up(const uint8_t **records, size_t count, struct question *question) {
     for (size_t i = 0; question->store_fd >= 0 && i < count; i++)
-        if (records[i] != NULL && !records[i][AT_INLINED] &&
+        if (records[i] != NULL && records[i] != EMPTY &&
             native_find_object(question->store_fd, question->prefixes, records[i] + AT_VALUE,
-                               (size_t)question->digest_size, disk_u64(records[i] + AT_SIZE)) <= 0) {
+                               (size_t)question->digest_size, load_u64(records[i] + AT_SIZE)) <= 0) {
             records[i] = NULL;
             question->lost++;
         }
 }
 
-/* Contents, or (digest, size, -1). */
+/* (digest, size, -1). */
 static PyObject *said_by(const uint8_t *record, struct question *question) {
-    const long long size = (long long)disk_u64(record + AT_SIZE);
-    PyObject *value = PyBytes_FromStringAndSize((const char *)record + AT_VALUE, record[AT_LENGTH]);
-    if (disk_u32(record + AT_DAY) < question->oldest)
-        question->oldest = disk_u32(record + AT_DAY);
-    question->bytes += size;
-    if (record[AT_INLINED] || value == NULL)
-        return value;
+    const long long size = (long long)load_u64(record + AT_SIZE);
+    if (load_u32(record + AT_MET) < question->oldest)
+        question->oldest = load_u32(record + AT_MET);
     question->objects++;
     question->object_bytes += size;
-    PyObject *number = PyLong_FromLongLong(size), *place = PyLong_FromLong(-1);
-    PyObject *said = number != NULL && place != NULL ? PyTuple_Pack(3, value, number, place) : NULL;
-    Py_DECREF(value);
-    Py_XDECREF(number);
-    Py_XDECREF(place);
-    return said;
+    return Py_BuildValue("(y#Li)", (const char *)record + AT_VALUE, (Py_ssize_t)question->digest_size, size, -1);
 }
 
 static PyObject *match_all(const struct table *table, PyObject *stamps, struct question *question) {
@@ -199,9 +203,12 @@ static PyObject *match_all(const struct table *table, PyObject *stamps, struct q
     PyObject *results = records != NULL ? PyList_New(count) : PyErr_NoMemory();
     for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
         PyObject *stamp = PyList_GetItem(stamps, i);
-        records[i] = stamp != NULL ? match(table, stamp, question) : NULL;
+        uint64_t size = 1;
+        records[i] = stamp != NULL ? match(table, stamp, question, &size) : NULL;
         if (records[i] == NULL && PyErr_Occurred())
             Py_CLEAR(results);
+        if (size == 0)
+            records[i] = EMPTY;
     }
     if (results != NULL) {
         Py_BEGIN_ALLOW_THREADS
@@ -209,7 +216,9 @@ static PyObject *match_all(const struct table *table, PyObject *stamps, struct q
         Py_END_ALLOW_THREADS
     }
     for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
-        PyObject *said = records[i] != NULL ? said_by(records[i], question) : Py_NewRef(Py_None);
+        PyObject *said = records[i] == NULL    ? Py_NewRef(Py_None)
+                         : records[i] == EMPTY ? PyBytes_FromStringAndSize(NULL, 0)
+                                               : said_by(records[i], question);
         if (said == NULL)
             Py_CLEAR(results);
         else
@@ -221,26 +230,85 @@ static PyObject *match_all(const struct table *table, PyObject *stamps, struct q
 
 PyObject *native_match_stamps(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *stamps, *records, *results = NULL;
-    Py_buffer prefixes;
+    PyObject *stamps, *results = NULL;
+    Py_buffer records, prefixes;
     unsigned long long device;
     struct question question = {.oldest = LLONG_MAX};
-    struct table table;
-    if (!PyArg_ParseTuple(args, "O!O!KLLiy*", &PyList_Type, &stamps, &PyBytes_Type, &records, &device,
-                          &question.digest_size, &question.inline_limit, &question.store_fd, &prefixes))
+    if (!PyArg_ParseTuple(args, "O!y*KLLiy*", &PyList_Type, &stamps, &records, &device, &question.digest_size,
+                          &question.inline_limit, &question.store_fd, &prefixes))
         return NULL;
     question.device = device;
     question.prefixes = prefixes.buf;
     if (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (question.store_fd >= 0 || prefixes.len != 0)) {
         PyErr_SetString(PyExc_ValueError, "there must be 256 prefixes");
-    } else if (table_open(&table, (const uint8_t *)PyBytes_AsString(records), (size_t)PyBytes_Size(records))) {
-        PyErr_NoMemory();
     } else {
+        const struct table table = table_of(&records, question.digest_size);
         results = match_all(&table, stamps, &question);
-        free(table.slots);
     }
+    PyBuffer_Release(&records);
     PyBuffer_Release(&prefixes);
     return results == NULL ? NULL
-                           : Py_BuildValue("(NLLLLL)", results, question.oldest, question.lost, question.objects,
-                                           question.object_bytes, question.bytes);
+                           : Py_BuildValue("(NLLLL)", results, question.oldest, question.lost, question.objects,
+                                           question.object_bytes);
+}
+
+/* By inode number; those of one inode in the order in which they lie. */
+static int compare(const void *first, const void *second) {
+    const uint8_t *a = *(const uint8_t *const *)first, *b = *(const uint8_t *const *)second;
+    const uint64_t one = load_u64(a + AT_INODE), other = load_u64(b + AT_INODE);
+    return one != other ? (one > other) - (one < other) : (a > b) - (a < b);
+}
+
+/* Merges `made` into `old`; where both have an inode, and in `made` of several, the last counts. How many there are. */
+static size_t merge(const struct table *old, const uint8_t **made, size_t count, uint32_t oldest, uint8_t *out) {
+    const uint8_t *const start = out;
+    size_t next = 0;
+    for (size_t i = 0; i <= count; i++) {
+        const uint64_t inode = i < count ? load_u64(made[i] + AT_INODE) : 0;
+        if (i + 1 < count && load_u64(made[i + 1] + AT_INODE) == inode)
+            continue;
+        for (; next < old->count; next++) {
+            const uint8_t *record = old->records + next * old->size;
+            const uint64_t other = load_u64(record + AT_INODE);
+            if (i < count && other >= inode) {
+                next += other == inode;
+                break;
+            }
+            if (load_u32(record + AT_MET) >= oldest)
+                out = (uint8_t *)memcpy(out, record, old->size) + old->size;
+        }
+        if (i < count)
+            out = (uint8_t *)memcpy(out, made[i], old->size) + old->size;
+    }
+    return (size_t)(out - start);
+}
+
+PyObject *native_merge_records(PyObject *module, PyObject *args) {
+    (void)module;
+    Py_buffer records, made;
+    long long digest_size;
+    unsigned long oldest;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*Lk", &records, &made, &digest_size, &oldest))
+        return NULL;
+    const struct table old = table_of(&records, digest_size), new = table_of(&made, digest_size);
+    const uint8_t **order = malloc(new.count * sizeof *order + 1);
+    uint8_t *out = malloc((old.count + new.count) * old.size + 1);
+    if (order != NULL && out != NULL) {
+        size_t size;
+        Py_BEGIN_ALLOW_THREADS
+        for (size_t i = 0; i < new.count; i++)
+            order[i] = new.records + i * new.size;
+        qsort(order, new.count, sizeof *order, compare);
+        size = merge(&old, order, new.count, (uint32_t)oldest, out);
+        Py_END_ALLOW_THREADS
+        result = PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
+    } else {
+        PyErr_NoMemory();
+    }
+    free(out);
+    free(order);
+    PyBuffer_Release(&records);
+    PyBuffer_Release(&made);
+    return result;
 }

@@ -42,6 +42,7 @@ int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset);
 /* known.c */
 PyObject *native_give_contents(PyObject *module, PyObject *args);
 PyObject *native_match_stamps(PyObject *module, PyObject *args);
+PyObject *native_merge_records(PyObject *module, PyObject *args);
 
 /* Hexadecimal digits of a digest, with a zero behind them; and the path below a store, "ab/cdef...", likewise. */
 void native_hex(const uint8_t *digest, size_t size, char *out);

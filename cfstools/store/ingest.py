@@ -19,7 +19,7 @@ from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
 from cfstools.workers import Call, Workers
 
 if TYPE_CHECKING:
-    from cfstools.store.cache import DigestCache, Known
+    from cfstools.store.cache import DigestCache, Met
     from cfstools.store.writer import StoreWriter
 
 # Files of up to this size are kept inside the image (composefs format, section 5.2).
@@ -44,14 +44,6 @@ class RootedBlobs(Blobs, Protocol):
     """Blobs that lie at their paths below one directory, where they may be read without :meth:`open`."""
 
     root_fd: int
-
-
-@runtime_checkable
-class DatedBlobs(Blobs, Protocol):
-    """Blobs on file systems that may make times up."""
-
-    def times_matter(self, fd: int) -> bool:
-        """Whether the file *fd* has changed if its times have."""
 
 
 class MemoryBlobs:
@@ -251,15 +243,12 @@ def _sizes(files: Sequence[RegularFile], found: Sequence[Result]) -> int:
     return sum([file.size for file, one in zip(files, found, strict=True) if one is not None])
 
 
-def _knowledge(read: Iterable[tuple[RegularFile, Result]]) -> Iterator[tuple[Stamp, Known]]:
-    """What the cache is to remember of files that were read."""
+def _met(read: Iterable[tuple[RegularFile, Result]]) -> Iterator[Met]:
+    """What the cache is to remember of files that were read; nothing of those that images hold."""
     for file, one in read:
-        if isinstance(one, bytes):
-            yield _unread(file).stamp, (True, one)
-            continue
         digest = one[0] if isinstance(one, tuple) else one.digest if isinstance(one, External) else None
         if digest is not None:
-            yield _unread(file).stamp, (False, digest)
+            yield _unread(file).stamp, file.uid, file.mode, digest
 
 
 class _LateProgress:
@@ -347,8 +336,10 @@ class _Run:
         try:
             found = self._recall(files)
             left = [number for number, one in enumerate(found) if one is None] if None in found else []
-            if left and self._cache is not None:
-                self._cache.settle()
+            # Small files are in images, and so in no cache: they alone are no reason to sync.
+            cache = self._cache if any(files[number].size > self._inline_threshold for number in left) else None
+            if cache is not None:
+                cache.settle()
             for number, one in zip(left, self._read_together([files[number] for number in left]), strict=True):
                 found[number] = one
                 if one is None:
@@ -356,8 +347,8 @@ class _Run:
                     if position > self._last:
                         return
                     found[number] = self._contents(files[number])
-            if left and self._cache is not None:
-                self._cache.remember(_knowledge((files[number], found[number]) for number in left))
+            if cache is not None:
+                cache.remember(_met((files[number], found[number]) for number in left))
         except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
             self.stop(position, error)
         else:
@@ -371,7 +362,7 @@ class _Run:
         stamps = [file.content.stamp for file in files if isinstance(file.content, Unread)]
         known = self._cache.find(stamps, self._inline_threshold, writer.lookup)
         writer.count_shared(known.objects, known.object_bytes)
-        self.progress.advance(known.bytes)
+        self.progress.advance(known.object_bytes)
         found: list[Result] = [*known.found]
         return found
 
@@ -399,31 +390,20 @@ class _Run:
             fd = self._blobs.open(unread)
             try:
                 content, size = self._read(fd, file.size)
-                now, was = os.fstat(fd), unread.stamp
-                is_same = (size, now.st_size) == (file.size, was.size)
-                if is_same and (now.st_mtime_ns, now.st_ctime_ns) != (was.mtime_ns, was.ctime_ns):
-                    is_same = self._is_same_again(file, fd, content)
+                now = os.fstat(fd)
             except OSError as error:
                 raise os_error(error, "cannot read") from error
             finally:
                 close(fd)
-            if not is_same:
+            was = unread.stamp
+            if (size, now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+                file.size,
+                was.size,
+                was.mtime_ns,
+                was.ctime_ns,
+            ):
                 raise SourceChanged("changed while it was read")
             return content
-
-    def _is_same_again(self, file: RegularFile, fd: int, content: Content) -> bool:
-        """Whether *fd*, the times of which are others now, has the same *content* when it is read once more."""
-        if not isinstance(self._blobs, DatedBlobs) or self._blobs.times_matter(fd):
-            return False
-        if isinstance(content, External):
-            digest, size = hash_fd(fd, self._params, threads=self._threads)
-            is_same = digest == content.digest
-        else:
-            data = os.pread(fd, file.size + 1, 0)
-            size, is_same = len(data), data == content
-        now = os.fstat(fd)
-        said = (size, now.st_size, now.st_mode, now.st_uid, now.st_gid)
-        return is_same and said == (file.size, file.size, file.mode, file.uid, file.gid)
 
     def _read(self, fd: int, size: int) -> tuple[Content, int]:
         """The contents of *fd*, expected to be *size* bytes, and the bytes really met."""

@@ -13,7 +13,7 @@ from cfstools.store.base import LOCK_NAME, digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import STAGE_PREFIX, is_temporary
 
-# What is ours or the file system's own and no object: the lock, a digest cache; what fsck.ext4 makes.
+# No objects, and nobody's fault: the lock, the digest cache of earlier versions; what fsck.ext4 makes.
 _KNOWN = frozenset({LOCK_NAME, b".mkcfs", b"lost+found"})
 
 # The C tools do not lock, so only age tells whether one of their temporaries is still written: seconds.

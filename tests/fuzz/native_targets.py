@@ -171,15 +171,20 @@ def _digest_files(taken: Taken, top: int, store: int, names: list[bytes]) -> Non
 
 
 def _match_stamps(taken: Taken, store: int) -> None:
-    """The records of a cache are what an attacker may have put into a store."""
+    """Records of a cache that are anything: out of order, cut, of any size."""
     stamps = [(1, taken.number() % 4, taken.number() % 4, 7, 8) for _ in range(taken.number() % 6)]
-    records = b""
-    for _ in range(taken.number() % 6):
-        fields = (taken.number() % 4, taken.number() % 4, 7, 8, taken.number(), taken.number() % 2, taken.number() % 66)
-        records += native.KNOWN_RECORD.pack(*fields, taken.piece(64))
-    records += taken.piece(taken.number() % 105 if taken.number() % 4 == 0 else 0)
-    words = (stamps, records, 1, 32, taken.number() % 5, store, _NO_PREFIXES)
+    size = 8 * (taken.number() % 10)
+    runs: list[bytes] = []
+    for _ in range(2):
+        records = b""
+        for _ in range(taken.number() % 6):
+            fields = (taken.number() % 4, taken.number() % 4, 7, 8, taken.number())
+            records += native.KNOWN_RECORD.pack(*fields) + taken.piece(size).ljust(size, b"\0")
+        runs.append(records + taken.piece(taken.number() % 105 if taken.number() % 4 == 0 else 0))
+    words = (stamps, runs[0], 1, size, taken.number() % 5, store, _NO_PREFIXES)
     assert native.match_stamps(*words) == _pure.match_stamps(*words)
+    oldest = taken.number()
+    assert native.merge_records(runs[0], runs[1], size, oldest) == _pure.merge_records(runs[0], runs[1], size, oldest)
 
 
 def _check_objects(taken: Taken, store: int) -> None:

@@ -108,7 +108,7 @@ def test_what_is_closed_is_closed_whatever_is_said(
     found = native.digest_files(store, files, bytearray(16384), "sha256", 4096, b"", start, 0, -1, prefixes)
     digests = [(b"\xab" * 32, 6), (b"\xab" * 32, 7), (b"\xab" * 31 + b"c", 6)]
     pack = native.KNOWN_RECORD.pack
-    known = b"".join([pack(number, size, 1, 1, 0, 0, 32, digest) for number, (digest, size) in enumerate(digests)])
+    known = b"".join([pack(number, size, 1, 1, 0) + digest for number, (digest, size) in enumerate(digests)])
     stamps = [(5, number, size, 1, 1) for number, (_, size) in enumerate(digests)]
     there, *_ = native.match_stamps(stamps, known, 5, 32, 0, store, prefixes)
     monkeypatch.undo()

@@ -110,7 +110,7 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     root = parse_dump(DUMP)
     header = METACOPY_HEADERS[Algorithm.SHA256]
     holes = memoryview(bytes(8192))[::2]
-    stamp, row = (5, 1, 3, 7, 8), native.KNOWN_RECORD.pack(1, 3, 7, 8, 0, 0, 4, b"abcd")
+    stamp, row = (5, 1, 3, 7, 8), native.KNOWN_RECORD.pack(1, 3, 7, 8, 0) + b"abcdefgh"
     maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
     regular = RegularFile(mode=0o100644, size=3, content=b"old")
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
@@ -150,10 +150,13 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: refused(lambda: n.take_entries([], [regular], 0, {}, [], KINDS)),
         lambda: n.list_names(fd),
         lambda: refused(lambda: n.list_names(999_999)),
-        lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, NONE),
-        lambda: n.match_stamps([stamp, (5, -1, 3, 7, 8), (5, 1, 2**63, 7, 8)], row[1:], 5, 4, 2, -1, b""),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 4, 2, -1, b"")),
-        lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 4, 2, fd, NONE)),
+        lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, NONE),
+        lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, -1, b""),
+        lambda: n.match_stamps([stamp, (5, -1, 3, 7, 8), (5, 1, 2**63, 7, 8)], row[1:], 5, 8, 2, -1, b""),
+        lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 8, 2, -1, b"")),
+        lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 8, 2, fd, NONE)),
+        lambda: n.merge_records(row, row * 9, 8, 0),
+        lambda: refused(lambda: n.merge_records(row, 1, 8, 0)),
         lambda: n.give_contents([regular] * 3, [(bytes(32), 1, -1), b"inline", None], KINDS),
         lambda: refused(lambda: n.give_contents([regular] * 2, [(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
         lambda: refused(lambda: n.give_contents([regular, None], [b"", b""], KINDS)),
@@ -172,8 +175,8 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: n.needed_objects(regular, KINDS, 32),
         lambda: refused(lambda: n.needed_objects(root, KINDS, 0)),
         lambda: refused(lambda: n.write_files(fd, holes, [(0, 10)], 0o600, -1)),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, memoryview(NONE)[::2])),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 4, 2, fd, b"short")),
+        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, memoryview(NONE)[::2])),
+        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, b"short")),
         lambda: refused(lambda: n.digest_range("sha256", large, 0, 4096, 4096, holes, -1)),
         lambda: n.encode_tree(root, KINDS, rewrite_xattrs, header, 32, 0),
         lambda: refused(lambda: n.encode_tree(root, (), rewrite_xattrs, header, 32, 0)),

@@ -186,59 +186,86 @@ STAMPS = st.tuples(
     st.just(7),
     st.sampled_from([8, 9, -8, -(2**63) - 1]),
 )
-RECORDS = st.builds(
-    native.KNOWN_RECORD.pack,
+
+
+def record(digest_size: int, *numbers: int) -> bytes:
+    """One with a digest that tells its numbers apart."""
+    return native.KNOWN_RECORD.pack(*numbers) + (repr(numbers).encode() * 9)[-digest_size:]
+
+
+FIELDS = st.tuples(
     st.sampled_from(INODES),
     st.sampled_from([0, 1, 2, 3, -1]),
     st.just(7),
     st.sampled_from([8, 9, -8]),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([0, 1, 2, 255]),
-    st.sampled_from([0, 1, 2, 3, 4, 63, 64, 65, 255]),
-    st.binary(max_size=64),
+    st.sampled_from([0, 20, 2**32 - 1]),
 )
+SIZES = st.sampled_from([8, 32, 64])
 
 
-@given(st.lists(STAMPS), st.lists(RECORDS).map(b"".join), st.sampled_from([0, 4, 64, 65, -1]))
-def test_the_same_matches(stamps: list[tuple[int, int, int, int, int]], records: bytes, digest_size: int) -> None:
-    expected = _pure.match_stamps(stamps, records, 5, digest_size, 2, -1, b"")
-    assert _native.match_stamps(stamps, records, 5, digest_size, 2, -1, b"") == expected
-
-
-@given(st.lists(STAMPS), st.lists(RECORDS, min_size=1).map(b"".join), st.data())
-def test_the_same_of_records_that_were_damaged(
-    stamps: list[tuple[int, int, int, int, int]], records: bytes, data: st.DataObject
+@given(st.lists(STAMPS), st.lists(FIELDS), SIZES, st.booleans())
+def test_the_same_matches(
+    stamps: list[tuple[int, int, int, int, int]], made: list[tuple[int, ...]], digest_size: int, is_sorted: bool
 ) -> None:
-    start = data.draw(st.integers(0, len(records)))
-    noise = data.draw(st.binary(max_size=2 * native.KNOWN_RECORD.size))
-    end = data.draw(st.integers(start, len(records)))
-    for damaged in (noise, records[:start], records[start:], records[:start] + noise + records[end:]):
-        expected = _pure.match_stamps(stamps, damaged, 5, 4, 2, -1, b"")
-        assert _native.match_stamps(stamps, damaged, 5, 4, 2, -1, b"") == expected
-        if len(damaged) % native.KNOWN_RECORD.size:
-            assert expected == ([None] * len(stamps), 2**63 - 1, 0, 0, 0, 0)
+    records = b"".join(record(digest_size, *one) for one in (sorted(made) if is_sorted else made))
+    expected = _pure.match_stamps(stamps, records, 5, digest_size, 1, -1, b"")
+    assert _native.match_stamps(stamps, records, 5, digest_size, 1, -1, b"") == expected
+
+
+@given(st.lists(FIELDS), st.lists(FIELDS), SIZES, st.booleans(), st.sampled_from([0, 20, 21]))
+def test_the_same_are_merged(
+    records: list[tuple[int, ...]], made: list[tuple[int, ...]], digest_size: int, is_sorted: bool, oldest: int
+) -> None:
+    """Also into what is out of order."""
+    if is_sorted:
+        records = sorted({one[0]: one for one in records}.values())
+    old, new = (b"".join(record(digest_size, *one) for one in some) for some in (records, made))
+    merged = _native.merge_records(old, new, digest_size, oldest)
+    assert merged == _pure.merge_records(old, new, digest_size, oldest)
+    if is_sorted:
+        kept = {one[0]: one for one in records if one[4] >= oldest} | {one[0]: one for one in made}
+        assert merged == b"".join(record(digest_size, *one) for _, one in sorted(kept.items()))
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300), st.sampled_from([-8, 0, 4, 8, 32, 33, 64, 72, 2**63 - 8]))
+def test_what_are_no_records_is_nothing(noise: bytes, other: bytes, digest_size: int) -> None:
+    stamps = [(5, inode, 3, 7, 8) for inode in (0, int.from_bytes(noise[:8], "little"))]
+    for data in (noise, noise[: len(noise) // 40 * 40], noise[: len(noise) // 72 * 72]):
+        expected = _pure.match_stamps(stamps, data, 5, digest_size, 1, -1, b"")
+        assert _native.match_stamps(stamps, data, 5, digest_size, 1, -1, b"") == expected
+        merged = _pure.merge_records(data, other, digest_size, 0)
+        assert _native.merge_records(data, other, digest_size, 0) == merged
+        if digest_size % 8 or not 0 < digest_size <= 64 or len(data) % (40 + digest_size):
+            assert expected == ([None] * 2, 2**63 - 1, 0, 0, 0)
 
 
 @pytest.mark.parametrize("module", [_native, _pure])
 def test_records_that_say_something(module: ModuleType) -> None:
-    pack = native.KNOWN_RECORD.pack
-    stamps = [(5, 2**64 - 1, 3, 7, -8), (5, 1, 2, 7, 8), (6, 1, 2, 7, 8)]
-    digest = pack(2**64 - 1, 3, 7, -8, 20, 0, 4, b"abcdefgh")
-    contents = pack(1, 2, 7, 8, 30, 1, 2, b"XYZ")
-    other = pack(9, 2, 7, 8, 10, 1, 2, b"XYZ")
-    said = ([(b"abcd", 3, -1), b"XY", None], 20, 0, 1, 3, 5)
+    numbers = [(1, 2, 7, 8, 30), (9, 2, 7, 8, 10), (2**64 - 1, 3, 7, -8, 20)]
+    records = b"".join(record(8, *one) for one in numbers)
+    stamps = [(5, 2**64 - 1, 3, 7, -8), (5, 1, 2, 7, 8), (6, 1, 2, 7, 8), (6, 4, 0, 0, 0), (5, 2**64, 0, 0, 0)]
+    last, first = (record(8, *numbers[number])[40:] for number in (2, 0))
 
     def match(*words: object) -> object:
         return module.match_stamps(*words, -1, b"")
 
-    assert match(stamps, digest + other + contents, 5, 4, 2) == said
-    # The last one counts.
-    again = pack(1, 1, 7, 8, 1, 1, 1, b"X")
-    assert match(stamps, contents + digest + again, 5, 4, 2) == ([said[0][0], None, None], 20, 0, 1, 3, 3)
-    assert match(stamps, b"", 5, 4, 2) == ([None] * 3, 2**63 - 1, 0, 0, 0, 0)
-    assert match([], digest, 5, 4, 2) == ([], 2**63 - 1, 0, 0, 0, 0)
-    longest = pack(1, 64, 7, 8, 0, 1, 64, bytes(range(64)))
-    assert match([(5, 1, 64, 7, 8)], longest, 5, 32, 64) == ([bytes(range(64))], 0, 0, 0, 0, 64)
+    assert match(stamps, records, 5, 8, 1) == ([(last, 3, -1), (first, 2, -1), None, b"", None], 20, 0, 2, 5)
+    assert match(stamps, memoryview(records), 5, 8, 2) == ([(last, 3, -1), None, None, b"", None], 20, 0, 1, 3)
+    for field in range(2, 5):
+        other = [(*stamp[:field], stamp[field] + 1, *stamp[field + 1 :]) for stamp in stamps[:2]]
+        assert match(other, records, 5, 8, 1) == ([None] * 2, 2**63 - 1, 0, 0, 0)
+    assert match(stamps, b"", 5, 8, 1) == ([None] * 3 + [b"", None], 2**63 - 1, 0, 0, 0)
+    assert match([], records, 5, 8, 2) == ([], 2**63 - 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("module", [_native, _pure])
+def test_a_record_among_many(module: ModuleType) -> None:
+    made = [record(32, number * 3, number + 1, 7, 8, 0) for number in range(1000)]
+    records = module.merge_records(b"", b"".join(made[::-1]), 32, 0)
+    assert records == b"".join(made)
+    stamps = [(5, inode, inode // 3 + 1, 7, 8) for inode in range(-1, 3002)]
+    found = module.match_stamps(stamps, records, 5, 32, 0, -1, b"")[0]
+    assert [number - 1 for number, one in enumerate(found) if one is not None] == list(range(0, 3000, 3))
 
 
 @pytest.mark.parametrize("module", [_native, _pure])
@@ -247,16 +274,17 @@ def test_objects_that_a_store_has_or_lacks(module: ModuleType, is_open: bool, tm
     digests = [bytes([number]) * 32 for number in range(6)]
     records, stamps = [], []
     for number, digest in enumerate(digests):
-        records.append(native.KNOWN_RECORD.pack(number, 100, 7, 8, 50 - number, 0, 32, digest))
+        records.append(native.KNOWN_RECORD.pack(number, 100, 7, 8, 50 - number) + digest)
         stamps.append((5, number, 100, 7, 8))
         (tmp_path / digest.hex()[:2]).mkdir()
         (tmp_path / digest.hex()[:2] / digest.hex()[2:]).write_bytes(bytes(100 if number % 2 else 99))
+    stamps.append((5, 6, 0, 7, 8))
     (tmp_path / digests[3].hex()[:2] / digests[3].hex()[2:]).unlink()
     with DirectoryStore(os.fsencode(tmp_path)) as store:
         prefixes = store.prefix_fds if is_open else array("i", [-1]) * 256
         found = module.match_stamps(stamps, b"".join(records), 5, 32, 64, store.fd, prefixes)
-    right = [None, (digests[1], 100, -1), None, None, None, (digests[5], 100, -1)]
-    assert found == (right, 45, 4, 2, 200, 200)
+    right = [None, (digests[1], 100, -1), None, None, None, (digests[5], 100, -1), b""]
+    assert found == (right, 45, 4, 2, 200)
     with pytest.raises((ValueError, TypeError), match=r"prefixes|length"):
         module.match_stamps(stamps, b"".join(records), 5, 32, 64, 0, b"abc")
 
@@ -264,10 +292,12 @@ def test_objects_that_a_store_has_or_lacks(module: ModuleType, is_open: bool, tm
 def test_wrong_stamps_are_refused() -> None:
     for stamps in ([1], [(5, "x", 2, 7, 8)], [(5, 1)], ()):
         with pytest.raises(TypeError):
-            _native.match_stamps(stamps, b"", 5, 4, 2, -1, b"")
-    for records in ("", bytearray(), None):
+            _native.match_stamps(stamps, b"", 5, 8, 2, -1, b"")
+    for records in ("", None):
         with pytest.raises(TypeError):
-            _native.match_stamps([], records, 5, 4, 2, -1, b"")
+            _native.match_stamps([], records, 5, 8, 2, -1, b"")
+        with pytest.raises(TypeError):
+            _native.merge_records(b"", records, 8, 0)
 
 
 @given(st.lists(st.sampled_from(["file", "empty", "link", "other", "nothing"]), max_size=12), st.integers(0, 14))

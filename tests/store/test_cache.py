@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import mmap
 import os
-import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cfstools import native
 from cfstools.errors import SourceChanged
 from cfstools.linux import files
-from cfstools.store import DirectoryStore, IngestReport, StoreWriter, buckets, cache
-from cfstools.store.cache import DigestCache, cache_statistics, check_cache
+from cfstools.linux.volume import Volume, clock_offset, mounted_volume
+from cfstools.store import DirectoryStore, IngestReport, StoreWriter, cache, cache_files
+from cfstools.store.cache import DigestCache
 from cfstools.store.ingest import Ingest
 from cfstools.tree import Directory, External, RegularFile, Stamp, Unread
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes
 from tests.store.conftest import assert_whole
 from tests.store.test_ingest import content_of, tree_of
 
-CONTENTS = {b"inline": b"i" * 64, b"small": b"s" * 5000, b"large": b"l" * ((1 << 20) + 1), b"same": b"s" * 5000}
-DATABASE = ".mkcfs/digests.sqlite"
+CONTENTS = {
+    b"empty": b"",
+    b"inline": b"i" * 64,
+    b"small": b"s" * 5000,
+    b"large": b"l" * ((1 << 20) + 1),
+    b"same": b"s" * 5000,
+}
+DIGEST = bytes(range(32))
 
 
 class Rooted:
@@ -35,6 +43,7 @@ class Rooted:
         self.root = root
         self.root_fd = os.open(root, os.O_RDONLY)
         self.opened: list[bytes] = []
+        self.hits = 0
 
     def open(self, unread: Unread) -> int:
         self.opened.append(unread.path)
@@ -53,7 +62,6 @@ def source(tmp_path: Path) -> Path:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files made by a test are changed just now: without this nothing would be remembered."""
     monkeypatch.setattr(cache, "RACY_NS", 0)
-    monkeypatch.setattr(cache, "_FLUSH_RECORDS", 2)
 
 
 def settle_clock(path: Path) -> None:
@@ -72,7 +80,7 @@ def run(
     store: DirectoryStore, root: Directory, source: Path, *, params: Params = DEFAULT, **options: int
 ) -> tuple[IngestReport, Rooted]:
     blobs = Rooted(source)
-    digests = DigestCache.open(store, blobs.root_fd, params.algorithm)
+    digests = DigestCache.open(place(store), blobs.root_fd, params.algorithm)
     assert digests is not None
     with StoreWriter(store, params=params) as writer, digests:
         with Ingest(blobs, writer, params=params, cache=digests, **options) as ingest:  # type: ignore[arg-type]
@@ -82,13 +90,37 @@ def run(
             report = ingest.finish()
         writer.commit()
     os.close(blobs.root_fd)
+    blobs.hits = digests.hits
     return report, blobs
 
 
-def last(store: DirectoryStore) -> tuple[int, int]:
-    found = cache_statistics(store)
-    assert found is not None
-    return found.last_hits, found.last_misses
+def place(store: DirectoryStore) -> bytes:
+    """Where the tests have the cache: beside the store."""
+    return os.fsencode(Path(store.path).with_name("cache"))
+
+
+@contextmanager
+def opened(store: DirectoryStore, source: Path, algorithm: Algorithm = Algorithm.SHA256) -> Iterator[DigestCache]:
+    """The cache for files of *source*, to be used without a build."""
+    source.mkdir(exist_ok=True)
+    fd = os.open(source, os.O_RDONLY)
+    digests = DigestCache.open(place(store), fd, algorithm)
+    assert digests is not None
+    with digests:
+        yield digests
+    os.close(fd)
+
+
+def remember(digests: DigestCache, stamps: list[Stamp], digest: bytes = DIGEST) -> None:
+    """As a build does that has read these files, which are this user's alone."""
+    digests._settled = 2**63
+    digests._clock = clock_offset() or 0
+    digests.remember([(stamp, os.geteuid(), 0o100644, digest) for stamp in stamps])
+
+
+def stamps_of(source: Path, count: int) -> list[Stamp]:
+    source.mkdir(exist_ok=True)
+    return [Stamp(source.stat().st_dev, number, 100, 1, number + 1) for number in range(count)]
 
 
 def rescan(source: Path) -> Directory:
@@ -125,27 +157,35 @@ def test_a_second_run_reads_nothing(
 ) -> None:
     first = tree_of(CONTENTS, source)
     settle_clock(source / "same")
-    report, _ = run(store, first, source, threads=threads)
-    assert last(store) == (0, 4)
+    report, blobs = run(store, first, source, threads=threads)
+    assert blobs.hits == 0
     second = rescan(source)
-    monkeypatch.setattr(native, "digest_files", lambda *_: pytest.fail("a file was read"))
+    read: list[bytes] = []
+    digest_files = native.digest_files
+
+    def watched(fd: int, paths: list[tuple[bytes, Stamp | None]], *words: Any) -> object:
+        read.extend(path for path, _ in paths)
+        return digest_files(fd, paths, *words)
+
+    monkeypatch.setattr(native, "digest_files", watched)
+    monkeypatch.setattr(files, "syncfs", lambda _fd: pytest.fail("nothing is to be remembered"))
     again, blobs = run(store, second, source, threads=threads)
     assert blobs.opened == []
+    # What images hold is nowhere else, so it is read.
+    assert read == [b"inline"]
     assert again == report
     assert digests_of(second) == digests_of(first)
-    assert last(store) == (4, 0)
+    assert blobs.hits == 3
 
 
 def test_what_is_fresh_is_not_remembered(store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "RACY_NS", 3_000_000_000)
     run(store, tree_of(CONTENTS, source), source)
-    run(store, rescan(source), source)
-    assert last(store) == (0, 4)
+    assert run(store, rescan(source), source)[1].hits == 0
     # An old mtime is no help: it can be set at will.
     os.utime(source / "small", ns=(0, 0))
     run(store, rescan(source), source)
-    run(store, rescan(source), source)
-    assert last(store) == (0, 4)
+    assert run(store, rescan(source), source)[1].hits == 0
 
 
 def restore_times(path: Path, status: os.stat_result) -> None:
@@ -232,9 +272,9 @@ def test_changes_that_keep_size_and_mtime_are_noticed(
     restore_times(path, before)
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     root = rescan(source)
-    run(store, root, source)
+    _, blobs = run(store, root, source)
     assert digests_of(root) == truth(source)
-    assert last(store) == (0, 1)
+    assert blobs.hits == 0
 
 
 def test_a_map_that_stays_open(store: DirectoryStore, source: Path) -> None:
@@ -292,22 +332,12 @@ def test_an_object_the_store_has_lost_is_added_again(store: DirectoryStore, sour
     run(store, rescan(source), source)
     os.unlink(store.describe(digest_bytes(CONTENTS[b"small"])))
     root = rescan(source)
-    run(store, root, source)
-    assert last(store) == (2, 2)
+    assert run(store, root, source)[1].hits == 1
     assert digests_of(root) == truth(source)
-    assert objects_are_whole(store) == 2
+    assert assert_whole(store.path) == 2
     os.truncate(store.describe(digest_bytes(CONTENTS[b"large"])), 5)
     with pytest.raises(Exception, match="damaged object"):
         run(store, rescan(source), source)
-
-
-def objects_are_whole(store: DirectoryStore) -> int:
-    hidden = Path(store.path) / ".mkcfs"
-    hidden.rename(Path(store.path).with_name("hidden"))
-    try:
-        return assert_whole(store.path)
-    finally:
-        Path(store.path).with_name("hidden").rename(hidden)
 
 
 def test_algorithms_do_not_mix(store: DirectoryStore, source: Path) -> None:
@@ -315,13 +345,11 @@ def test_algorithms_do_not_mix(store: DirectoryStore, source: Path) -> None:
     settle_clock(source / "same")
     run(store, rescan(source), source)
     params = Params(algorithm=Algorithm.SHA512)
-    for expected in ((0, 4), (4, 0)):
+    for expected in (0, 3):
         root = rescan(source)
-        run(store, root, source, params=params)
-        assert last(store) == expected
+        assert run(store, root, source, params=params)[1].hits == expected
         assert digests_of(root) == truth(source, params)
-    run(store, rescan(source), source)
-    assert last(store) == (4, 0)
+    assert run(store, rescan(source), source)[1].hits == 3
 
 
 def test_another_threshold_makes_entries_useless(store: DirectoryStore, source: Path) -> None:
@@ -336,73 +364,6 @@ def test_another_threshold_makes_entries_useless(store: DirectoryStore, source: 
     assert content_of(root, b"small") == b"s" * 100
 
 
-def test_a_device_that_was_given_another_number(
-    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same file system under another device number, and another under the same: neither is believed."""
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    real = os.fstatvfs
-
-    class Other:
-        f_fsid = 12345
-
-    monkeypatch.setattr(os, "fstatvfs", lambda _fd: Other())
-    run(store, rescan(source), source)
-    assert last(store) == (0, 4)
-    monkeypatch.setattr(os, "fstatvfs", real)
-    root = rescan(source)
-    for entry in root.entries.values():
-        assert isinstance(entry, RegularFile)
-        assert isinstance(entry.content, Unread)
-        assert entry.content.stamp.device == os.stat(source).st_dev
-    run(store, root, source)
-    assert last(store) == (4, 0)
-    stamp = Stamp(1, *os.stat(source / "small")[1:2], 5000, 0, 0)
-    fd = os.open(source, os.O_RDONLY)
-    digests = DigestCache.open(store, fd, Algorithm.SHA256)
-    assert digests is not None
-    with digests:
-        assert digests.find([stamp], 64).found == [None]
-        digests.settle()
-        digests.remember([(stamp, (True, b"of another device"))])
-    os.close(fd)
-    found = cache_statistics(store)
-    assert found is not None
-    assert found.entries == 8
-
-
-def test_an_identity_without_a_uuid_ends_with_the_boot(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    plain = cache.volume_identity(fd)
-    assert plain is not None
-
-    class Numbered:
-        f_fsid = os.fstat(fd).st_dev
-
-    monkeypatch.setattr(os, "fstatvfs", lambda _fd: Numbered())
-    numbered = cache.volume_identity(fd)
-    assert numbered is not None
-    assert len(numbered) > len(plain)
-    assert Path("/proc/sys/kernel/random/boot_id").read_bytes().strip() in numbered
-    os.close(fd)
-
-
-def test_file_systems_that_are_not_trusted(
-    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    monkeypatch.setattr(files, "filesystem_type", lambda _fd: 0x01021994)
-    assert cache.volume_identity(fd) is None
-    assert DigestCache.open(store, fd, Algorithm.SHA256) is None
-    assert cache_statistics(store) is None
-    assert check_cache(store) is None
-    os.close(fd)
-
-
 def test_the_type_of_a_file_system(tmp_path: Path) -> None:
     said = subprocess.run(["stat", "-fc", "%t", tmp_path], capture_output=True, text=True, check=True).stdout
     fd = os.open(tmp_path, os.O_RDONLY)
@@ -412,358 +373,215 @@ def test_the_type_of_a_file_system(tmp_path: Path) -> None:
         files.filesystem_type(1_000_000_000)
 
 
-@pytest.mark.parametrize("damage", [b"this is no database" * 100, b"SQLite format 3\0" + b"\xff" * 5000, b""])
-def test_a_damaged_cache_is_made_anew(store: DirectoryStore, source: Path, damage: bytes) -> None:
+def test_changes_with_a_clock_set_back(store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing from before is believed any more; what is remembered then is, also when the clock is right again."""
     tree_of(CONTENTS, source)
     settle_clock(source / "same")
     run(store, rescan(source), source)
-    path = Path(store.path) / DATABASE
-    path.write_bytes(damage)
-    root = rescan(source)
-    run(store, root, source)
-    assert digests_of(root) == truth(source)
-    assert last(store) == (0, 4)
-    run(store, rescan(source), source)
-    assert last(store) == (4, 0)
+    for seconds, expected in ((1, 3), (-1, 3), (-2, 0), (-2, 3), (0, 3), (-2, 3), (-4, 0)):
+        monkeypatch.setattr(cache, "clock_offset", lambda s=seconds: (clock_offset() or 0) + s * 10**9)
+        assert run(store, rescan(source), source)[1].hits == expected, seconds
 
 
-def test_another_version_is_made_anew(store: DirectoryStore, source: Path) -> None:
+def test_what_a_clock_set_back_made_doubtful_stays_so(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps = stamps_of(source, 3)
+    with opened(store, source) as digests:
+        remember(digests, stamps)
+    for seconds in (-2, 0):
+        monkeypatch.setattr(cache, "clock_offset", lambda s=seconds: (clock_offset() or 0) + s * 10**9)
+        with opened(store, source) as digests:
+            assert digests.find(stamps, 64).found == [None] * 3
+
+
+def test_a_clock_set_back_while_a_build_runs(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps = stamps_of(source, 3)
+    with opened(store, source) as digests:
+        remember(digests, stamps)
+        monkeypatch.setattr(cache, "clock_offset", lambda: (clock_offset() or 0) - 2 * 10**9)
+    monkeypatch.setattr(cache, "clock_offset", clock_offset)
+    with opened(store, source) as digests:
+        assert digests.find(stamps, 64).found == [None] * 3
+
+
+def test_without_a_clock_nothing_is_known(store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree_of(CONTENTS, source)
+    settle_clock(source / "same")
     run(store, rescan(source), source)
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-    assert cache_statistics(store) is None
-    run(store, rescan(source), source)
-    assert last(store) == (0, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "clock_offset", lambda: None)
+        assert run(store, rescan(source), source)[1].hits == 0
+    assert run(store, rescan(source), source)[1].hits == 3
 
 
-def split(records: bytes) -> list[bytes]:
-    size = native.KNOWN_RECORD.size
-    return [records[at : at + size] for at in range(0, len(records), size)]
+@pytest.mark.parametrize("ctime", [-1, 0, 10**18, 2**31 * 10**9 - 10**9, 4 * 10**18, 2**63 - 1])
+def test_times_that_a_program_chose(store: DirectoryStore, source: Path, ctime: int) -> None:
+    """Such as whole seconds, the last that an inode has room for, or any in the future."""
+    stamps = [stamp._replace(ctime_ns=ctime) for stamp in stamps_of(source, 1)]
+    with opened(store, source) as digests:
+        digests.settle()
+        digests.remember([(stamps[0], 0, 0o100644, DIGEST)])
+    with opened(store, source) as digests:
+        assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if ctime == -1 else None]
 
 
-def rewrite_buckets(store: DirectoryStore, change: Callable[[bytes], object]) -> None:
-    """Put into each bucket what *change* makes of its records."""
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        for number, records in database.execute("SELECT rowid, records FROM buckets").fetchall():
-            database.execute("UPDATE buckets SET records = ? WHERE rowid = ?", (change(records), number))
-    database.close()
-
-
-@pytest.mark.usefixtures("each_implementation")
 @pytest.mark.parametrize(
-    "change",
+    ("uid", "mode", "is_known"),
     [
-        lambda records: records[:-1],
-        lambda records: records + b"\0",
-        lambda records: records[1:] + b"\0",
-        lambda _: b"",
-        lambda _: "text",
-        lambda _: 5,
-        lambda _: bytes(native.KNOWN_RECORD.size),
-        lambda _: b"\xff" * native.KNOWN_RECORD.size,
-        lambda records: records * 40,
+        (0, 0o644, True),
+        (None, 0o600, True),
+        (None, 0o4755, True),
+        (None, 0o664, False),
+        (0, 0o602, False),
+        (12345, 0o644, False),
     ],
 )
-def test_buckets_of_a_wrong_form_are_made_anew(
-    store: DirectoryStore, source: Path, change: Callable[[bytes], object]
+def test_files_that_others_can_write(
+    store: DirectoryStore, source: Path, uid: int | None, mode: int, is_known: bool
 ) -> None:
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    rewrite_buckets(store, change)
-    found = check_cache(store)
-    assert found is not None
-    assert (found.malformed == found.entries, found.problem) == (True, None)
-    for expected in ((0, 4), (4, 0)):
-        root = rescan(source)
-        run(store, root, source)
-        assert digests_of(root) == truth(source)
-        assert last(store) == expected
-    statistics = cache_statistics(store)
-    assert statistics is not None
-    assert statistics.entries == 4
-
-
-def test_entries_of_a_wrong_form_are_not_believed(store: DirectoryStore, source: Path) -> None:
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    rewrite_buckets(store, lambda records: b"".join(one[:37] + b"\x01" + one[38:] for one in split(records)))
-    found = check_cache(store)
-    assert found is not None
-    assert (found.entries, found.malformed, found.problem) == (4, 4, None)
-    root = rescan(source)
-    run(store, root, source)
-    assert digests_of(root) == truth(source)
-    assert last(store) == (0, 4)
-
-
-def test_check_of_a_damaged_database(store: DirectoryStore, source: Path) -> None:
-    tree_of({b"%d" % number: b"%d" % number for number in range(2000)}, source)
-    settle_clock(source / "1999")
-    run(store, rescan(source), source)
-    path = Path(store.path) / DATABASE
-    data = bytearray(path.read_bytes())
-    data[4096 * 5 : 4096 * 6] = b"\xff" * 4096
-    path.write_bytes(data)
-    found = check_cache(store)
-    assert found is not None
-    assert found.problem
-    assert (Path(store.path) / DATABASE).write_bytes(b"no database at all, just some text")
-    found = check_cache(store)
-    assert found is not None
-    assert "not a database" in (found.problem or "")
-
-
-@pytest.mark.parametrize("what", ["directory", "database"])
-def test_links_are_not_followed(store: DirectoryStore, source: Path, tmp_path: Path, what: str) -> None:
-    source.mkdir()
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    hidden = Path(store.path) / ".mkcfs"
-    if what == "directory":
-        hidden.symlink_to(outside)
-    else:
-        hidden.mkdir()
-        (hidden / "digests.sqlite").symlink_to(outside / "target")
-    assert cache_statistics(store) is None
-    fd = os.open(source, os.O_RDONLY)
-    digests = DigestCache.open(store, fd, Algorithm.SHA256)
-    os.close(fd)
-    # What is no directory of ours is left alone; a link inside of ours gives way to the database.
-    assert (digests is None) is (what == "directory")
-    if digests is not None:
-        digests.close()
-        assert not (hidden / "digests.sqlite").is_symlink()
-    assert list(outside.iterdir()) == []
-
-
-def test_a_database_in_use_is_no_hindrance(
-    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever happens to the database while it is used, the build goes on without."""
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    monkeypatch.setattr(buckets, "_STORE", "nonsense")
-    monkeypatch.setattr(buckets, "_ASK", "nonsense")
-    root = rescan(source)
-    run(store, root, source)
-    assert digests_of(root) == truth(source)
-    monkeypatch.undo()
-    found = cache_statistics(store)
-    assert found is not None
-    assert found.entries == 4
-
-
-def grow_old(store: DirectoryStore, days: int) -> None:
-    """Let everything in the cache have been remembered so many days sooner."""
-
-    def older(records: bytes) -> bytes:
-        made = native.KNOWN_RECORD.iter_unpack(records)
-        return b"".join(native.KNOWN_RECORD.pack(*one[:4], one[4] - days, *one[5:]) for one in made)
-
-    rewrite_buckets(store, older)
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        database.execute("UPDATE buckets SET newest = newest - ?", (days,))
-    database.close()
-
-
-def ages(store: DirectoryStore) -> list[int]:
-    """How many days ago each entry was remembered, in the order of inode numbers."""
-    today = time.time_ns() // 86_400_000_000_000
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        every = b"".join([records for (records,) in database.execute("SELECT records FROM buckets")])
-    database.close()
-    return [today - one[4] for one in sorted(native.KNOWN_RECORD.iter_unpack(every))]
-
-
-def test_entries_stay_as_long_as_they_are_met(store: DirectoryStore, source: Path) -> None:
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    for days, expected in ((10, 10), (10, 0), (14, 14), (1, 0)):
-        grow_old(store, days)
-        run(store, rescan(source), source)
-        assert ages(store) == [expected] * 4
-    assert last(store) == (4, 0)
-
-
-def test_old_neighbours_go_when_a_bucket_is_written(store: DirectoryStore, source: Path) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    device = os.fstat(fd).st_dev
-    for inode, days in ((64, 31), (65, 30), (66, 0)):
-        digests = DigestCache.open(store, fd, Algorithm.SHA256)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            digests.remember([(Stamp(device, inode, 1, 1, 1), (True, b"x"))])
-        grow_old(store, days)
-    os.close(fd)
-    assert ages(store) == [30, 0]
-
-
-def test_old_entries_are_refreshed_and_dropped(
-    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tree_of(CONTENTS, source)
-    settle_clock(source / "same")
-    run(store, rescan(source), source)
-    grow_old(store, 100)
-    with sqlite3.connect(Path(store.path) / DATABASE) as database:
-        database.execute("INSERT INTO buckets SELECT volume, algorithm, 1, newest, records FROM buckets LIMIT 1")
-    database.close()
-    monkeypatch.setattr(cache, "_LARGE_BYTES", 0)
-    run(store, rescan(source), source)
-    assert last(store) == (4, 0)
-    found = cache_statistics(store)
-    assert found is not None
-    assert found.entries == 4
-
-
-def test_numbers_beyond_the_database(store: DirectoryStore, source: Path) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    digests = DigestCache.open(store, fd, Algorithm.SHA256)
-    assert digests is not None
-    device = os.fstat(fd).st_dev
-    with digests:
+    """They could exchange a file's blocks for another's, which leaves its ctime."""
+    stamps = stamps_of(source, 1)
+    with opened(store, source) as digests:
         digests.settle()
-        stamp = Stamp(device, 2**64 - 1, 1, 1, 1)
-        digests.remember([(stamp, (True, b"x")), (stamp._replace(inode=7), (True, b"y"))])
-        assert digests.find([stamp], 64).found == [b"x"]
-        far = Stamp(device, 5, 1, -(2**80), 1)
-        huge = Stamp(device, 2**70, 1, 1, 1)
-        long = Stamp(device, 6, 65, 1, 1)
-        digests.remember([(far, (True, b"x")), (huge, (True, b"x")), (long, (True, b"x" * 65))])
-        assert digests.find([stamp, far, long], 100).found == [b"x", None, None]
-        # What cannot even be asked for.
-        assert digests.find([stamp, huge], 64).found == [None, None]
+        digests.remember([(stamps[0], os.geteuid() if uid is None else uid, 0o100000 | mode, DIGEST)])
+    with opened(store, source) as digests:
+        assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if is_known else None]
+
+
+def test_files_of_other_devices(store: DirectoryStore, source: Path) -> None:
+    stamps = stamps_of(source, 1)
+    other = stamps[0]._replace(device=stamps[0].device + 1)
+    with opened(store, source) as digests:
+        remember(digests, [other])
+    with opened(store, source) as digests:
+        assert digests.find([*stamps, other], 64).found == [None, None]
+        remember(digests, stamps)
+    with opened(store, source) as digests:
+        assert digests.find([*stamps, other], 64).found == [(DIGEST, 100, -1), None]
+
+
+@pytest.mark.parametrize("field", Volume._fields)
+def test_another_volume_is_not_believed(
+    store: DirectoryStore, source: Path, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of it is another: boot, type, device, UUID or superblock."""
+    tree_of(CONTENTS, source)
+    settle_clock(source / "same")
+    run(store, rescan(source), source)
+
+    def other(fd: int) -> Volume | None:
+        found = mounted_volume(fd)
+        assert found is not None
+        value = b"0" * 36 if field == "boot" else getattr(found, field) + 1
+        return Volume(**(found._asdict() | {field: value}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "mounted_volume", other)
+        assert run(store, rescan(source), source)[1].hits == 0
+    assert run(store, rescan(source), source)[1].hits == 3
+
+
+def test_no_volume_no_cache(store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.mkdir()
+    fd = os.open(source, os.O_RDONLY)
+    for answer in (lambda _fd: None, lambda _fd: os.stat("/no such")):
+        monkeypatch.setattr(cache, "mounted_volume", answer)
+        assert DigestCache.open(place(store), fd, Algorithm.SHA256) is None
+    assert not os.path.exists(place(store))
     os.close(fd)
 
 
 @pytest.mark.usefixtures("each_implementation")
-@pytest.mark.parametrize("low", [0, 2**63 - 16, 2**63, 2**64 - 200])
+@pytest.mark.parametrize("low", [0, 2**63 - 16, 2**63, 2**64 - 65])
 def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    device = os.fstat(fd).st_dev
-    files = [(Stamp(device, low + number, number, -5, -6), (True, bytes(number))) for number in range(65)]
-    for _ in range(2):
-        digests = DigestCache.open(store, fd, Algorithm.SHA512)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            digests.remember(files[::2])
-            digests.remember(files[1::2])
-            digests.close()
-        again = DigestCache.open(store, fd, Algorithm.SHA512)
-        assert again is not None
-        with again:
-            assert again.find([stamp for stamp, _ in files], 64).found == [contents for _, (_, contents) in files]
-    os.close(fd)
-    found = check_cache(store)
-    assert found is not None
-    assert (found.entries, found.malformed) == (65, 0)
+    device = stamps_of(source, 1)[0].device
+    stamps = [Stamp(device, low + number, number + 65, -5, -6) for number in range(65)]
+    digests = [bytes([number]) * 64 for number in range(65)]
+    for half in (slice(0, None, 2), slice(63, None, -2)):
+        with opened(store, source, Algorithm.SHA512) as made:
+            made._settled = 0
+            made.remember([(*one[:1], 0, 0o100644, one[1]) for one in list(zip(stamps, digests, strict=True))[half]])
+    with opened(store, source, Algorithm.SHA512) as again:
+        found = again.find(stamps[::-1], 64).found
+    assert found == [(digest, stamp.size, -1) for stamp, digest in zip(stamps, digests, strict=True)][::-1]
 
 
-def test_a_bucket_without_form_hides_no_other(store: DirectoryStore, source: Path) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    device = os.fstat(fd).st_dev
-    files = [(Stamp(device, inode, 1, 1, 1), (True, b"x")) for inode in range(96)]
-    for damage in (b"\0", b"", b"\0" * 10**6):
-        digests = DigestCache.open(store, fd, Algorithm.SHA256)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            digests.remember(files)
-            with sqlite3.connect(Path(store.path) / DATABASE) as database:
-                database.execute("UPDATE buckets SET records = ? WHERE bucket = 1", (damage,))
-            database.close()
-            found = digests.find([stamp for stamp, _ in files], 64).found
-            assert found == [b"x"] * 32 + [None] * 32 + [b"x"] * 32
-    os.close(fd)
+@pytest.mark.usefixtures("each_implementation")
+def test_numbers_that_no_record_holds(store: DirectoryStore, source: Path) -> None:
+    stamp = stamps_of(source, 1)[0]
+    odd = [stamp._replace(inode=2**64), stamp._replace(mtime_ns=-(2**80)), stamp._replace(size=2**63)]
+    with opened(store, source) as digests:
+        remember(digests, [*odd, stamp])
+    with opened(store, source) as digests:
+        assert digests.find([*odd, stamp], 64).found == [None, None, None, (DIGEST, 100, -1)]
 
 
-def test_two_builds_remember_into_the_same_buckets(store: DirectoryStore, source: Path) -> None:
-    """Neither loses what the other remembers at the same time."""
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    device = os.fstat(fd).st_dev
-    stamps = [Stamp(device, inode, 1, 1, 1) for inode in range(200)]
+def test_two_builds_add_to_the_same_file(store: DirectoryStore, source: Path) -> None:
+    """Neither loses what the other remembers at the same time; of one inode the last word counts."""
+    stamps = stamps_of(source, 200)
 
-    def build(mine: list[Stamp], value: bytes) -> None:
-        digests = DigestCache.open(store, fd, Algorithm.SHA256)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            for at in range(0, len(mine), 3):
-                digests.remember([(stamp, (True, value)) for stamp in mine[at : at + 3]])
+    def build(mine: list[Stamp], digest: bytes) -> None:
+        with opened(store, source) as digests:
+            remember(digests, mine, digest)
 
-    builds = [threading.Thread(target=build, args=(stamps[first::4], b"%d" % first)) for first in range(4)]
+    builds = [threading.Thread(target=build, args=(stamps[first::4], bytes([first]) * 32)) for first in range(4)]
     for one in builds:
         one.start()
     for one in builds:
         one.join()
-    build(stamps[:1], b"9")  # the last one counts
-    digests = DigestCache.open(store, fd, Algorithm.SHA256)
+    build(stamps[:1], DIGEST)
+    with opened(store, source) as digests:
+        found = [one[0] for one in digests.find(stamps, 64).found if isinstance(one, tuple)]
+    assert found == [DIGEST, *[bytes([number % 4]) * 32 for number in range(1, 200)]]
+
+
+def grow_old(monkeypatch: pytest.MonkeyPatch, store: DirectoryStore, source: Path, days: int) -> DigestCache:
+    """The cache as it is opened so many days later."""
+    now = time.time_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now + days * 86_400 * 10**9)
+        fd = os.open(source, os.O_RDONLY)
+        digests = DigestCache.open(place(store), fd, Algorithm.SHA256)
+        os.close(fd)
     assert digests is not None
-    with digests:
-        assert digests.find(stamps, 64).found == [b"9", *[b"%d" % (number % 4) for number in range(1, 200)]]
-    os.close(fd)
+    return digests
 
 
-def test_nobody_writes_between_reading_and_writing(
+@pytest.mark.usefixtures("each_implementation")
+def test_entries_stay_as_long_as_they_are_met(
     store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(2)]
-
-    def build(stamp: Stamp) -> None:
-        digests = DigestCache.open(store, fd, Algorithm.SHA256)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            digests.remember([(stamp, (True, b"x"))])
-
-    other = threading.Thread(target=build, args=stamps[1:])
-    joined = buckets._joined
-
-    def wait_for_other(records: Iterable[bytes]) -> tuple[int, bytes]:
-        monkeypatch.setattr(buckets, "_joined", joined)
-        other.start()
-        other.join(0.5)  # it cannot end sooner than this
-        return joined(records)
-
-    monkeypatch.setattr(buckets, "_joined", wait_for_other)
-    build(stamps[0])
-    other.join()
-    digests = DigestCache.open(store, fd, Algorithm.SHA256)
-    assert digests is not None
-    with digests:
-        assert digests.find(stamps, 64).found == [b"x", b"x"]
-    os.close(fd)
+    stamps = stamps_of(source, 3)
+    with opened(store, source) as digests:
+        remember(digests, stamps)
+    known: list[object] = [(DIGEST, 100, -1)]
+    for days, asked, expected in ((20, 2, 2), (45, 1, 1), (70, 1, 1), (71, 3, 1), (110, 3, 1)):
+        with grow_old(monkeypatch, store, source, days) as digests:
+            remember(digests, [stamps[0]._replace(inode=1000)])  # so that something is written, and old ones go
+            assert digests.find(stamps[:asked], 64).found == known * expected + [None] * (asked - expected)
 
 
-def test_what_is_still_to_be_looked_up_is_not_dropped(store: DirectoryStore, source: Path) -> None:
-    source.mkdir()
-    fd = os.open(source, os.O_RDONLY)
-    stamps = [Stamp(os.fstat(fd).st_dev, inode, 1, 1, 1) for inode in range(4)]
-    for days in (100, 0):
-        digests = DigestCache.open(store, fd, Algorithm.SHA256)
-        assert digests is not None
-        with digests:
-            digests.settle()
-            if days:
-                digests.remember([(stamp, (True, b"x")) for stamp in stamps])
-            else:
-                assert digests.find(stamps[:2], 64).found == [b"x"] * 2  # remembers these two anew
-                assert digests.find(stamps[2:3], 64).found == [b"x"]
-        grow_old(store, days)
-    os.close(fd)
-    assert ages(store) == [0, 0, 0]
+def test_a_full_cache_loses_what_was_not_met_for_longest(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_LAST", 100)
+    stamps = stamps_of(source, 300)
+    for day in range(3):
+        with grow_old(monkeypatch, store, source, day) as digests:
+            remember(digests, stamps[day * 40 : day * 40 + 40])
+    with opened(store, source) as digests:
+        known = [one is not None for one in digests.find(stamps[:120], 64).found]
+    assert known == [False] * 40 + [True] * 80
+    with opened(store, source) as digests:  # more in one build than are kept otherwise
+        remember(digests, stamps)
+    with opened(store, source) as digests:
+        assert None not in digests.find(stamps, 64).found
+    monkeypatch.setattr(cache_files, "MAX_RECORDS", 250)
+    with opened(store, source) as digests:
+        assert digests.find(stamps, 64).found == [None] * 300  # what is too long is not read
+        remember(digests, stamps)
+    with opened(store, source) as digests:
+        assert digests.find(stamps, 64).found.count(None) == 50

@@ -11,6 +11,7 @@ import click
 from cfstools.api.build import BuildOptions, BuildReport, ObjectOptions
 from cfstools.api.build import build as run_build
 from cfstools.api.image_output import Signing
+from cfstools.cli.cache import default_cache
 from cfstools.cli.oci_options import OciWords, oci_given, oci_options, oci_request
 from cfstools.cli.output import binary_stdout, print_json, print_line
 from cfstools.cli.params import MODE, PATH, examples, given, json_option, store_option, xattr_policy
@@ -21,6 +22,7 @@ from cfstools.cli.waiting import lock_timeout_option, waiting
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.store.base import FsVerity
+from cfstools.text import counted
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -83,7 +85,15 @@ _STDIO = b"-"
 @click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable.")
 @click.option("--attach", is_flag=True, help="Put the signature behind the image instead of into IMAGE.sig.")
 @passphrase_options
-@click.option("--no-cache", is_flag=True, help="Read every file, also those the store's digest cache knows.")
+@click.option(
+    "--cache-dir",
+    type=PATH,
+    envvar="MKCFS_CACHE_DIR",
+    metavar="DIR",
+    help="Keep the digests of unchanged files here; the default is /var/cache/cfstools for root, and cfstools in "
+    "XDG_CACHE_HOME or ~/.cache for others.",
+)
+@click.option("--no-cache", is_flag=True, help="Read every file, also those the digest cache knows.")
 @lock_timeout_option
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @oci_options
@@ -116,6 +126,7 @@ def build(
     attach: bool,
     passphrase_file: bytes | None,
     passphrase_fd: int | None,
+    cache_dir: bytes | None,
     no_cache: bool,
     lock_timeout: float | None,
     threads: int | None,
@@ -142,8 +153,10 @@ def build(
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")
-    if not stores and (asked := given(context, {"verity", "object_mode", "no_cache", "lock_timeout"})):
+    if not stores and (asked := given(context, {"verity", "object_mode", "cache_dir", "no_cache", "lock_timeout"})):
         raise UsageError(f"{', '.join(asked)} is about objects: add --store")
+    if no_cache and given(context, {"cache_dir"}):
+        raise UsageError("--no-cache and --cache-dir contradict each other")
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
         source,
@@ -166,7 +179,10 @@ def build(
             for_dumps=given(context, {"strict"}),
         ),
         objects=ObjectOptions(
-            mode=object_mode, fs_verity=verity, cache=not no_cache, waiting=waiting(session, lock_timeout)
+            mode=object_mode,
+            fs_verity=verity,
+            cache=None if no_cache else cache_dir or default_cache(),
+            waiting=waiting(session, lock_timeout),
         ),
         signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
@@ -201,5 +217,6 @@ def _summary(report: BuildReport) -> list[str]:
         lines.append(
             f"{report.store}: {report.objects_new} objects new ({size_text(report.bytes_new)}), "
             f"{report.objects_shared} shared ({size_text(report.bytes_shared)})"
+            + (f"; {counted(report.cache_hits, 'file')} known unread" if report.cache_hits else "")
         )
     return lines
