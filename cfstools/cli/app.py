@@ -17,6 +17,7 @@ import click
 from cfstools import __version__
 from cfstools.cli.output import open_streams, print_lines, tell, tell_lines, tell_traceback
 from cfstools.cli.session import Session
+from cfstools.cli.symlinks import link_hint
 from cfstools.errors import CfsError, Interrupted, UsageError
 
 _PIPE_CLOSED = 1
@@ -186,7 +187,7 @@ def _report(error: BaseException, *, debug: bool) -> int:
         case _:
             shown = Interrupted("interrupted")
     tell(f"mkcfs: {shown}")
-    for hint in (shown.hint, *getattr(error, "__notes__", ())):
+    for hint in (shown.hint or link_hint(shown), *getattr(error, "__notes__", ())):
         if hint:
             tell(f"hint: {hint}")
     return shown.exit_code
