@@ -172,29 +172,13 @@ class _Verification:
         """Find and judge the envelopes; whether nothing is wrong."""
         found: Sequence[PlacedSignature] = ()
         if self._file.has_envelope:
-            found = self._file.judge(self._image_digests(Algorithm.SHA256), keys, threshold=threshold)
+            found = self._file.judge(self._image_digests(), keys, threshold=threshold)
             chosen = _choose(found)
-            self._place, self._signature = chosen.place, self._compare_all(chosen.report)
+            self._place, self._signature = chosen.place, chosen.report
         else:
             self._signature = judge(None, ImageDigests(size=len(self._image)), keys, threshold=threshold)
         where = f"{self._place.value}: " if self._place and len(found) > 1 else ""
         return self._fail(ProblemKind.SIGNATURE, [where + what for what in self._signature.problems]) == 0
-
-    def _compare_all(self, report: SignatureReport) -> SignatureReport:
-        """Compare the digest of the other algorithm as well, if the verified statement has it."""
-        if report.state is not Verdict.VERIFIED or report.statement is None:
-            return report
-        difference = report.statement.difference(self._image_digests(Algorithm.SHA512))
-        if difference is None:
-            return report
-        return SignatureReport(
-            state=Verdict.MISMATCH,
-            required=report.required,
-            verified_by=report.verified_by,
-            signatures=report.signatures,
-            statement=report.statement,
-            problems=(f"the signature holds, but {difference}",),
-        )
 
     def check_contents(
         self, stores: Sequence[DirectoryStore], *, canonical: bool, deep: bool, threads: int, progress: Progress
@@ -305,9 +289,9 @@ class _Verification:
             self._digests[algorithm] = digest_bytes(self._image, Params(algorithm=algorithm))
         return self._digests[algorithm]
 
-    def _image_digests(self, algorithm: Algorithm) -> ImageDigests:
-        fsverity = self._digest(algorithm)
-        return ImageDigests(size=len(self._image), sha256=self._sha256, fsverity=fsverity)
+    def _image_digests(self) -> ImageDigests:
+        fsverity = self._digest(Algorithm.SHA256)
+        return ImageDigests(size=len(self._image), sha256=self._sha256, fsverity=fsverity, measure=self._digest)
 
 
 def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:

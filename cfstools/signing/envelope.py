@@ -14,6 +14,7 @@ from typing import Protocol
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing.jsontext import dump_canonical, load_object
 from cfstools.signing.statement import parse_statement, renamed
+from cfstools.text import quoted
 from cfstools.values import Value
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -108,7 +109,7 @@ def parse_envelope(data: bytes) -> Envelope:
     members = load_object(data, limit=MAX_ENVELOPE, where="envelope")
     kind = members.get("payloadType")
     if kind != PAYLOAD_TYPE:
-        shown = ascii(kind[:80]) if isinstance(kind, str) else "missing"
+        shown = quoted(kind, 80) if isinstance(kind, str) else "missing"
         raise SignatureInvalid(f"payloadType is {shown}, not {PAYLOAD_TYPE}", where="envelope")
     payload = _decode(members.get("payload"), "payload")
     entries = members.get("signatures")
@@ -125,7 +126,7 @@ def _parse_entry(entry: object, where: str) -> Signature:
         raise SignatureInvalid("not an object", where=where)
     if "keyid" not in entry and len(entry) > 1:
         strange = next((name for name in entry if name != "sig"), "")
-        raise SignatureInvalid(f"it has no keyid but the unknown member {strange[:80]!a}", where=where)
+        raise SignatureInvalid(f"it has no keyid but the unknown member {quoted(strange, 80)}", where=where)
     key_id = entry.get("keyid", "")
     if not isinstance(key_id, str) or len(key_id) > MAX_KEY_ID:
         raise SignatureInvalid(f"keyid is not a string of at most {MAX_KEY_ID} characters", where=where)

@@ -16,7 +16,10 @@ from cfstools.signing.envelope import (
     parse_envelope,
 )
 from cfstools.signing.statement import ImageDigests, Statement, parse_statement
+from cfstools.text import printable
 from cfstools.values import Value
+
+_SHOWN_KEYS = 10
 
 
 class Verdict(Enum):
@@ -169,18 +172,14 @@ def _mismatch(number: int, check: SignatureCheck) -> str:
 
 def _others(checks: Sequence[SignatureCheck], keys: Sequence[Verifier]) -> str:
     """What the envelope has instead of the signatures that are missing."""
-    made = sorted(
-        {
-            ascii(check.key_id)[1:81].strip("'") or "a key without id"
-            for check in checks
-            if check.state is KeyState.UNKNOWN_KEY
-        }
-    )
+    made = sorted({check.key_id[:80] or "a key without id" for check in checks if check.state is KeyState.UNKNOWN_KEY})
+    if len(made) > _SHOWN_KEYS:
+        made = [*made[:_SHOWN_KEYS], f"and {len(made) - _SHOWN_KEYS} more"]
     twice = sorted({check.key_id for check in checks if check.state is KeyState.DUPLICATE})
     given = ", ".join(f"{key.key_id} ({key.algorithm})" for key in keys)
     parts = []
     if made:
-        parts.append(f"made by unknown keys: {', '.join(made)}")
+        parts.append(f"made by unknown keys: {', '.join(map(printable, made))}")
     if twice:
         parts.append(f"counted once though there twice: {', '.join(twice)}")
     return "".join(f"; {part}" for part in [*parts, f"keys given: {given}"])

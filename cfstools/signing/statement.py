@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing.jsontext import dump_canonical, load_object
+from cfstools.text import quoted
 from cfstools.values import Value
 from cfstools.verity import Algorithm
 
@@ -29,15 +30,19 @@ class ImageDigests(Value):
     """What identifies an image: its size in bytes, its SHA-256 and its fs-verity digest (4096-byte blocks, no salt).
 
     To check a signature one of the two digests is enough (the kernel measures only the second); to sign, both
-    are needed.
+    are needed. *measure* takes the fs-verity digest by another algorithm, for statements that have that one.
     """
 
     size: int
     sha256: bytes | None = None
     fsverity: bytes | None = None
+    measure: Callable[[Algorithm], bytes] | None = None
 
-    def named(self) -> dict[str, bytes]:
-        """The digests by their names in a statement. ``UsageError`` if one has an impossible length."""
+    def named(self, wanted: Collection[str] = ()) -> dict[str, bytes]:
+        """The digests by their names in a statement, with those of *wanted* that can be had.
+
+        ``UsageError`` if one has an impossible length.
+        """
         found = {}
         if self.sha256 is not None:
             if len(self.sha256) != _SIZES[PLAIN]:
@@ -45,6 +50,9 @@ class ImageDigests(Value):
             found[PLAIN] = self.sha256
         if self.fsverity is not None:
             found[FSVERITY[Algorithm.from_digest_size(len(self.fsverity))]] = self.fsverity
+        if self.measure is not None:
+            more = [algorithm for algorithm, name in FSVERITY.items() if name in wanted and name not in found]
+            found.update((FSVERITY[algorithm], self.measure(algorithm)) for algorithm in more)
         return found
 
 
@@ -63,7 +71,7 @@ class Statement(Value):
         """
         if self.size != image.size:
             return f"it is for an image of {self.size} bytes, this one has {image.size}"
-        given = image.named()
+        given = image.named(self.digests)
         common = [name for name in self.digests if name in given]
         if not common:
             return f"it has no digest to compare: {', '.join(self.digests)} in it, {', '.join(given)} computed"
@@ -90,7 +98,7 @@ def make_statement(name: bytes, image: ImageDigests, format_version: str) -> byt
     if len(digests) != 2:
         raise UsageError("both digests of the image are needed to sign it")
     if not _FORMAT.fullmatch(format_version):
-        raise UsageError(f"{format_version!r} is not a format version")
+        raise UsageError(f"{quoted(format_version)} is not a format version")
     text = dump_canonical(
         {
             "_type": STATEMENT_TYPE,
@@ -133,9 +141,9 @@ def _digests(value: object) -> dict[str, bytes]:
         raise SignatureInvalid("the subject has no digests", where="statement")
     found = {}
     for name, size in _SIZES.items():
-        text = value.get(name)
-        if text is None:
+        if name not in value:
             continue
+        text = value[name]
         if not isinstance(text, str) or len(text) != 2 * size or not _HEX.fullmatch(text):
             raise SignatureInvalid(f"{name} is not {2 * size} lower-case hexadecimal digits", where="statement")
         found[name] = bytes.fromhex(text)
@@ -156,5 +164,4 @@ def _predicate(value: object) -> tuple[int, str]:
 
 
 def _shown(value: object) -> str:
-    """A string from outside, short and printable enough for one line."""
-    return ascii(value if len(value) <= 80 else value[:77] + "...") if isinstance(value, str) else "missing"
+    return quoted(value, 80) if isinstance(value, str) else "missing"
