@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cfstools.errors import InputError, LimitExceeded, naming, os_error
+from cfstools.errors import InputError, LimitExceeded, naming, os_error, shown_path
 from cfstools.linux.files import close
 
 MAX_IMAGE_FILE = 1 << 32
@@ -68,6 +68,32 @@ def read_small(path: bytes, most: int, *, regular: bool = False) -> bytes:
             return read_descriptor(fd, most)
         finally:
             close(fd)
+
+
+def read_secret(path: bytes, most: int, warn: Callable[[str], None]) -> bytes:
+    """At most *most* bytes from the start of *path*, like :func:`read_small`; *warn* hears who else can have them.
+
+    Only files with names are looked at: what comes through a pipe is its writer's. Raises InputError.
+    """
+    with naming(path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise os_error(error, "cannot open") from error
+        try:
+            found = os.fstat(fd)
+            data = read_descriptor(fd, most)
+        except OSError as error:
+            raise os_error(error, "cannot read") from error
+        finally:
+            close(fd)
+    if stat.S_ISREG(found.st_mode):
+        name, mode = shown_path(path), stat.S_IMODE(found.st_mode)
+        if found.st_uid not in (os.geteuid(), 0):
+            warn(f"{name}: belongs to user {found.st_uid}, who can read and change it")
+        if mode & 0o077:
+            warn(f"{name}: others than its owner can read or change it (mode {mode:04o}); chmod 600 keeps them out")
+    return data
 
 
 def read_descriptor(fd: int, most: int) -> bytes:

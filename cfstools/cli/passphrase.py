@@ -43,29 +43,36 @@ def passphrase_options(function: F) -> F:
 
 
 class Passphrases(Value):
-    """Asks for passphrases in the order file or descriptor, environment, terminal; reads the first two once."""
+    """Asks for passphrases in the order file or descriptor, environment, terminal; reads the first two once.
+
+    From the first of them on this process holds secrets, and leaves no core dump. *warn* hears of files with keys and
+    passphrases that others can read.
+    """
 
     given: bytes | None
+    warn: Callable[[str], None]
 
     @classmethod
-    def of(cls, file: bytes | None, fd: int | None) -> Passphrases:
+    def of(cls, file: bytes | None, fd: int | None, warn: Callable[[str], None]) -> Passphrases:
         """Read what the options name, or the environment. Raises UsageError for both options."""
-        from cfstools.api.input import read_descriptor, read_small
+        from cfstools.api.input import read_descriptor, read_secret
 
+        guard_secrets(warn)
         if file is not None and fd is not None:
             raise UsageError("--passphrase-file and --passphrase-fd contradict each other")
+        given = os.environb.get(VARIABLE) or None
         if file is not None:
-            return cls(given=_first_line(read_small(file, _MOST), "--passphrase-file"))
-        if fd is not None:
-            return cls(given=_first_line(read_descriptor(fd, _MOST), "--passphrase-fd"))
-        return cls(given=os.environb.get(VARIABLE) or None)
+            given = _first_line(read_secret(file, _MOST, warn), "--passphrase-file")
+        elif fd is not None:
+            given = _first_line(read_descriptor(fd, _MOST), "--passphrase-fd")
+        return cls(given=given, warn=warn)
 
     def load(self, path: bytes) -> PrivateKey:
         """The private key at *path*, asking for its passphrase only if it is encrypted."""
         from cfstools.api.keys import read_private_key
 
         try:
-            return read_private_key(path, self.given)
+            return read_private_key(path, self.given, warn=self.warn)
         except PassphraseNeeded as error:
             if not _on_terminal():
                 error.hint = _HINT
@@ -83,6 +90,16 @@ class Passphrases(Value):
         if answer and _prompt("The same again") != answer:
             raise UsageError("the two passphrases differ")
         return answer or None
+
+
+def guard_secrets(warn: Callable[[str], None]) -> None:
+    """Let nobody have the memory of this process, which is about to hold a key or a passphrase."""
+    from cfstools.linux.process import forbid_core_dumps
+
+    try:
+        forbid_core_dumps()
+    except OSError as error:
+        warn(f"core dumps with the key in them cannot be ruled out: {error.strerror}")
 
 
 def _first_line(data: bytes, option: str) -> bytes:

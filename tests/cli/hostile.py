@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from cfstools.cli import app
@@ -32,7 +33,7 @@ def check_output(text: bytes, encoding: str = "utf-8") -> None:
 class Ran:
     """One run of the command in a process forked off, which has all modules already."""
 
-    def __init__(self, words: tuple[str | bytes | Path, ...]) -> None:
+    def __init__(self, words: tuple[str | bytes | Path, ...], prepare: Callable[[], None] = lambda: None) -> None:
         pipes = [os.pipe(), os.pipe()]
         child = os.fork()
         if not child:
@@ -42,6 +43,7 @@ class Ran:
                 for number, (_, write) in enumerate(pipes, 1):
                     os.dup2(write, number)
                 os.closerange(3, 64)
+                prepare()
                 code = _run([os.fsdecode(word) for word in words])
             finally:
                 os._exit(code)

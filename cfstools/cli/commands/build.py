@@ -149,7 +149,7 @@ def build(
     _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
     signing = None
     if sign_keys:
-        passphrases = Passphrases.of(passphrase_file, passphrase_fd)
+        passphrases = Passphrases.of(passphrase_file, passphrase_fd, session.warn)
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")

@@ -7,7 +7,7 @@ import click
 from cfstools.api.keygen import keygen as make
 from cfstools.cli.output import print_json, print_line
 from cfstools.cli.params import PATH, examples, json_option
-from cfstools.cli.passphrase import Passphrases, passphrase_options
+from cfstools.cli.passphrase import Passphrases, guard_secrets, passphrase_options
 from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType
@@ -56,7 +56,8 @@ def keygen(
         raise UsageError("--bits is for RSA keys only")
     if no_passphrase and (passphrase_file is not None or passphrase_fd is not None):
         raise UsageError("--no-passphrase contradicts a passphrase")
-    passphrase = None if no_passphrase else Passphrases.of(passphrase_file, passphrase_fd).fresh()
+    guard_secrets(session.warn)
+    passphrase = None if no_passphrase else Passphrases.of(passphrase_file, passphrase_fd, session.warn).fresh()
     report = make(name, kind=key_type, rsa_bits=MIN_NEW_RSA_BITS if bits is None else bits, passphrase=passphrase)
     if as_json:
         print_json(report.to_dict())

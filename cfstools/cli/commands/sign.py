@@ -71,7 +71,7 @@ def sign(
             print_json(removal.to_dict())
         session.detail(*[f"{path}: signature removed" for path in removal.removed] or ["no signature to remove"])
         return
-    passphrases = Passphrases.of(passphrase_file, passphrase_fd)
+    passphrases = Passphrases.of(passphrase_file, passphrase_fd, session.warn)
     loaded = [passphrases.load(key) for key in keys]
     hash_choice = None if algorithm is None else Algorithm(algorithm)
     if kernel:
