@@ -45,6 +45,7 @@ class Node:
     late: bool = False  # names that share an inode number are counted once they were looked at
     same_as: str | None = None  # the kernel is given the node of this path
     error: int = 0  # of looking it up, though it is listed
+    open_error: int = 0
 
 
 class Fuse:
@@ -68,7 +69,7 @@ def mounted(tmp_path: Path, nodes: list[Node], *, keep: int = 0) -> Iterator[Fus
 
     requirements.need_mounts("fuse")
     mountpoint = tmp_path / "fuse"
-    mountpoint.mkdir()
+    mountpoint.mkdir(parents=True)
     fuse = Fuse(mountpoint, tmp_path / "fuse.spec")
     fuse.set(nodes)
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -198,7 +199,9 @@ class _Server:
         return self._node(nodeid).content
 
     def _open(self, nodeid: int, _data: bytes) -> bytes:
-        self._node(nodeid)
+        node = self._node(nodeid)
+        if node.open_error:
+            raise OSError(node.open_error, "")
         return struct.pack("<QIi", 0, 0, 0)
 
     def _read(self, nodeid: int, data: bytes) -> bytes:

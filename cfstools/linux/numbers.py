@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import struct
+import time
 from enum import Enum
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ _TRUE = frozenset(
 )
 # Squashfs has the numbers that the maker of the image chose; bcachefs has one inode number for each snapshot's copy.
 _COUNTED = frozenset({_OVERLAY, _NFS, 0x73717368, 0xCA451A4E})
+# Times that are made up may be whole seconds.
+_LOOKS, _PAUSE = 23, 0.05
 # Whose handles are made of more than the inode number.
 _HANDLED = frozenset({_OVERLAY, _FUSE, _NFS})
 _MAX_HANDLE = 128
@@ -124,6 +127,30 @@ def look(dirfd: int, name: bytes = b"") -> Look:
         ctime_ns=csec * 10**9 + cnsec,
         mount=mount if mask & _STATX_MNT_ID else None,
     )
+
+
+def makes_times_up(fd: int) -> bool:
+    """Whether the times of *fd* are others at each look: on file systems in user space and networks, after a second.
+
+    Some answer with the time of the question. Nothing else is known of a file while it changes all the time.
+    """
+    if numbers_of(fd) is Numbers.TRUE:
+        return False
+    before = look(fd)
+    for _ in range(_LOOKS):
+        now = look(fd)
+        if (before.mtime_ns, before.ctime_ns) != (now.mtime_ns, now.ctime_ns):
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def was_mounted(dir_fd: int, name: bytes, fd: int) -> bool:
+    """Whether the directory *fd*, opened as *name*, was mounted there by opening it, and lies there still."""
+    there, opened = look(dir_fd, name), look(fd)
+    if opened.mount is None or opened.mount == look(dir_fd).mount:
+        return False
+    return (there.device, there.inode, there.mount) == (opened.device, opened.inode, opened.mount)
 
 
 def _from_stat(status: os.stat_result) -> Look:

@@ -12,18 +12,19 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
-from cfstools.linux.files import close, open_below
-from cfstools.linux.numbers import Numbers, numbers_of
+from cfstools.linux.files import close
+from cfstools.linux.numbers import Numbers, numbers_of, was_mounted
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
-from cfstools.sources.inodes import InodeReader, NameStatus, Place, stamp_of
+from cfstools.sources.files import DirectorySource
+from cfstools.sources.inodes import InodeReader, NameStatus, Place, is_there
 from cfstools.sources.links import Doubts, Known, Name, is_link
-from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile, Unread
+from cfstools.sources.recheck import Listing
+from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import KINDS, Leaf
 from cfstools.tree.xattrs import XattrPolicy
@@ -68,66 +69,6 @@ class WalkOptions(NamedTuple):
     exclude: tuple[bytes, ...] = ()
 
 
-class DirectorySource:
-    """A directory that was walked: its tree as ``root``, and the contents of the files in it.
-
-    Holds the directory open as ``root_fd`` until :meth:`close`; use it as a context manager.
-    """
-
-    def __init__(self, path: bytes, fd: int, root: Directory) -> None:
-        self.root = root
-        self.root_fd = fd
-        self._place = Place(path)
-
-    def open(self, unread: Unread) -> int:
-        """Open the file for reading and return its descriptor; the caller closes it.
-
-        Raises :class:`SourceChanged` if the path no longer leads, without links, to the very file that was
-        walked, or if that has changed since; :class:`InputError` if it cannot be opened.
-        """
-        path = unread.path
-        try:
-            fd = open_below(self.root_fd, path, _FILE)
-        except OSError as error:
-            raise self._place.failed(error, "cannot open", path) from error
-        try:
-            self.check(unread, fd)
-        except BaseException:
-            close(fd)
-            raise
-        return fd
-
-    def name(self, unread: Unread) -> str:
-        """The path of the file with that of the directory before it."""
-        return self._place.name(unread.path)
-
-    def check(self, unread: Unread, fd: int) -> None:
-        """Raise :class:`SourceChanged` if the file open as *fd* is not as it was walked.
-
-        To be called again after the contents were read, to be sure that they are those of one moment.
-        """
-        try:
-            status = os.fstat(fd)
-        except OSError as error:
-            raise self._place.failed(error, "cannot look up", unread.path) from error
-        if stamp_of(status) != unread.stamp or not stat.S_ISREG(status.st_mode):
-            raise self._place.changed(unread.path)
-
-    def close(self) -> None:
-        """Close the directory. Closing twice is allowed."""
-        if self.root_fd >= 0:
-            close(self.root_fd)
-            self.root_fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def open_directory(
     path: bytes,
     *,
@@ -149,7 +90,7 @@ def open_directory(
     options = options or WalkOptions()
     globs = GlobSet(options.exclude)
     fd = _open_root(path)
-    source = DirectorySource(path, fd, Directory(mode=stat.S_IFDIR))
+    source = DirectorySource(path, fd, Directory(mode=stat.S_IFDIR), use_epoch=options.use_epoch)
     files: FileReader | None = None
     try:
         files = reader(source) if reader is not None else None
@@ -190,7 +131,7 @@ def _open_root(path: bytes) -> int:
 class _Frame:
     """One directory on the way down, with what was not yet looked at. ``fd`` is -1 while it is not held open."""
 
-    __slots__ = ("directory", "fd", "found", "numbers", "path", "reads_xattrs", "status", "true_device")
+    __slots__ = ("directory", "fd", "found", "listing", "numbers", "path", "reads_xattrs", "status", "true_device")
 
     def __init__(self, path: bytes, fd: int, status: os.stat_result) -> None:
         self.path = path
@@ -200,6 +141,7 @@ class _Frame:
         self.found: Iterator[tuple[bytes, NameStatus | Leaf | None]] = iter(())
         self.reads_xattrs = False
         self.numbers = Numbers.TRUE
+        self.listing: Listing | None = None  # where times do not tell whether it changed
         self.true_device = -1  # that of the directory, where its inode numbers are true
 
 
@@ -218,6 +160,7 @@ class _Walk:
         self._globs = globs
         self._add = add
         self._hardlinks = options.hardlinks
+        self._use_epoch = options.use_epoch
         self._skip_devices = options.skip_devices
         self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
         self._read_xattrs = self._inodes.xattrs.read
@@ -307,6 +250,8 @@ class _Walk:
                 what = "cannot read symbolic link"
                 os.readlink(name, dir_fd=fd)
         except OSError as error:
+            if error.errno == errno.ENOENT and frame.numbers is not Numbers.TRUE and name in native.list_names(fd):
+                raise self._place.refused(error, "is listed, but cannot be looked at", path) from error
             if error.errno != errno.EINVAL:
                 raise self._place.failed(error, what, path) from error
         # What failed was of the moment; if the name was replaced, its directory shows that at the end.
@@ -358,16 +303,23 @@ class _Walk:
         try:
             fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
             self._stack.append(frame := _Frame(path, fd, os.fstat(fd)))
-            if met is not None and met[5:7] != (frame.status.st_dev, frame.status.st_ino):
+            number = (frame.status.st_dev, frame.status.st_ino)
+            if met is not None and met[5:7] != number and not was_mounted(dir_fd, name, fd):
                 raise self._place.changed(path, "was replaced")
             what = "cannot list directory"
             names = native.list_names(fd)
         except OSError as error:
+            if met is not None and is_there(dir_fd, name, met[5:7]):
+                raise self._place.refused(error, what, path) from error
             raise self._place.failed(error, what, path) from error
         self._advance(len(names) + (met is None))
         frame.reads_xattrs = self._reads_xattrs(frame)
         frame.numbers = self._numbers_of(fd, path, frame.status.st_dev)
         frame.true_device = frame.status.st_dev if frame.numbers is Numbers.TRUE else -1
+        if self._use_epoch or frame.numbers is not Numbers.TRUE:
+            frame.listing = Listing(names, frame.status)
+        if met is not None and (listing := self._stack[-2].listing) is not None:
+            listing.subdirectories[name] = number
         xattrs = self._read_xattrs(fd, path, follow=True) if frame.reads_xattrs else NO_XATTRS
         frame.directory = self._inodes.directory(frame.status, xattrs)
         globs = self._globs
@@ -428,11 +380,23 @@ class _Walk:
         except OSError as error:
             raise self._place.failed(error, "cannot look up", frame.path) from error
         if (before.st_mtime_ns, before.st_ctime_ns) != (now.st_mtime_ns, now.st_ctime_ns):
-            raise self._place.changed(frame.path, "directory changed")
+            self._check_again(frame)
         if self._first_open and self._first_open == len(self._stack) - 1:
             self._reopen_parent(self._stack[-2], frame)
         self._stack.pop()
         close(frame.fd)
+
+    def _check_again(self, frame: _Frame) -> None:
+        """Other times of a directory mean that it changed, but where they do not tell: there its names are compared."""
+        if frame.listing is None:
+            raise self._place.changed(frame.path, "directory changed")
+        xattrs = self._read_xattrs(frame.fd, frame.path, follow=True) if frame.reads_xattrs else NO_XATTRS
+        if xattrs != frame.directory.xattrs:
+            raise self._place.changed(frame.path, "directory changed")
+        try:
+            frame.listing.check(self._place, frame.path, frame.fd, frame.directory)
+        except OSError as error:
+            raise self._place.failed(error, "cannot list directory", frame.path) from error
 
     def _reopen_parent(self, parent: _Frame, child: _Frame) -> None:
         try:

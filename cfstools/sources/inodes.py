@@ -13,8 +13,9 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from cfstools.errors import InputError, SourceChanged, TreeError, os_error, shown_path
-from cfstools.linux.files import close
+from cfstools.linux.files import close, open_below
 from cfstools.linux.numbers import Numbers, numbers_of
+from cfstools.native import _pure
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
 from cfstools.tree.model import KINDS, Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
@@ -49,6 +50,10 @@ class Place:
         """What an ``OSError`` about *path* means: that it changed, or that it cannot be read."""
         if error.errno in _GONE:
             return self.changed(path, "vanished or was replaced")
+        return self.refused(error, what, path)
+
+    def refused(self, error: OSError, what: str, path: bytes) -> InputError:
+        """The error for something that is what it was, and cannot be read."""
         return os_error(error, what, subject=self.name(path))
 
     def changed(self, path: bytes, how: str = "changed") -> SourceChanged:
@@ -155,6 +160,28 @@ def _ctime(target: bytes | int) -> int | None:
             close(fd)
     except OSError:
         return None
+
+
+def statuses(directory: int, names: list[bytes]) -> list[NameStatus | None]:
+    """What is said of *names* in *directory*, but for attributes; ``None`` where nothing is."""
+    reads_xattrs = False
+    return _pure.stat_names(directory, names, reads_xattrs, b"", (KINDS, Stamp, NO_XATTRS, {}, False, 0))
+
+
+def is_there(directory: int, path: bytes, number: tuple[int, int]) -> bool:
+    """Whether *path* below *directory*, which could not be opened, is there all the same, with the same *number*.
+
+    Only where the kernel does not answer by itself: elsewhere it was gone for a moment.
+    """
+    try:
+        fd = open_below(directory, path, _LOOK)
+        try:
+            status = os.fstat(fd)
+            return (status.st_dev, status.st_ino) == number and numbers_of(fd) is not Numbers.TRUE
+        finally:
+            close(fd)
+    except OSError:
+        return False
 
 
 class InodeReader:

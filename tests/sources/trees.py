@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import SourceChanged
-from cfstools.sources.directory import DirectorySource, WalkOptions, open_directory
+from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.files import DirectorySource
 from cfstools.tree import Directory, HardLink, RegularFile, Unread
 from cfstools.tree.model import Leaf
 from cfstools.tree.walk import inode_of, iter_entries, lookup
