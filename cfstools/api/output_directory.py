@@ -82,8 +82,7 @@ def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:
             if sync:
                 syncfs(fd)
             rename_noreplace(place, temporary, place, name)
-            if not leads_to(place, name, fd):
-                raise Doubt(name, "was replaced by another one")
+            _refuse_other(place, name, fd)
         except BaseException as error:
             clean_up(error, partial(remove, temporary, fd), os.path.join(parent, temporary))
             raise
@@ -93,6 +92,16 @@ def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:
             os.fsync(place)
     finally:
         close(place)
+
+
+def _refuse_other(place: int, name: bytes, fd: int) -> None:
+    """Raise Doubt if it is another directory that got the *name*."""
+    try:
+        same = leads_to(place, name, fd)
+    except OSError:  # the name was given: nothing that fails now takes it back
+        return
+    if not same:
+        raise Doubt(name, "was replaced by another one")
 
 
 def _make(place: int, name: bytes) -> int:
