@@ -12,6 +12,7 @@ from functools import partial
 
 from cfstools.api.envelopes import SignedFile, signed_file
 from cfstools.api.input import opened_image, read_image
+from cfstools.api.output import refused
 from cfstools.errors import (
     CheckFailed,
     InputError,
@@ -24,10 +25,12 @@ from cfstools.errors import (
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
+from cfstools.linux.places import Doubt, Place, find, open_directory
 from cfstools.mount import Layers, ObjectCheck, mount_image
 from cfstools.mount.overlay import SOURCE
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, Verdict, Verifier, judge
+from cfstools.values import Value
 from cfstools.verity import Algorithm, Params, digest_bytes
 
 # What a file must have for the kernel and its devices: whole blocks.
@@ -52,7 +55,7 @@ class MountReport(Report):
     """What was mounted. ``digest_checked`` and ``verified_by`` (key ids) say what the image was held against.
 
     ``measured``: the kernel enforces the contents of the image. ``objects_checked``: it compares objects with their
-    digests. ``loop``: a loop device was needed.
+    digests. ``loop``: a loop device was needed. ``nosuid``, ``nodev``, ``noexec``: the flags of the mount.
     """
 
     image: str
@@ -64,6 +67,23 @@ class MountReport(Report):
     measured: bool
     objects_checked: bool
     loop: bool
+    nosuid: bool
+    nodev: bool
+    noexec: bool
+
+
+class Protection(Value):
+    """What the kernel ignores or refuses in the mount: set-ID bits and capabilities, device nodes, programs.
+
+    ``None`` leaves the choice: the first two do not count in an image that was held against neither digest nor key.
+    """
+
+    nosuid: bool | None = None
+    nodev: bool | None = None
+    noexec: bool | None = None
+
+
+DEFAULT_PROTECTION = Protection()
 
 
 def mount(
@@ -74,8 +94,11 @@ def mount(
     digest: bytes | None = None,
     keys: Sequence[Verifier] = (),
     verity: VerityMode = VerityMode.AUTO,
+    protection: Protection = DEFAULT_PROTECTION,
 ) -> MountReport:
-    """Mount the image at *image* with *layers* on *directory*; ``layers.objects`` is set by *verity*.
+    """Mount the image at *image* with *layers* on *directory*.
+
+    ``layers.objects`` is set by *verity*, and the flags in *layers* by *protection*.
 
     With a *digest* or *keys* the image is held against all of them first, and nothing in it is interpreted before; the
     file that was checked is the one that is mounted, whatever its name leads to by then. Only fs-verity keeps others
@@ -95,8 +118,9 @@ def mount(
             if verity is VerityMode.REQUIRE:
                 _check_measurement(data, measured)
         objects = _object_check(verity, layers.stores, sealed=measured is not None)
-        with _directory(directory, InputError) as target:
-            done = mount_image(fd, layers._replace(objects=objects), target, size=size - size % _BLOCK)
+        layers = _protected(layers._replace(objects=objects), protection, checked=digest is not None or bool(keys))
+        with _target(directory) as target:
+            done = mount_image(fd, layers, target, size=size - size % _BLOCK)
     return MountReport(
         image=shown_path(image),
         directory=shown_path(directory),
@@ -107,26 +131,54 @@ def mount(
         measured=measured is not None,
         objects_checked=done.objects_checked,
         loop=done.loop,
+        nosuid=layers.nosuid,
+        nodev=layers.nodev,
+        noexec=layers.noexec,
     )
 
 
 def umount(directory: bytes) -> None:
     """Take the image that is mounted on *directory* off. Raises InputError, also for any other mount."""
     with naming(directory):
-        place = os.path.realpath(directory)
         try:
-            found = linux.mounted_at(place)
-            if found is None:
-                raise InputError("nothing is mounted there")
-            if found != linux.Mounted(b"overlay", SOURCE):
-                raise InputError("what is mounted there is no composefs image", hint="umount(8) takes off any mount")
-            linux.umount(place)
+            with _found(directory) as place:
+                found = linux.mounted_at(place.name, dir_fd=place.directory)
+                if found is None:
+                    raise InputError("nothing is mounted there")
+                if found != linux.Mounted(b"overlay", SOURCE):
+                    hint = "umount(8) takes off any mount"
+                    raise InputError("what is mounted there is no composefs image", hint=hint)
+                # A name that something is mounted on can be neither renamed nor replaced.
+                linux.umount(os.path.join(linux.fd_path(place.directory), place.name))
+        except Doubt as doubt:
+            raise refused(doubt, directory) from doubt
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise InputError("cannot unmount: files there are in use") from error
             if error.errno == errno.EPERM:
                 raise Unsupported("cannot unmount: only root can") from error
             raise os_error(error, "cannot unmount") from error
+
+
+def _protected(layers: Layers, protection: Protection, *, checked: bool) -> Layers:
+    nosuid, nodev, noexec = protection.nosuid, protection.nodev, protection.noexec
+    return layers._replace(
+        nosuid=not checked if nosuid is None else nosuid,
+        nodev=not checked if nodev is None else nodev,
+        noexec=bool(noexec),
+    )
+
+
+@contextmanager
+def _found(directory: bytes) -> Iterator[Place]:
+    place = find(directory)
+    if place.name in (b".", b".."):  # the name is in the directory above
+        close(place.directory)
+        place = find(os.path.realpath(directory))
+    try:
+        yield place
+    finally:
+        close(place.directory)
 
 
 def _check_digest(file: SignedFile, expected: bytes | None) -> None:
@@ -186,6 +238,21 @@ def _object_check(verity: VerityMode, stores: Sequence[bytes], *, sealed: bool) 
 def _offers_verity(store: bytes) -> bool:
     with _directory(store, StoreError) as fd:
         return kernel_verity.offered(fd)
+
+
+@contextmanager
+def _target(path: bytes) -> Iterator[int]:
+    """The directory to mount on: where links of others lead, nothing is mounted."""
+    try:
+        fd = open_directory(path)
+    except Doubt as doubt:
+        raise refused(doubt, path) from doubt
+    except OSError as error:
+        raise os_error(error, "cannot open", subject=shown_path(path)) from error
+    try:
+        yield fd
+    finally:
+        close(fd)
 
 
 @contextmanager

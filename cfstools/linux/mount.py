@@ -12,12 +12,12 @@ import fcntl
 import os
 import re
 import struct
+from enum import IntFlag
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from cfstools.linux.files import close
 
-MS_RDONLY = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 # Longer values are refused by fsconfig(2) before a file system sees them (fs/fsopen.c).
@@ -38,7 +38,6 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
-_MOUNT_ATTR_RDONLY = 0x01
 _MOUNT_ATTR_IDMAP = 0x100000
 _AT_EMPTY_PATH = 0x1000
 _MOUNT_ATTR = struct.Struct("=QQQQ")  # set, clear, propagation, user namespace
@@ -61,6 +60,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+
+class MountFlag(IntFlag):
+    """What holds for a whole mount; the numbers are those of mount(2) (``MS_``) and fsmount(2) (``MOUNT_ATTR_``)."""
+
+    READ_ONLY = 1
+    NO_SUID = 2
+    NO_DEV = 4
+    NO_EXEC = 8
 
 
 class Mounted(NamedTuple):
@@ -92,14 +100,11 @@ class FsContext:
         """Set an option to *value*, which is taken as it is: nothing is escaped."""
         self._configure(_FSCONFIG_SET_STRING, key, value)
 
-    def mount(self, *, read_only: bool) -> int:
+    def mount(self, flags: MountFlag) -> int:
         """Make the file system and a mount of it that has no place yet; returns its descriptor."""
         self._configure(_FSCONFIG_CMD_CREATE, None, None)
-        attributes = _MOUNT_ATTR_RDONLY if read_only else 0
         try:
-            return _syscall(
-                _SYS_FSMOUNT, ctypes.c_int(self._fd), ctypes.c_uint(_FSMOUNT_CLOEXEC), ctypes.c_uint(attributes)
-            )
+            return _syscall(_SYS_FSMOUNT, ctypes.c_int(self._fd), ctypes.c_uint(_FSMOUNT_CLOEXEC), ctypes.c_uint(flags))
         except OSError as error:
             raise self._told(error) from None
 
@@ -156,9 +161,8 @@ def map_ids(mount_fd: int, namespace_fd: int) -> None:
     )
 
 
-def mount(source: bytes, directory_fd: int, kind: bytes, options: bytes, *, read_only: bool) -> None:
+def mount(source: bytes, directory_fd: int, kind: bytes, options: bytes, flags: MountFlag) -> None:
     """Mount with mount(2) on the directory *directory_fd*; needs /proc."""
-    flags = MS_RDONLY if read_only else 0
     if _libc.mount(source, fd_path(directory_fd), kind, flags, options):
         raise _error()
 
@@ -169,17 +173,40 @@ def umount(path: bytes, *, detach: bool = False) -> None:
         raise _error()
 
 
-def mounted_at(path: bytes) -> Mounted | None:
-    """What is mounted on the absolute *path*, the uppermost of several; ``None`` if it is no mount point."""
-    found = None
+def mounted_at(path: bytes, *, dir_fd: int | None = None) -> Mounted | None:
+    """What is mounted on *path*, the uppermost of several; ``None`` if it is no mount point.
+
+    A link at the end of *path* is not followed.
+    """
+    try:
+        here = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        above = os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=here)
+        try:
+            number, outer = _mount_id(here), _mount_id(above)
+        finally:
+            close(above)
+    finally:
+        close(here)
+    return None if number == outer else _mount(number)
+
+
+def _mount_id(fd: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        return next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+
+
+def _mount(number: bytes) -> Mounted | None:
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields = line.split()
-            # Optional fields stand before a lone hyphen, type and source behind it (proc_pid_mountinfo(5)).
-            end = fields.index(b"-", 6)
-            if _unescaped(fields[4]) == path:
-                found = Mounted(fields[end + 1], _unescaped(fields[end + 2]))
-    return found
+            if fields[0] == number:
+                # Optional fields stand before a lone hyphen, type and source behind it (proc_pid_mountinfo(5)).
+                end = fields.index(b"-", 6)
+                return Mounted(fields[end + 1], _unescaped(fields[end + 2]))
+    return None
 
 
 def attach_loop(fd: int, size: int) -> tuple[bytes, int]:

@@ -76,6 +76,15 @@ def open_directory(path: bytes, *, private: bool = False) -> int:
         walk.close()
 
 
+def is_private(path: bytes) -> bool:
+    """Whether *path* leads to a directory, and nobody else can change the way to it or its names."""
+    try:
+        close(open_directory(path, private=True))
+    except OSError:
+        return False
+    return True
+
+
 def find(path: bytes, *, private: bool = False) -> Place:
     """Where the name at the end of *path* is, with links followed as by :func:`open_directory`, that at the end too.
 

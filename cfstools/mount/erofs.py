@@ -11,6 +11,9 @@ from cfstools.linux import mount as linux
 from cfstools.linux.files import close
 from cfstools.mount.kernel_needs import cannot, missing
 
+# Of this mount only the overlay is seen, whose own flags count; before that, and after an accident, it does no harm.
+_FLAGS = linux.MountFlag.READ_ONLY | linux.MountFlag.NO_SUID | linux.MountFlag.NO_DEV
+
 
 def has_acls(image_fd: int) -> bool:
     """Whether the header of the image *image_fd* says that there are ACLs. Raises InputError for what is no image."""
@@ -75,7 +78,7 @@ def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None
         context.set_flag(b"ro")
         if not acls:
             context.set_flag(b"noacl")
-        mount_fd = context.mount(read_only=True)
+        mount_fd = context.mount(_FLAGS)
     try:
         if idmap_fd is not None:
             _map_ids(mount_fd, idmap_fd)
@@ -86,7 +89,7 @@ def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None
 
 def mount_erofs_classic(source: bytes, directory_fd: int, *, acls: bool) -> None:
     """Mount with mount(2) alone. Raises OSError."""
-    linux.mount(source, directory_fd, b"erofs", b"" if acls else b"noacl", read_only=True)
+    linux.mount(source, directory_fd, b"erofs", b"" if acls else b"noacl", _FLAGS)
 
 
 def _map_ids(mount_fd: int, idmap_fd: int) -> None:

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import os_error
+from cfstools.errors import InputError, os_error, shown_path
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
+from cfstools.linux.places import Doubt, make_directory, open_directory
 from cfstools.mount.erofs import mount_erofs
 from cfstools.mount.layers import Layers, Mounting
 from cfstools.mount.overlay import mount_overlay
@@ -33,17 +34,24 @@ def _hidden_place() -> Iterator[tuple[bytes, int]]:
 
     An overlay keeps the file systems of its layers alive without any place of their own.
     """
+    directory, name = tempfile.gettempdirb(), b"mkcfs-mount-" + os.urandom(8).hex().encode()
+    place = os.path.join(directory, name)
     try:
-        place = tempfile.mkdtemp(prefix=b"mkcfs-mount-")
+        above = open_directory(directory, private=True)
+        try:
+            fd = make_directory(above, name)
+        finally:
+            close(above)
+    except Doubt as doubt:
+        hint = "set TMPDIR to a directory that only root may write"
+        what = doubt.why if doubt.path == directory else f"{shown_path(doubt.path)} {doubt.why}"
+        raise InputError(what, subject=shown_path(directory), hint=hint) from doubt
     except OSError as error:
         raise os_error(error, "cannot make a temporary directory") from error
-    fd = -1
     try:
-        fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         yield place, fd
     finally:
-        if fd >= 0:
-            close(fd)
+        close(fd)
         with suppress(OSError):  # nothing was mounted
             linux.umount(place, detach=True)
         os.rmdir(place)

@@ -24,7 +24,8 @@ class Layers(Value):
 
     ``stores`` hold the objects, the first that has one counts. Writes go to ``upper``, with ``work`` as scratch space
     on the same file system; without both there are none. ``idmap`` is the file of a user namespace that owners in
-    the image are mapped with. Raises UsageError for what contradicts itself.
+    the image are mapped with. ``nosuid`` (file capabilities as well), ``nodev`` and ``noexec`` say what the kernel
+    ignores or refuses in the whole mount. Raises UsageError for what contradicts itself.
     """
 
     stores: tuple[bytes, ...]
@@ -32,6 +33,9 @@ class Layers(Value):
     work: bytes | None = None
     idmap: bytes | None = None
     writable: bool = False
+    nosuid: bool = False
+    nodev: bool = False
+    noexec: bool = False
     objects: ObjectCheck = ObjectCheck.OFF
 
     def _check(self) -> None:

@@ -10,7 +10,18 @@ from cfstools.values import Value
 
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _VALUES = frozenset({b"basedir", b"digest", b"upperdir", b"workdir", b"idmap"})
-_FLAGS = frozenset({b"verity", b"tryverity", b"ro", b"rw"})
+# What each switch sets; of several that set the same the last counts.
+_SWITCHES = {
+    b"rw": ("writable", True),
+    b"ro": ("writable", False),
+    b"nosuid": ("nosuid", True),
+    b"suid": ("nosuid", False),
+    b"nodev": ("nodev", True),
+    b"dev": ("nodev", False),
+    b"noexec": ("noexec", True),
+    b"exec": ("noexec", False),
+}
+_FLAGS = frozenset({b"verity", b"tryverity", *_SWITCHES})
 
 
 class HelperOptions(Value):
@@ -26,6 +37,9 @@ class HelperOptions(Value):
     upper: bytes | None = None
     work: bytes | None = None
     idmap: bytes | None = None
+    nosuid: bool | None = None
+    nodev: bool | None = None
+    noexec: bool | None = None
 
 
 def parse_options(text: bytes) -> HelperOptions:
@@ -34,22 +48,27 @@ def parse_options(text: bytes) -> HelperOptions:
     Of an option given twice the last counts. Raises UsageError.
     """
     values: dict[bytes, bytes] = {}
+    switches: dict[str, bool] = {}
     for part in _split(text, b",") if text else ():
         name, equals, value = part.partition(b"=")
         if name not in (_VALUES if equals else _FLAGS):
             raise UsageError(f"unknown mount option: {_shown(part)}")
-        if name in (b"ro", b"rw"):
-            values.pop(b"ro", None)
-            values.pop(b"rw", None)
-        values[name] = value
+        if name in _SWITCHES:
+            switch, on = _SWITCHES[name]
+            switches[switch] = on
+        else:
+            values[name] = value
     return HelperOptions(
         stores=_stores(values.get(b"basedir")),
         digest=_digest(values.get(b"digest")),
         objects=_objects(values),
-        writable=b"rw" in values if {b"ro", b"rw"} & values.keys() else None,
+        writable=switches.get("writable"),
         upper=_path(values, b"upperdir"),
         work=_path(values, b"workdir"),
         idmap=_path(values, b"idmap"),
+        nosuid=switches.get("nosuid"),
+        nodev=switches.get("nodev"),
+        noexec=switches.get("noexec"),
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from cfstools.errors import CfsError, InputError, StoreError, Unsupported
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
+from cfstools.linux.places import is_private
 from cfstools.mount.kernel_needs import cannot, missing
 from cfstools.mount.layers import Layers, ObjectCheck
 
@@ -59,7 +60,7 @@ def mount_overlay_classic(image: bytes, layers: Layers, directory_fd: int) -> bo
         if len(options) > _OPTIONS_MAX:
             raise missing("mounting with paths this long", "6.7", hint="use fewer stores, or shorter paths")
         try:
-            linux.mount(SOURCE, directory_fd, b"overlay", options, read_only=not layers.writable)
+            linux.mount(SOURCE, directory_fd, b"overlay", options, _flags(layers))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -99,7 +100,7 @@ def _mount(image: bytes, layers: Layers, directory_fd: int) -> bool:
         try:
             for name, path in _paths(image, layers):
                 context.set_string(name, path)
-            mount_fd = context.mount(read_only=not layers.writable)
+            mount_fd = context.mount(_flags(layers))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise _OldKernel from error
@@ -109,6 +110,19 @@ def _mount(image: bytes, layers: Layers, directory_fd: int) -> bool:
     finally:
         close(mount_fd)
     return checked
+
+
+def _flags(layers: Layers) -> linux.MountFlag:
+    wanted = linux.MountFlag(0)
+    for flag, wish in (
+        (linux.MountFlag.READ_ONLY, not layers.writable),
+        (linux.MountFlag.NO_SUID, layers.nosuid),
+        (linux.MountFlag.NO_DEV, layers.nodev),
+        (linux.MountFlag.NO_EXEC, layers.noexec),
+    ):
+        if wish:
+            wanted |= flag
+    return wanted
 
 
 def _refuse_emulation(context: linux.FsContext) -> None:
@@ -156,8 +170,9 @@ def _usable_path(path: bytes, failure: type[StoreError | InputError], stack: Exi
         raise failure(f"cannot open: {error.strerror}", subject=os.fsdecode(path)) from error
     stack.callback(os.close, fd)
     whole = os.path.realpath(path)
-    # Too long for an option; or the kernel would take the backslash for an escape, in some options of some versions.
-    if len(whole) > linux.MAX_FSCONFIG_STRING or b"\\" in whole:
+    # Too long for an option; or the kernel would take the backslash for an escape, in some options of some versions; or
+    # others could let the path lead elsewhere.
+    if len(whole) > linux.MAX_FSCONFIG_STRING or b"\\" in whole or not is_private(whole):
         return linux.fd_path(fd)
     return whole
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from cfstools.api import mount as api
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from tests.compat.mounted import differences
@@ -100,6 +103,9 @@ def test_mount_and_umount(place: Path) -> None:
         "measured": False,
         "objects_checked": False,
         "loop": False,
+        "nosuid": True,
+        "nodev": True,
+        "noexec": False,
     }
     assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
     with (place / "mnt/file1").open("rb"):
@@ -122,16 +128,68 @@ def test_other_mounts_stay(place: Path) -> None:
     assert mounts_below(place) == [bytes(place / "mnt")]
 
 
+@pytest.mark.parametrize("where", ["last", "on the way"])
+def test_links_of_others_lead_no_mount_elsewhere(place: Path, where: str) -> None:
+    theirs = place / "theirs"
+    theirs.mkdir()
+    (place / "mnt/sub").mkdir()
+    (theirs / "link").symlink_to(place / ("mnt" if where == "last" else "."))
+    os.chown(theirs / "link", NOBODY, NOBODY, follow_symlinks=False)
+    target = theirs / "link" if where == "last" else theirs / "link/mnt"
+    done = mkcfs("mount", place / "image", target, "--store", place / "store", check=False)
+    assert (done.code, mounts_below(place)) == (1, [])
+    assert f"{theirs}/link" in done.stderr.decode()
+    assert f"is a symbolic link that belongs to user {NOBODY}" in done.stderr.decode()
+    mount(place, "--store", place / "store")
+    assert mkcfs("umount", target, check=False).code == 1
+    assert mounts_below(place) == [bytes(place / "mnt")]
+
+
+def test_only_what_is_looked_at_is_taken_off(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner of a directory above replaces it by a link while the mount is looked at."""
+    theirs, other = place / "theirs", place / "other"
+    for path in (theirs / "mnt", other / "mnt"):
+        path.mkdir(parents=True)
+        mkcfs("mount", place / "image", path, "--store", place / "store")
+    real = linux.umount
+
+    def umount(*words: bytes) -> None:
+        theirs.rename(place / "taken")
+        theirs.symlink_to(other)
+        real(*words)
+
+    monkeypatch.setattr(linux, "umount", umount)
+    api.umount(bytes(theirs / "mnt"))
+    monkeypatch.undo()
+    assert mounts_below(place) == [bytes(other / "mnt")]
+
+
+def test_umount_from_inside_and_by_links(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount(place, "--store", place / "store")
+    (place / "link").symlink_to("mnt")
+    mkcfs("umount", place / "link")
+    mount(place, "--store", place / "store")
+    done = mkcfs("umount", place / "mnt/etc", check=False)
+    assert b"nothing is mounted there" in done.stderr
+    monkeypatch.chdir(place)
+    mkcfs("umount", "mnt/.")
+    assert mounts_below(place) == []
+
+
 def test_what_was_mounted_is_said(place: Path) -> None:
     done = mkcfs("-v", "mount", place / "image", place / "mnt", "--store", place / "store")
     assert done.stdout == b""
-    assert done.stderr.decode() == f"{place}/mnt: {place}/image mounted, read-only, objects not checked\n"
+    assert (
+        done.stderr.decode() == f"{place}/mnt: {place}/image mounted, read-only, objects not checked, nosuid, nodev\n"
+    )
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write((place / "image").read_bytes())
         file.flush()
         words = ["--rw", "--upper", f"{place}/upper", "--work", f"{place}/work"]
         done = mkcfs("-v", "mount", file.name, place / "mnt", "--store", place / "store", *words)
-        assert done.stderr.decode().endswith(" mounted, read-write, objects not checked, on a loop device\n")
+        assert done.stderr.decode().endswith(
+            " mounted, read-write, objects not checked, nosuid, nodev, on a loop device\n"
+        )
         unmount_below(place)
 
 
@@ -165,6 +223,78 @@ def test_writing(place: Path) -> None:
     assert (place / "mnt/etc/conf").read_text() == "changed\n"
     mkcfs("umount", place / "mnt")
     assert mount(place, "-o", f"basedir={place}/store,upperdir={place}/upper,workdir={place}/work")["writable"]
+
+
+def flags(place: Path) -> set[str]:
+    """What of the mount's flags the kernel shows, among those that are asked for here."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if line.split()[4] == str(place / "mnt"):
+            return set(line.split()[5].split(",")) & {"ro", "nosuid", "nodev", "noexec"}
+    raise AssertionError("it is not mounted")
+
+
+@pytest.mark.parametrize(
+    ("options", "checked", "wanted"),
+    [
+        ("", False, {"nosuid", "nodev"}),
+        ("", True, set()),
+        ("nosuid,nodev,noexec", True, {"nosuid", "nodev", "noexec"}),
+        ("noexec", False, {"nosuid", "nodev", "noexec"}),
+        ("suid", False, {"nodev"}),
+        ("dev", False, {"nosuid"}),
+        ("suid,dev,exec", False, set()),
+        ("nosuid,suid,nodev,dev,noexec,exec", False, set()),
+        ("suid,nosuid,dev,nodev,exec,noexec", True, {"nosuid", "nodev", "noexec"}),
+    ],
+)
+@pytest.mark.parametrize("writable", [False, True])
+def test_flags_of_the_mount(*, place: Path, options: str, checked: bool, wanted: set[str], writable: bool) -> None:
+    words = ["--store", str(place / "store"), *(["-o", options] if options else [])]
+    if writable:
+        words += ["--rw", "--upper", str(place / "upper"), "--work", str(place / "work")]
+    if checked:
+        words += ["--digest", mkcfs("digest", "--compact", place / "image").stdout.decode().strip()]
+    report = mount(place, *words)
+    assert flags(place) == wanted | (set() if writable else {"ro"})
+    assert {name for name in ("nosuid", "nodev", "noexec") if report[name]} == wanted
+
+
+def test_a_signature_counts_as_a_check(place: Path) -> None:
+    mkcfs("keygen", place / "right", "--no-passphrase")
+    mkcfs("sign", place / "image", "--key", place / "right.key")
+    mount(place, "--store", place / "store", "--key", place / "right.pub")
+    assert flags(place) == {"ro"}
+
+
+def test_what_flags_keep_from_working(place: Path) -> None:
+    """A set-user-ID program, a device node and a program."""
+    source = place / "source"
+    shutil.copy("/usr/bin/id", source / "suid")
+    os.chown(source / "suid", NOBODY, NOBODY)
+    (source / "suid").chmod(0o4755)
+    os.mknod(source / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    mkcfs("build", source, place / "image", "--store", place / "store")
+    words = ["--store", str(place / "store"), "--rw", "--upper", str(place / "upper"), "--work", str(place / "work")]
+
+    def tried(*options: str) -> tuple[str | None, bool]:
+        """As whom the program runs, if it does, and whether the device can be opened."""
+        mount(place, *words, *options)
+        user: str | None = None
+        device = True
+        with suppress(PermissionError):
+            user = subprocess.run([place / "mnt/suid", "-u"], capture_output=True, text=True, check=True).stdout.strip()
+        try:
+            (place / "mnt/null").read_bytes()
+        except PermissionError:
+            device = False
+        mkcfs("umount", place / "mnt")
+        return user, device
+
+    assert tried() == ("0", False)
+    assert tried("-o", "suid,dev") == (str(NOBODY), True)
+    assert tried("-o", "suid") == (str(NOBODY), False)
+    assert tried("-o", "dev") == ("0", True)
+    assert tried("-o", "noexec,suid,dev") == (None, True)
 
 
 def test_odd_names(place: Path) -> None:

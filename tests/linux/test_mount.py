@@ -23,7 +23,8 @@ int main(void) {
     printf("%d %d %d %d %d ", SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_mount_setattr);
     printf("%d %d %d %d ", FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING);
     printf("%d %d %d ", FSCONFIG_CMD_CREATE, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH);
-    printf("%d %d %d ", MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP, (int)sizeof(struct mount_attr));
+    printf("%d %d %d %d ", MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC);
+    printf("%d %d ", MOUNT_ATTR_IDMAP, (int)sizeof(struct mount_attr));
     printf("%d %d ", LOOP_CONFIGURE, LOOP_CTL_GET_FREE);
     printf("%d %d ", LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO);
     printf("%zu %zu ", sizeof(struct loop_config), offsetof(struct loop_config, block_size));
@@ -56,7 +57,7 @@ def test_numbers_and_layout_are_the_kernels(tmp_path: Path) -> None:
         linux._FSCONFIG_CMD_CREATE,
         linux._MOVE_MOUNT_F_EMPTY_PATH,
         linux._MOVE_MOUNT_T_EMPTY_PATH,
-        linux._MOUNT_ATTR_RDONLY,
+        *linux.MountFlag,
         linux._MOUNT_ATTR_IDMAP,
         linux._MOUNT_ATTR.size,
         linux._LOOP_CONFIGURE,
@@ -77,9 +78,9 @@ def test_errors_have_the_words_of_the_kernel() -> None:
         assert caught.value.errno == errno.EINVAL
         context.set_string(b"source", b"x")
         with pytest.raises(OSError, match="Invalid argument"):
-            context.mount(read_only=True)
+            context.mount(linux.MountFlag.READ_ONLY)
     with linux.FsContext(b"erofs") as context, pytest.raises(OSError):
-        context.mount(read_only=True)
+        context.mount(linux.MountFlag.READ_ONLY)
     with pytest.raises(OSError) as caught:
         linux.FsContext(b"no such file system")
     assert caught.value.errno == errno.ENODEV
@@ -90,7 +91,7 @@ def test_a_mount_that_was_not_made_cannot_be_had(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(linux, "_SYS_FSMOUNT", 0x7FFF)
     with linux.FsContext(b"tmpfs") as context:
         with pytest.raises(OSError) as caught:
-            context.mount(read_only=True)
+            context.mount(linux.MountFlag.READ_ONLY)
         assert caught.value.errno == errno.ENOSYS
 
 
@@ -104,13 +105,13 @@ def test_what_is_mounted_where(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EINVAL
     fd = os.open(place, os.O_PATH)
     try:
-        linux.mount(b"first", fd, b"tmpfs", b"", read_only=True)
+        linux.mount(b"first", fd, b"tmpfs", b"", linux.MountFlag.READ_ONLY)
         assert linux.mounted_at(bytes(place)) == linux.Mounted(b"tmpfs", b"first")
         with pytest.raises(OSError):
             (place / "new").touch()
         with linux.FsContext(b"tmpfs") as context:
             context.set_string(b"source", b"a b")
-            mount_fd = context.mount(read_only=False)
+            mount_fd = context.mount(linux.MountFlag(0))
         upper = os.open(place, os.O_PATH)
         linux.move_mount(mount_fd, upper)
         os.close(mount_fd)
@@ -122,7 +123,7 @@ def test_what_is_mounted_where(tmp_path: Path) -> None:
         while linux.mounted_at(bytes(place)):
             linux.umount(bytes(place), detach=True)
     with pytest.raises(OSError):
-        linux.mount(b"x", 1_000_000, b"tmpfs", b"", read_only=True)
+        linux.mount(b"x", 1_000_000, b"tmpfs", b"", linux.MountFlag.READ_ONLY)
 
 
 @pytest.mark.kernel

@@ -116,6 +116,13 @@ def test_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert mounts_below(place) == []
 
 
+def test_flags_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "_SYS_FSOPEN", NO_SUCH_CALL)
+    mounted(place, Layers(stores=stores(place), nosuid=True, nodev=True, noexec=True))
+    line = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {place}/mnt " in line)
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(line.split()[5].split(","))
+
+
 def test_the_old_overlay_alone(place: Path) -> None:
     (place / "erofs").mkdir()
     with opened(place / "image", place / "erofs", place / "mnt") as (image_fd, erofs_fd, directory_fd):
@@ -256,6 +263,57 @@ def test_file_systems_the_kernel_lacks(place: Path, monkeypatch: pytest.MonkeyPa
         mounted(place, Layers(stores=stores(place)))
     with opened(place / "mnt") as (directory_fd,), pytest.raises(Unsupported, match="has no overlay file system"):
         mount_overlay(bytes(place / "source"), Layers(stores=stores(place)), directory_fd)
+
+
+def test_a_temporary_directory_of_others(place: Path, temporaries: Path) -> None:
+    """They could put something else in the place of the hidden directory."""
+    for owner, mode in ((1234, 0o755), (0, 0o777)):
+        os.chown(temporaries, owner, owner)
+        temporaries.chmod(mode)
+        with pytest.raises(InputError, match="temporaries: ") as caught:
+            mounted(place, Layers(stores=stores(place)))
+        assert caught.value.hint == "set TMPDIR to a directory that only root may write"
+    temporaries.chmod(0o1777)
+    mounted(place, Layers(stores=stores(place)))
+    assert os.listdir(temporaries) == []
+
+
+@pytest.mark.parametrize("kind", ["stores", "upper"])
+def test_layers_are_those_that_were_open(place: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A directory of another user on the way is replaced by a link just before the kernel looks."""
+    theirs, other = place / "theirs", place / "other"
+    for path in (theirs, other):
+        (path / "upper").mkdir(parents=True)
+        (path / "work").mkdir()
+        (path / "one").mkdir()
+    os.chown(theirs, 1234, 1234)
+    (place / "one").rename(theirs / "one-real")
+    (theirs / "one").rmdir()
+    (theirs / "one-real").rename(theirs / "one")
+    real = linux.FsContext.set_string
+
+    def set_string(self: linux.FsContext, key: bytes, value: bytes) -> None:
+        if key in (b"lowerdir+", b"datadir+") and theirs.is_dir() and not theirs.is_symlink():
+            theirs.rename(place / "taken")
+            theirs.symlink_to(other)
+        real(self, key, value)
+
+    monkeypatch.setattr(linux.FsContext, "set_string", set_string)
+    layers = Layers(
+        stores=(bytes(theirs / "one"), bytes(place / "two")),
+        upper=bytes(theirs / "upper"),
+        work=bytes(theirs / "work"),
+        writable=True,
+    )
+    mounted(place, layers)
+    if kind == "stores":
+        assert [(place / f"mnt/file{number}").read_bytes()[:1] for number in range(10)] == [
+            b"%d" % number for number in range(10)
+        ]
+    else:
+        (place / "mnt/new").touch()
+        assert os.listdir(place / "taken/upper") == ["new"]
+        assert os.listdir(other / "upper") == []
 
 
 def test_a_place_that_cannot_be_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

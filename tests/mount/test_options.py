@@ -26,6 +26,7 @@ def test_all_options() -> None:
 def test_what_is_not_there_stays_open() -> None:
     assert parse_options(b"") == HelperOptions()
     assert parse_options(b"rw,ro").writable is False
+    assert parse_options(b"suid,nosuid,nodev,dev,noexec") == HelperOptions(nosuid=True, nodev=False, noexec=True)
     assert parse_options(b"tryverity").objects is ObjectCheck.TRY
     assert parse_options(b"verity,tryverity").objects is ObjectCheck.REQUIRE
     assert parse_options(b"digest=") == HelperOptions(digest="", objects=ObjectCheck.REQUIRE)
@@ -38,6 +39,8 @@ def test_what_is_not_there_stays_open() -> None:
         (b"noverity", "unknown mount option: noverity"),
         (b"ro,", "unknown mount option: "),
         (b"signed=1", "unknown mount option: signed=1"),
+        (b"nosuid=1", "unknown mount option: nosuid=1"),
+        (b"NOSUID", "unknown mount option: NOSUID"),
         (b"ro=1", "unknown mount option: ro=1"),
         (b"basedir", "unknown mount option: basedir"),
         (b"\xff", r"unknown mount option: \\xff"),

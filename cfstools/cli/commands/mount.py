@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         "mkcfs mount image.cfs mnt --store ./objects",
         "mkcfs mount image.cfs mnt --store ./objects --key release.pub",
         "mkcfs mount image.cfs mnt --store ./objects --rw --upper upper --work work",
-        "mkcfs mount image.cfs mnt -o basedir=./objects,tryverity,ro",
+        "mkcfs mount image.cfs mnt -o basedir=./objects,tryverity,ro,noexec",
     )
 )
 @click.argument("image", type=PATH)
@@ -77,7 +77,11 @@ def mount(
     the one that is mounted. With --verity require, the kernel also has to enforce the contents of that file, and of
     every object that is opened. Only root can mount.
 
-    The options of -o are basedir=, digest=, verity, tryverity, idmap=, ro, rw, upperdir= and workdir=.
+    In an image that was checked with neither, the kernel ignores set-user-ID bits and file capabilities and opens no
+    device nodes, unless -o suid,dev says otherwise.
+
+    The options of -o are basedir=, digest=, verity, tryverity, idmap=, ro, rw, upperdir=, workdir=, nosuid, suid,
+    nodev, dev, noexec and exec.
     """
     more = parse_options(b",".join(os.fsencode(text) for text in options))
     if rw and (upper is None or work is None):
@@ -100,6 +104,7 @@ def mount(
         digest=_digest(digest, more),
         keys=_load_keys(keys),
         verity=_verity(verity, more),
+        protection=api.Protection(nosuid=more.nosuid, nodev=more.nodev, noexec=more.noexec),
     )
     if as_json:
         print_json(report.to_dict())
@@ -150,6 +155,7 @@ def _load_keys(paths: tuple[bytes, ...]) -> list[PublicKey]:
 def _summary(report: api.MountReport) -> str:
     words = ["read-write" if report.writable else "read-only"]
     words.append("objects checked by the kernel" if report.objects_checked else "objects not checked")
+    words += [name for name in ("nosuid", "nodev", "noexec") if getattr(report, name)]
     if report.loop:
         words.append("on a loop device")
     return f"{report.directory}: {report.image} mounted, {', '.join(words)}"
