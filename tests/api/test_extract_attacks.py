@@ -32,10 +32,10 @@ pytestmark = pytest.mark.root
 ATTACKER = """
 import os, select, sys
 place, victim, names = sys.argv[1], sys.argv[2], [f"n{number}" for number in range(int(sys.argv[3]))]
+os.chdir(place)
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
-os.chdir(place)
 os.umask(0)
 print("ready", flush=True)
 number = 0

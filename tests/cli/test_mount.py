@@ -227,7 +227,7 @@ def test_writing(place: Path) -> None:
 
 def flags(place: Path) -> set[str]:
     """What of the mount's flags the kernel shows, among those that are asked for here."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines():
         if line.split()[4] == str(place / "mnt"):
             return set(line.split()[5].split(",")) & {"ro", "nosuid", "nodev", "noexec"}
     raise AssertionError("it is not mounted")

@@ -119,7 +119,8 @@ def test_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_flags_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "_SYS_FSOPEN", NO_SUCH_CALL)
     mounted(place, Layers(stores=stores(place), nosuid=True, nodev=True, noexec=True))
-    line = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {place}/mnt " in line)
+    lines = Path("/proc/self/mountinfo").read_text(encoding="latin-1").splitlines()
+    line = next(line for line in lines if f" {place}/mnt " in line)
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(line.split()[5].split(","))
 
 
