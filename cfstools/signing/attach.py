@@ -107,6 +107,14 @@ def starts_trailer(data: bytes) -> bool:
     return data.startswith(_START)
 
 
+def has_trailer_marks(tail: bytes, file_size: int) -> bool:
+    """Whether *tail*, the end of a file, has the start or the end of a trailer, whole or not, with zeros behind it."""
+    if tail.rstrip(b"\0").endswith(_MAGIC):
+        return True
+    first = -(file_size - len(tail)) % IMAGE_UNIT
+    return any(tail.startswith(_START, place) for place in range(first, len(tail), IMAGE_UNIT))
+
+
 def _trailer_size(envelope_size: int) -> int:
     used = len(_START) + envelope_size + _FOOTER.size
     size = -(-used // _UNIT) * _UNIT

@@ -14,6 +14,12 @@ FsVerity = Literal["off", "auto", "require"]
 LOCK_NAME = b".mkcfs-lock"
 """The file in a store that is locked."""
 
+KEPT_NAME = b".mkcfs-images"
+"""The file in a store that says which images the last collection kept."""
+
+NEW_KEPT_NAME = KEPT_NAME + b".new"
+"""The same while it is written."""
+
 _PREFIX = re.compile(rb"[0-9a-f]{2}")
 # The rest of a SHA-256 or SHA-512 digest, lower case.
 _REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")

@@ -18,7 +18,7 @@ from typing import Self
 
 from cfstools.errors import ObjectMissing, StoreError
 from cfstools.linux import files
-from cfstools.store.base import LOCK_NAME, digest_of, is_prefix, split_digest, store_error
+from cfstools.store.base import KEPT_NAME, LOCK_NAME, digest_of, is_prefix, split_digest, store_error
 from cfstools.store.lockfile import acquire
 from cfstools.verity import object_path
 
@@ -158,8 +158,8 @@ class DirectoryStore:
         return self._keep == 256
 
     def is_empty(self) -> bool:
-        """Whether the directory holds nothing at all but its lock."""
-        return not set(self._names(self.fd)) - {LOCK_NAME}
+        """Whether the directory holds nothing at all but what the care of it leaves there."""
+        return not set(self._names(self.fd)) - {LOCK_NAME, KEPT_NAME}
 
     @property
     def prefix_fds(self) -> array[int]:

@@ -42,9 +42,14 @@ class GcReport(Report):
     temporaries_removed: int
 
 
+def _nothing() -> None:
+    """There is nothing to settle."""
+
+
 def gc(
     store: DirectoryStore,
     mark: Callable[[], Collection[bytes]],
+    settle: Callable[[], None] = _nothing,
     *,
     now: float,
     grace: float = DEFAULT_GRACE,
@@ -55,10 +60,10 @@ def gc(
     """Remove the objects that are not among those *mark* returns and older than *grace* seconds at *now*.
 
     *mark* is called once, under the lock, for the digests to keep; what it raises stops everything before anything is
-    removed. Stale temporaries go as well. A *grace* of 0 takes no account of age. ``dry_run`` only locks out other
-    collections and removes nothing. While others use the store, *waiting* says how long to wait before ``StoreBusy`` is
-    raised. Also raises ``StoreError``: after a failure in the middle what was removed
-    until then was garbage. Empty directories are left, for readers may have them open.
+    removed. *settle* is called when all is removed, still under the lock. Stale temporaries go as well. A *grace* of 0
+    takes no account of age. ``dry_run`` only locks out other collections and removes nothing. While others use the
+    store, *waiting* says how long to wait before ``StoreBusy`` is raised. Also raises ``StoreError``: after a failure
+    in the middle what was removed until then was garbage. Empty directories are left, for readers may have them open.
     """
     turn = in_turn(store, exclusive=False, waiting=waiting) if dry_run else alone(store, waiting)
     with turn:
@@ -68,6 +73,7 @@ def gc(
             sweep.take(found)
             progress.advance(1)
         progress.finish()
+        settle()
     return sweep.report()
 
 

@@ -9,12 +9,13 @@ from enum import Enum
 from typing import NamedTuple
 
 from cfstools.linux.files import close
-from cfstools.store.base import LOCK_NAME, digest_of, is_prefix, store_error
+from cfstools.store.base import KEPT_NAME, LOCK_NAME, NEW_KEPT_NAME, digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import STAGE_PREFIX, is_temporary
 
-# No objects, and nobody's fault: the lock, the digest cache of earlier versions; what fsck.ext4 makes.
-_KNOWN = frozenset({LOCK_NAME, b".mkcfs", b"lost+found"})
+# No objects, and nobody's fault: the lock, the record of the last collection, the digest cache of earlier versions; and
+# what fsck.ext4 makes.
+_KNOWN = frozenset({LOCK_NAME, KEPT_NAME, NEW_KEPT_NAME, b".mkcfs", b"lost+found"})
 
 # The C tools do not lock, so only age tells whether one of their temporaries is still written: seconds.
 UNLOCKED_STALE_AGE = 86400

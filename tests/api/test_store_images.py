@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.build import BuildOptions, build
+from cfstools.api.image_search import Search
 from cfstools.api.store_gc import gc
-from cfstools.api.store_images import find_images, needed_digests
+from cfstools.api.store_images import needed_digests
 from cfstools.errors import ImageError, InputError, UsageError
 from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
@@ -46,9 +47,8 @@ def make(place: Path, name: str, algorithm: Algorithm = Algorithm.SHA256) -> Pat
 
 
 def found(*places: Path) -> list[Path]:
-    return [
-        Path(os.fsdecode(image)) for _, images in find_images([bytes(place) for place in places]) for image in images
-    ]
+    search = Search([bytes(place) for place in places])
+    return [Path(os.fsdecode(image.path)) for image in search.images.values()]
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm))
@@ -95,11 +95,12 @@ def test_images_are_told_by_content(place: Path) -> None:
     with open(os.path.join(bytes(images), b"n\xff\n"), "wb") as file:
         file.write(data)
     (images / "text").write_bytes(b"text")
-    (images / "empty").write_bytes(b"")
     os.mkfifo(images / "fifo")
     (images / f".image.cfs.{'0' * 16}.tmp").write_bytes(data[:5000])
     names = sorted(bytes(path.relative_to(images)) for path in found(images))
     assert names == [b"deep/er/no suffix", b"image.cfs", b"n\xff\n"]
+    passed = Search([bytes(images)]).passed_over.values()
+    assert [os.path.basename(path)[:7] for path in passed] == [b".image.", b"fifo", b"text"]
 
 
 def test_links_are_followed_once(place: Path) -> None:
@@ -110,8 +111,9 @@ def test_links_are_followed_once(place: Path) -> None:
     (images / "link").symlink_to(outer)
     (images / "directory").symlink_to(outside)
     (images / "loop").symlink_to(images)
-    os.link(outer, images / "same inode")
-    assert sorted(path.resolve().name for path in found(images)) == ["image.cfs", "other.cfs"]
+    os.link(outer, images / "same inode")  # which some file systems claim of different files
+    assert sorted(path.resolve().name for path in found(images)) == ["image.cfs", "other.cfs", "same inode"]
+    assert len(found(images, images, images / "directory")) == 3
 
 
 def test_what_cannot_be_followed_or_read_stops(place: Path) -> None:

@@ -121,16 +121,19 @@ def test_gc(place: Path) -> None:
         f"{other.parent.name}/{other.name}",
         "/store: would remove 1 object (5.9 KiB), kept 1 (5.9 KiB) of 1 image",
     ]
-    assert care(place, "gc", "--keep-dir", place)[0] == [
+    images = place / "images"
+    images.mkdir()
+    (place / "image.cfs").rename(images / "image.cfs")
+    assert care(place, "gc", "--keep-dir", images)[0] == [
         "/store: removed 0 objects (0 B), kept 1 (5.9 KiB) of 1 image, 1 too young (5.9 KiB)"
     ]
     (place / "store/.mkcfs-tmp-0123456789abcdef").mkdir()
-    assert care(place, "gc", "--keep-dir", place, "--grace", "0s")[0] == [
+    assert care(place, "gc", "--keep-dir", images, "--grace", "0s")[0] == [
         "/store: removed 1 object (5.9 KiB), kept 1 (5.9 KiB) of 1 image, removed 1 left behind by writers"
     ]
     assert not other.exists()
     object_of(place, LARGE).unlink()
-    assert care(place, "gc", "--keep-dir", place)[0] == [
+    assert care(place, "gc", "--keep-dir", images)[0] == [
         "/store: removed 0 objects (0 B), kept 0 (0 B) of 1 image, 1 needed but not there"
     ]
 

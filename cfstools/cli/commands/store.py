@@ -145,6 +145,22 @@ def _print_fsck(report: StoreFsckReport) -> None:
     metavar="DIR",
     help="Keep the objects of every image below this directory; repeatable.",
 )
+@click.option(
+    "--no-image",
+    "no_images",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="This file below --keep-dir is no image, although it looks like one; repeatable.",
+)
+@click.option(
+    "--forget",
+    type=PATH,
+    multiple=True,
+    metavar="IMAGE",
+    help="Go on although this image, which the last collection kept, is gone; repeatable.",
+)
+@click.option("--forget-missing", is_flag=True, help="Go on whichever images of the last collection are gone.")
 @click.option("--keep-nothing", is_flag=True, help="Go on although no image was given or found: remove everything.")
 @click.option(
     "--grace",
@@ -165,6 +181,9 @@ def gc(
     store: bytes,
     keep: tuple[bytes, ...],
     keep_dirs: tuple[bytes, ...],
+    no_images: tuple[bytes, ...],
+    forget: tuple[bytes, ...],
+    forget_missing: bool,
     keep_nothing: bool,
     grace: float,
     dry_run: bool,
@@ -175,8 +194,8 @@ def gc(
     """Remove the objects that none of the images to keep needs.
 
     Waits for running builds to end and keeps new ones waiting meanwhile, so nothing they need is touched. An image that
-    cannot be read, below --keep-dir as well, stops everything before anything is removed. What killed builds left
-    behind is removed as well.
+    cannot be read, a file below --keep-dir that might be a damaged image, and an image of the last collection that is
+    gone, stop everything before anything is removed. What killed builds left behind is removed as well.
     """
     from cfstools.api.store_gc import gc as run
 
@@ -184,6 +203,9 @@ def gc(
         store,
         keep=keep,
         keep_dirs=keep_dirs,
+        no_images=no_images,
+        forget=forget,
+        forget_missing=forget_missing,
         keep_nothing=keep_nothing,
         now=time.time(),
         grace=grace,
@@ -198,6 +220,11 @@ def gc(
 
 
 def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
+    if verbose:
+        for name in report.passed_over:
+            print_line(f"{name}: is no image")
+    for name in (*report.forgotten, *report.left_out):
+        print_line(f"{name}: was kept by the last collection, and is not kept any more")
     if report.dry_run or verbose:
         for digest in report.removed:
             print_line(f"{digest.hex()[:2]}/{digest.hex()[2:]}")
@@ -212,6 +239,8 @@ def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
         lines.append(f"{done} {report.temporaries_removed} left behind by writers")
     if report.missing:
         lines.append(f"{report.missing} needed but not there")
+    if report.passed_over:
+        lines.append(f"passed over {counted(len(report.passed_over), 'file')} that are no images")
     print_line(f"{report.store}: {', '.join(lines)}")
 
 

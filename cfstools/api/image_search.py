@@ -1,0 +1,211 @@
+"""Looking for the images below directories: what is one, what surely is none, and what is in doubt.
+
+A file that is taken for no image loses its objects. So only what cannot have been one is passed over; whatever looks
+as if it might be an image that was damaged stops the search.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from cfstools.errors import InputError, os_error, shown_path
+from cfstools.formats.erofs.layout import BLOCK_SIZE, COMPOSEFS_MAGIC, EROFS_MAGIC, SUPERBLOCK_OFFSET
+from cfstools.linux.files import close
+from cfstools.signing import MAX_TRAILER
+from cfstools.signing.attach import has_trailer_marks
+from cfstools.store.base import KEPT_NAME, LOCK_NAME, digest_of
+
+# What an image is called while it is written: it belongs to a build that has not ended.
+_UNFINISHED = re.compile(rb"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+# What images are called: by this project and the C tools, by ostree, by mkfs.erofs, and by containers/storage.
+_CUSTOMARY = re.compile(rb".*\.(?:cfs|composefs|erofs)|composefs\.blob", re.DOTALL | re.IGNORECASE)
+_SIGNATURE = b".sig"
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_MAGIC = struct.pack("<I", COMPOSEFS_MAGIC)
+_EROFS_MAGIC = struct.pack("<I", EROFS_MAGIC)
+# So many wrong bits of 32 are damage and no chance: one file in 100,000 comes as near.
+_WRONG_BITS = 4
+_SHOWN_DOUBTS = 20
+
+
+class Doubt(InputError):
+    """Something might be an image, or have been one, and cannot be read as one."""
+
+
+class FoundImage(NamedTuple):
+    """An image: the path it was met at, and what changes when it is written to or replaced."""
+
+    path: bytes
+    identity: tuple[int, ...]
+
+    @classmethod
+    def at(cls, path: bytes) -> FoundImage:
+        """The image that is to be at *path*. Raises OSError."""
+        return cls(path, _identity(os.stat(path)))
+
+
+class Search:
+    """What is below directories: ``images`` by their paths without symbolic links; ``passed_over`` is none.
+
+    Directories without any image are ``empty``. Raises InputError for what cannot be read, Doubt.
+    """
+
+    def __init__(self, directories: Sequence[bytes], *, no_images: Collection[bytes] = ()) -> None:
+        self._no_images = {os.path.realpath(path) for path in no_images}
+        self.images: dict[bytes, FoundImage] = {}
+        self.passed_over: dict[bytes, bytes] = {}
+        self.empty: list[bytes] = []
+        self._doubts: dict[bytes, Doubt] = {}
+        for directory in directories:
+            if not self._walk(directory):
+                self.empty.append(directory)
+        if self._doubts:
+            self._stop(list(self._doubts.values()))
+
+    @staticmethod
+    def _stop(doubts: list[Doubt]) -> None:
+        first, others = doubts[0], [str(doubt) for doubt in doubts[1:_SHOWN_DOUBTS]]
+        if others:
+            more = f"{'; '.join(others)}{'; …' if len(doubts) > _SHOWN_DOUBTS else ''}"
+            first.what += f" (and {len(doubts) - 1} more in doubt: {more})"
+        raise first
+
+    def _walk(self, top: bytes) -> int:
+        """Look at everything below *top*; how many images there are."""
+        # Not told by inode numbers: there are file systems on which different files share them.
+        met: set[bytes] = set()
+        pending = [top]
+        while pending:
+            path = pending.pop()
+            try:
+                real = os.path.realpath(path, strict=True)
+                if real in met:
+                    continue
+                status = os.stat(real)
+                if stat.S_ISREG(status.st_mode) and _is_of_a_store(path):
+                    # Under another name it may be met again, as an image that somebody wants.
+                    self._take_object(path, real, status)
+                    continue
+                met.add(real)
+                if stat.S_ISDIR(status.st_mode):
+                    pending += self._names(path, real)
+                elif path == top:
+                    raise InputError(
+                        "is not a directory", subject=shown_path(path), hint="an image is given with --keep"
+                    )
+                else:
+                    self._judge(path, real, status)
+            except FileNotFoundError as error:
+                if path == top or os.path.islink(path):
+                    raise os_error(error, "cannot open", subject=shown_path(path)) from error
+            except OSError as error:
+                raise os_error(error, "cannot open", subject=shown_path(path)) from error
+        return len(met & self.images.keys())
+
+    def _names(self, path: bytes, real: bytes) -> list[bytes]:
+        names = sorted(os.listdir(real), reverse=True)  # taken from the end: in byte order
+        if not names and _CUSTOMARY.fullmatch(os.path.basename(real)):
+            # As a container's mount of a file that is not there makes it.
+            self._doubt(path, real, "is an empty directory with the name of an image")
+        there = set(names)
+        for name in names:
+            of = name.removesuffix(_SIGNATURE)
+            if of != name and of not in there and _CUSTOMARY.fullmatch(of):
+                missing = "is the signature of an image that is not there"
+                self._doubt(os.path.join(path, name), os.path.join(real, name), missing)
+        return [os.path.join(path, name) for name in names]
+
+    def _take_object(self, path: bytes, real: bytes, status: os.stat_result) -> None:
+        """What lies in a store is there for its digest; only whole images among it count."""
+        if _why_in_doubt(real, status, briefly=True) is None:
+            self.images[real] = FoundImage(path, _identity(status))
+
+    def _judge(self, path: bytes, real: bytes, status: os.stat_result) -> None:
+        name = os.path.basename(path)
+        if real in self._no_images or (stat.S_ISREG(status.st_mode) and _UNFINISHED.fullmatch(name)):
+            self.passed_over[real] = path
+            return
+        why = _why_in_doubt(real, status)
+        if why is None:
+            self.images[real] = FoundImage(path, _identity(status))
+        elif why:
+            self._doubt(path, real, why)
+        elif _CUSTOMARY.fullmatch(name) or _CUSTOMARY.fullmatch(os.path.basename(real)):
+            self._doubt(path, real, "has the name of an image and is none")
+        elif os.path.lexists(path + _SIGNATURE) or os.path.lexists(real + _SIGNATURE):
+            self._doubt(path, real, "has a signature beside it and is no image")
+        else:
+            self.passed_over[real] = path
+
+    def _doubt(self, path: bytes, real: bytes, what: str) -> None:
+        if real not in self._no_images:
+            hint = "look at it; if it is no image, remove it, or say so with --no-image"
+            self._doubts.setdefault(real, Doubt(what, subject=shown_path(path), hint=hint))
+
+
+def _is_of_a_store(path: bytes) -> bool:
+    """Whether this has the name of an object, or of what the care of a store leaves there."""
+    directory, name = os.path.split(path)
+    return name in (LOCK_NAME, KEPT_NAME) or digest_of(os.path.basename(directory), name) is not None
+
+
+def _why_in_doubt(path: bytes, status: os.stat_result, *, briefly: bool = False) -> str | None:
+    """What makes one think that this was an image, empty for nothing; ``None`` for what is one.
+
+    *briefly* only tells whether it is one.
+    """
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        return ""
+    fd = os.open(path, _FLAGS)
+    try:
+        head = os.pread(fd, len(_MAGIC) if briefly else BLOCK_SIZE, 0)
+        if head.startswith(_MAGIC):
+            return None
+        if briefly:
+            return ""
+        size = os.lseek(fd, 0, os.SEEK_END)
+        tail = os.pread(fd, MAX_TRAILER, max(0, size - MAX_TRAILER))
+        return _looks_like_an_image(head, tail, size)
+    finally:
+        close(fd)
+
+
+def is_plain_image(path: bytes) -> bool:
+    """Whether a regular file is at *path*, and starts as images do. Raises OSError."""
+    status = os.stat(path, follow_symlinks=False)
+    return stat.S_ISREG(status.st_mode) and _why_in_doubt(path, status) is None
+
+
+def _looks_like_an_image(head: bytes, tail: bytes, size: int) -> str:
+    if not head:
+        return "is empty, and may have been an image"
+    if not any(head):
+        return "starts with nothing but zeros, and may have been an image"
+    if len(head) < len(_MAGIC) and _MAGIC.startswith(head):
+        return "is cut, and may have been an image"
+    if _nearly(head[: len(_MAGIC)], _MAGIC) or _nearly(
+        head[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + len(_EROFS_MAGIC)], _EROFS_MAGIC
+    ):
+        return "has the marks of an image, and not all of them"
+    if has_trailer_marks(tail, size):
+        return "has a signature behind it and is no image"
+    return ""
+
+
+def _nearly(data: bytes, magic: bytes) -> bool:
+    """Whether it is the number, with a byte or a few bits of it changed."""
+    if len(data) != len(magic):
+        return False
+    wrong = [one ^ other for one, other in zip(data, magic, strict=True)]
+    return sum(map(bool, wrong)) <= 1 or sum(one.bit_count() for one in wrong) <= _WRONG_BITS
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced."""
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_rdev, *times)
