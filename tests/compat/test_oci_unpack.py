@@ -33,7 +33,7 @@ def run(*words: str | Path, **options: Any) -> bytes:
     return output
 
 
-def read(form: Form, path: Path, name: str | None = None, options: OciOptions = PLAIN) -> OciTree:
+def read(form: Form | None, path: Path, name: str | None = None, options: OciOptions = PLAIN) -> OciTree:
     with open_images(form, [os.fsencode(path)]) as container:
         return read_oci(container, choice=Choice(name=name), options=options)
 
@@ -278,7 +278,9 @@ def test_every_route_gives_one_digest(maker: str, tmp_path: Path, reference: Ref
     for name in ("oci.tar", "docker.tar"):
         run("gzip", "-k", tmp_path / name)
         run("zstd", "-q", tmp_path / name)
-    routes = [
+    routes: list[tuple[Form | None, str, str | None]] = [
+        *((None, name, None) for name in ("oci.tar", "oci.tar.gz", "oci.tar.zst", "zstd.tar")),
+        *((None, name, None) for name in ("docker.tar", "docker.tar.gz", "docker.tar.zst")),
         (Form.OCI, "layout", "v"),
         (Form.OCI, "gzip", "v"),
         (Form.OCI, "zstd", None),

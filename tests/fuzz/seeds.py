@@ -120,7 +120,10 @@ def _layers() -> list[bytes]:
     plain = [making.hello(), *(making.tar(*members) for members in _members())]
     packed = [making.COMPRESSORS[name](layer) for layer in plain for name in ("+gzip", "+zstd")]
     archives = [making.archive(made) for made in (making.image(plain, "+gzip"), making.docker(plain))]
-    return [*_tars(), *packed, *archives]
+    # Parts of images beside what no image has, and the form of docker and of OCI in one.
+    mixed = [{**making.image(plain), "README": b"x"}, {**making.docker(plain), **making.image(plain, "+gzip")}]
+    mixed += [{**making.image(plain), "app/run": b"#!"}, {"blobs/sha256/" + "a" * 64: b"{}"}]
+    return [*_tars(), *packed, *archives, *map(making.archive, mixed), bytes(1024)]
 
 
 def _members() -> list[list[tuple[tarfile.TarInfo, bytes]]]:
