@@ -286,6 +286,7 @@ def _inside(source: bytes, targets: Sequence[bytes | BinaryIO | None], options: 
 def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
     if missing:
         yield f"{missing} objects of the image are in none of the stores"
+    yield from tree.warnings
     if tree.image is not None:
         yield from map(str, tree.image.warnings)
         if tree.image.warnings_dropped:

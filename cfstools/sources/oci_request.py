@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfstools.errors import OciError, UsageError
 from cfstools.linux.lookup import file_type
 from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
+from cfstools.text import shown_path
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def parse_reference(text: bytes) -> Reference | None:
     """
     prefix, colon, rest = text.partition(b":")
     form = next((form for form in Form if form.value.encode() == prefix), None)
-    if not colon or form is None:
+    if not colon:
+        return None
+    if form is None:
+        _refuse_transport(text, os.fsdecode(prefix), os.fsdecode(rest))
         return None
     path, chosen = _split(rest) if form is not Form.LAYERS else (rest, b"")
     if not path:
@@ -84,6 +88,41 @@ def parse_reference(text: bytes) -> Reference | None:
             raise UsageError(str(error)) from error
     name = os.fsdecode(chosen[1:] if chosen.startswith(b":") else chosen) or None
     return Reference(form=form, path=path, name=name)
+
+
+_TRANSPORTS = "oci:DIR, oci-archive:FILE, docker-archive:FILE and layers:FILE"
+# What other tools call the places that images lie in, and how to get an image from there with them.
+_COPYING = {
+    "dir": "copy it into a layout: skopeo copy dir:{rest} oci:LAYOUT:NAME",
+    "containers-storage": "copy it into a layout: skopeo copy containers-storage:{rest} oci:LAYOUT:NAME",
+    "docker": "copy it into a layout: skopeo copy docker:{rest} oci:LAYOUT:NAME",
+    "docker-daemon": "save it: docker save {rest} -o FILE, and build docker-archive:FILE",
+    "docker-image": "save it: docker save {rest} -o FILE, and build docker-archive:FILE",
+    "podman": "save it: podman save {rest} -o FILE, and build docker-archive:FILE",
+    "oci-layout": "a layout is read as oci:{rest}",
+    "oci-dir": "a layout is read as oci:{rest}",
+    "docker-tarball": "it is read as docker-archive:{rest}",
+    "tarball": "a layer tar is read as layers:{rest}",
+    "sif": "unpack its root file system and build that directory",
+    "ostree": "check the commit out and build that directory: ostree checkout",
+    "file": "write the path alone: {path}",
+}
+_REMOTE = ("oci+", "docker+", "ostree-", "http", "https", "registry", "atomic", "oras", "s3", "gs")
+
+
+def _refuse_transport(text: bytes, prefix: str, rest: str) -> None:
+    """Raise :class:`UsageError` for what other tools take for an image's place and nothing here is called."""
+    advice = _COPYING.get(prefix.lower())
+    remote = prefix.lower() in _REMOTE or prefix.lower().startswith(_REMOTE[:3]) or rest.startswith("//")
+    known = prefix.lower() in {form.value for form in Form}
+    if not (advice or remote or known) or file_type(text, follow=False):
+        return
+    if known:
+        advice = f"write {prefix.lower()}: in small letters"
+    elif advice is None:
+        advice = "copy the image into a layout, as with `skopeo copy`, and build oci:LAYOUT"
+    hint = advice.format(rest=shown_path(rest), path=shown_path("/" + rest.lstrip("/")))
+    raise UsageError(f"{shown_path(prefix)}: is no kind of source here; there are {_TRANSPORTS}", hint=hint)
 
 
 def _split(rest: bytes) -> tuple[bytes, bytes]:

@@ -12,6 +12,7 @@ from cfstools.linux.lookup import is_directory
 from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
+from cfstools.sources.lookalikes import advice, image_like
 from cfstools.sources.oci_request import ImagePlace, OciRequest
 from cfstools.tree import Directory
 from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
@@ -37,6 +38,7 @@ class SourceTree(NamedTuple):
     blobs: Blobs | None
     kind: str  # "directory", "dump", "image", or what kind of container image it was
     image: OciReport | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def open_source(
         tree = _read_image(place, oci, algorithm, writer=writer, stdin=stdin, progress=progress)
     elif not from_file and is_directory(path):
         with open_directory(path, options=options, reader=reader, progress=progress) as source:
-            yield SourceTree(root=source.root, blobs=source, kind="directory")
+            yield SourceTree(root=source.root, blobs=source, kind="directory", warnings=image_like(path))
         return
     elif path == _STDIN and stdin is not None:
         from cfstools.formats.dump import parse_dump
@@ -143,7 +145,7 @@ def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool, stri
     if from_file or data[: len(_DUMP_START)] == _DUMP_START:
         return SourceTree(root=parse_dump(data, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
-        raise FormatError("is neither a directory nor an image of any kind nor a dump text")
+        raise FormatError("unknown input: expected a directory, an image or a dump", hint=advice(data))
     reader = TreeReader(Image(data, allow_tail=True))
     root = reader.read()
     if reader.algorithm not in {None, algorithm}:
