@@ -7,6 +7,7 @@ the input adds the *subject* (a path) with :func:`naming`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,10 +131,37 @@ class Unsupported(CfsError):
     """The kernel, the file system or a missing optional package cannot do what was asked."""
 
 
-def os_error(error: OSError, what: str, *, subject: str | None = None, hint: str | None = None) -> InputError:
-    """Translate an ``OSError`` met while doing *what* (``"cannot open"``) into an :class:`InputError`; notes stay."""
-    why = error.strerror or str(error)
-    made = InputError(f"{what}: {why}", subject=subject, hint=hint)
+class Exhausted(CfsError):
+    """This process or machine ran out of descriptors or memory.
+
+    It says nothing about the file or object that was being looked at, so it is neither an ``InputError`` nor a
+    ``StoreError``: nobody takes that for missing, unreadable or damaged because of it.
+    """
+
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def is_exhausted(error: OSError) -> bool:
+    """Whether *error* is about this process or machine (see :class:`Exhausted`), not about what was looked at."""
+    return error.errno in _EXHAUSTED
+
+
+def raise_exhausted(error: OSError, what: str, subject: str | None) -> None:
+    """Raise ``Exhausted`` for an error that says nothing about *subject*, also for a full disk.
+
+    For those who would otherwise call what they look at wrong, or go on without it.
+    """
+    if is_exhausted(error) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise Exhausted(f"{what}: {error.strerror or error}", subject=subject) from error
+
+
+def os_error(
+    error: OSError, what: str, *, where: str | None = None, subject: str | None = None, hint: str | None = None
+) -> InputError | Exhausted:
+    """Translate an ``OSError`` met while doing *what* (``"cannot open"``); notes stay."""
+    kind = Exhausted if is_exhausted(error) else InputError
+    made = kind(f"{what}: {error.strerror or error}", where=where, subject=subject, hint=hint)
     for note in getattr(error, "__notes__", ()):
         made.add_note(note)
     return made

@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from cfstools.errors import CheckFailed, InputError, ObjectMissing, StoreError
+from cfstools.errors import CheckFailed, InputError, ObjectMissing, StoreError, raise_exhausted
 from cfstools.formats.escape import escape
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
@@ -228,7 +228,9 @@ class Contents:
         return CheckFailed(f"object {self._describe()} {how}", where=_shown(self._path))
 
     def _unreadable(self, error: OSError | InputError) -> StoreError:
-        why = error.what if isinstance(error, InputError) else error.strerror
+        if isinstance(error, OSError):
+            raise_exhausted(error, f"object {self._describe()} cannot be read", None)
+        why = str(error) if isinstance(error, InputError) else error.strerror
         return StoreError(f"object {self._describe()} cannot be read: {why}", where=_shown(self._path))
 
 

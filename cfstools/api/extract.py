@@ -272,7 +272,7 @@ class _Extraction:
             raise OSError(errno.EBUSY, "it was replaced while it was made")
         return _Open(fd)
 
-    def _failed(self, error: OSError, path: bytes) -> InputError:
+    def _failed(self, error: OSError, path: bytes) -> CfsError:
         return os_error(error, "cannot write", subject=self._on_disk(path))
 
     def _on_disk(self, path: bytes) -> str:

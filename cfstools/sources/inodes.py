@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from types import MappingProxyType
 
-from cfstools.errors import InputError, SourceChanged, TreeError, os_error, shown_path
+from cfstools.errors import CfsError, InputError, SourceChanged, TreeError, os_error, shown_path
 from cfstools.linux.files import close, open_below
 from cfstools.linux.numbers import Numbers, numbers_of
 from cfstools.native import _pure
@@ -46,7 +46,7 @@ class Place:
         """The whole path of *path*, which is relative to the root and empty for the root itself."""
         return os.fsdecode(os.path.join(self._root, path) if path else self._root)
 
-    def failed(self, error: OSError, what: str, path: bytes) -> InputError:
+    def failed(self, error: OSError, what: str, path: bytes) -> CfsError:
         """What an ``OSError`` about *path* means: that it changed, or that it cannot be read."""
         if error.errno in _GONE:
             return self.changed(path, "vanished or was replaced")
@@ -117,7 +117,7 @@ class XattrReader:
             raise self._place.changed(path, "extended attributes changed")
         raise self._unreadable(*refused, path)
 
-    def _unreadable(self, error: OSError, key: bytes | None, path: bytes) -> InputError:
+    def _unreadable(self, error: OSError, key: bytes | None, path: bytes) -> CfsError:
         """The error for attributes that cannot be listed, or for the one called *key* that is, but cannot be read."""
         if key is None:
             failure = self._place.failed(error, "cannot list extended attributes", path)

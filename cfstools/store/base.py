@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
-from cfstools.errors import StoreError
+from cfstools.errors import Exhausted, StoreError, is_exhausted
 
 FsVerity = Literal["off", "auto", "require"]
 """Whether fs-verity is turned on for new objects: never, where the file system has it, or else that is an error."""
@@ -70,6 +70,7 @@ def split_digest(digest: bytes) -> tuple[bytes, bytes]:
     return text[:2], text[2:]
 
 
-def store_error(error: OSError, what: str, subject: str, *, hint: str | None = None) -> StoreError:
+def store_error(error: OSError, what: str, subject: str, *, hint: str | None = None) -> StoreError | Exhausted:
     """Translate an ``OSError`` met while doing *what* to the store or object *subject*."""
-    return StoreError(f"{what}: {error.strerror or error}", subject=subject, hint=hint)
+    kind = Exhausted if is_exhausted(error) else StoreError
+    return kind(f"{what}: {error.strerror or error}", subject=subject, hint=hint)

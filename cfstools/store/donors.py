@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, StoreError, os_error
+from cfstools.errors import InputError, StoreError, os_error, raise_exhausted
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
@@ -53,7 +53,8 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
             break
         try:
             fd = os.open(file, OBJECT_FLAGS)
-        except OSError:
+        except OSError as error:
+            raise_exhausted(error, "cannot open", os.fsdecode(file))
             continue
         with _closing(fd):
             for digest in _digests(fd, lengths):
@@ -89,7 +90,8 @@ def _files(path: bytes) -> Iterator[tuple[int, bytes]]:
                         pending.append(entry.path)
                     elif entry.is_file(follow_symlinks=False):
                         yield entry.stat(follow_symlinks=False).st_size, entry.path
-        except OSError:
+        except OSError as error:
+            raise_exhausted(error, "cannot list directory", os.fsdecode(directory))
             continue
 
 

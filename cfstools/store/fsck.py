@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cfstools import native
-from cfstools.errors import InputError, StoreError, os_error
+from cfstools.errors import InputError, StoreError, os_error, raise_exhausted
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
@@ -356,7 +356,9 @@ class ObjectCheck:
 
 
 def _unreadable(found: Found, error: InputError | OSError) -> Problem:
-    why = error.what if isinstance(error, InputError) else f"cannot open: {error.strerror or error}"
+    if isinstance(error, OSError):
+        raise_exhausted(error, "cannot open", os.fsdecode(found.path))
+    why = str(error) if isinstance(error, InputError) else f"cannot open: {error.strerror or error}"
     # What may be read but gives errors is as good as damaged: fs-verity and failing disks answer so.
     fault = Fault.DAMAGED if isinstance(error, InputError) and found.digest else Fault.UNREADABLE
     return Problem(fault=fault, path=found.path, digest=found.digest, what=why, size=found.status.st_size)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
+from cfstools.errors import raise_exhausted
 from cfstools.linux.files import close
 from cfstools.store.base import KEPT_NAME, LOCK_NAME, NEW_KEPT_NAME, digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
@@ -111,6 +112,7 @@ def _prefix(store: DirectoryStore, prefix: bytes, status: os.stat_result) -> Ite
     except FileNotFoundError:
         return
     except OSError as error:
+        raise_exhausted(error, "cannot list the store", place(store, prefix))
         yield Found(Kind.CLOSED, prefix, None, status, error.strerror or str(error))
         return
     for name, below in names:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import InputError, LimitExceeded, SourceChanged
+from cfstools.errors import Exhausted, InputError, LimitExceeded, SourceChanged
 from cfstools.sources.directory import MAX_OPEN, MAX_PATH, open_directory
 from cfstools.tree import RegularFile
 from tests.sources.trees import (
@@ -103,7 +103,7 @@ def test_no_descriptor_left(src: Path) -> None:
     free = [number for number in range(len(used) + 4) if number not in used]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (free[2], limits[1]))  # three are left: the listing took one itself
-        with pytest.raises(InputError, match="directory: Too many open files") as caught:
+        with pytest.raises(Exhausted, match="directory: Too many open files") as caught:
             walk(src)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

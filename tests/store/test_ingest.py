@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import CfsError, InputError, SourceChanged, StoreError, UsageError
+from cfstools.errors import CfsError, Exhausted, InputError, SourceChanged, StoreError, UsageError
 from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, stamp
 from cfstools.store.ingest import ingest
 from cfstools.tree import Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
@@ -148,10 +148,10 @@ def test_memory_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
-        with pytest.raises(InputError, match=r"^path: cannot open: Too many open files$"):
+        with pytest.raises(Exhausted, match=r"^path: cannot open: Too many open files$"):
             blobs.open(unread)
         patched.setattr(os, "memfd_create", refuse)
-        with pytest.raises(InputError, match="cannot keep contents in memory"):
+        with pytest.raises(Exhausted, match="cannot keep contents in memory"):
             blobs.add(b"more", b"")
     blobs.close()
     with pytest.raises(InputError):

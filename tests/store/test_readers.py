@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import ObjectMissing, StoreError
+from cfstools.errors import Exhausted, ObjectMissing, StoreError
 from cfstools.store import DirectoryStore, MemoryStore, Store, StoreChain, StoreWriter
 from cfstools.verity import digest_bytes, object_path
 
@@ -45,7 +45,7 @@ def test_memory_store_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> N
     before = os.listdir("/proc/self/fd")
     for function in ("write", "memfd_create"):
         monkeypatch.setattr(os, function, refuse)
-        with pytest.raises(StoreError, match="cannot open the object: Too many open files"):
+        with pytest.raises(Exhausted, match="cannot open the object: Too many open files"):
             store.open(digest)
     assert os.listdir("/proc/self/fd") == before
 

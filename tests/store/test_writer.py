@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfstools import native
-from cfstools.errors import InputError, StoreError
+from cfstools.errors import Exhausted, InputError, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.native import _pure
@@ -503,7 +503,7 @@ def test_too_many_open_files(store: DirectoryStore, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "syncfs", sync)
     for number in range(6, 10):
         writer.add_bytes(b"%d" % number)
-    with pytest.raises(StoreError, match="cannot make a temporary file in the store: Too many open files"):
+    with pytest.raises(Exhausted, match="cannot make a temporary file in the store: Too many open files"):
         writer.add_bytes(b"last")
     writer.close()
 
@@ -679,6 +679,6 @@ def test_nothing_is_published_early_for_want_of_descriptors(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         monkeypatch.setattr(Scratch, "create", none_left)
-        with pytest.raises(StoreError, match="cannot make a temporary file in the store: Too many open files"):
+        with pytest.raises(Exhausted, match="cannot make a temporary file in the store: Too many open files"):
             writer.add_bytes(b"second")
         assert list(store.objects()) == []
