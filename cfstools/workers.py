@@ -20,6 +20,23 @@ _R = TypeVar("_R")
 _T = TypeVar("_T")
 
 
+class Abandoned(BaseException):
+    """Whoever wanted the result of a call has stopped waiting for it."""
+
+
+_here = threading.local()
+
+
+def give_up_if_stopped() -> None:
+    """To be called now and then by what takes long: raises ``Abandoned`` in a thread whose ``Workers`` were stopped.
+
+    Otherwise an error or a signal elsewhere would wait for, say, the hashing of a file of a terabyte.
+    """
+    workers: Workers | None = getattr(_here, "workers", None)
+    if workers is not None and workers.is_stopped:
+        raise Abandoned
+
+
 class Call(Generic[_R]):
     """A call that is made in another thread."""
 
@@ -85,6 +102,11 @@ class Workers:
         self.stop()
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether nobody waits for results any more."""
+        return self._stopped
+
+    @property
     def count(self) -> int:
         """How many threads there are."""
         return len(self._threads)
@@ -106,7 +128,10 @@ class Workers:
                 call.run()
 
     def stop(self) -> None:
-        """Leave out the calls that were not begun and wait for the others. Stopping twice is allowed."""
+        """Leave out the calls that were not begun and wait for the others (see :func:`give_up_if_stopped`).
+
+        Stopping twice is allowed.
+        """
         self._stopped = True
         for _ in self._threads:
             self._calls.put(None)
@@ -115,6 +140,7 @@ class Workers:
             self._threads.pop()
 
     def _work(self) -> None:
+        _here.workers = self
         while (call := self._calls.get()) is not None:
             if self._stopped:
                 call.leave_out()

@@ -11,7 +11,7 @@ from typing import Self
 
 from cfstools import native
 from cfstools.api.problems import Problem, ProblemKind, shown
-from cfstools.errors import InputError, ObjectMissing, StoreError
+from cfstools.errors import InputError, ObjectMissing, StoreError, raise_exhausted
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
 from cfstools.progress import Progress
@@ -20,13 +20,14 @@ from cfstools.tree import Directory, External, Leaf, RegularFile
 from cfstools.tree.model import KINDS
 from cfstools.tree.walk import inode_of, iter_directories, iter_entries
 from cfstools.verity import Algorithm, Params, descriptor, digest_bytes, hash_fd, object_path
-from cfstools.workers import Call, Workers
+from cfstools.workers import Call, Workers, give_up_if_stopped
 
 SHOWN_PATHS = 3
 _BATCH_BYTES = 256 << 20  # as much is checked between two steps of progress, and this at least:
 _LEAST_FILES = 256
 _LEAST_BYTES = 1 << 20
 _MOMENT = 0.05  # seconds
+_STEP_FILES = 1024  # hashed between two looks whether that is still wanted
 _OPEN_FILES = 16  # how many objects a thread holds open
 _WHOLE = 1 << 20  # files up to this size are read with one call
 _SPLIT = 32 << 20  # larger ones are hashed by several threads at once
@@ -267,17 +268,20 @@ class _BatchCheck:
         if needed.packed is None or not batch or not isinstance(first, DirectoryStore):
             return batch
         params = self._params
-        right = native.check_objects(
-            first.prefix_fds,
-            *needed.packed,
-            batch.start,
-            batch.stop,
-            self._arena(),
-            params.algorithm.value,
-            params.block_size,
-            params.salt_prefix,
-            self._descriptor,
-        )
+        right = b""
+        for start in range(batch.start, batch.stop, _STEP_FILES):
+            give_up_if_stopped()
+            right += native.check_objects(
+                first.prefix_fds,
+                *needed.packed,
+                start,
+                min(start + _STEP_FILES, batch.stop),
+                self._arena(),
+                params.algorithm.value,
+                params.block_size,
+                params.salt_prefix,
+                self._descriptor,
+            )
         left = [number for number, is_right in zip(batch, right, strict=True) if not is_right] if 0 in right else []
         good = needed.ends[batch.stop - 1] - needed.ends[batch.start - 1] - sum([needed.key(one)[2] for one in left])
         tally.hashed += len(batch) - len(left)
@@ -309,7 +313,7 @@ class _BatchCheck:
                 close(fd)
         for (key, _, store), digest in zip(queue, found, strict=True):
             if isinstance(digest, InputError):
-                tally.problems.append(self._problem(key, ProblemKind.UNREADABLE, digest.what, _place(key, store)))
+                tally.problems.append(self._problem(key, ProblemKind.UNREADABLE, str(digest), _place(key, store)))
             elif digest != key[1]:
                 what = f"its fs-verity digest is {digest.hex()}"
                 tally.problems.append(self._problem(key, ProblemKind.DAMAGED, what, _place(key, store)))
@@ -386,5 +390,6 @@ def hash_files(
         except InputError as error:
             found.append(error)
         except OSError as error:
+            raise_exhausted(error, "cannot read", None)
             found.append(InputError(f"cannot read: {error.strerror or error}"))
     return found
