@@ -18,8 +18,8 @@ from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
 from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
 from cfstools.lasting import keep
+from cfstools.linux.contents import whole_file
 from cfstools.linux.lookup import file_type
-from cfstools.linux.mapping import mapped_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
@@ -149,7 +149,7 @@ def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
     """The image at *path*, mapped until *stack* is left; ``None`` for what is none."""
     if file_type(path) != stat.S_IFREG:
         return None
-    data = stack.enter_context(mapped_file(path))
+    data = stack.enter_context(whole_file(path))
     if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
         return None
     with naming(path):

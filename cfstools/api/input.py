@@ -7,18 +7,19 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cfstools.errors import InputError, LimitExceeded, naming, os_error, shown_path
+from cfstools.errors import InputError, naming, os_error, shown_path
+from cfstools.linux.contents import MAX_FILE, read_regular
 from cfstools.linux.files import close
 
-MAX_IMAGE_FILE = 1 << 32
+MAX_IMAGE_FILE = MAX_FILE
 _PIECE = 1 << 16
 
 
 def read_image_file(path: bytes) -> memoryview:
     """All bytes of the regular file *path*, read exactly once.
 
-    Unlike those of a mapped file they stay the same when somebody writes to the file afterwards. Raises InputError,
-    and LimitExceeded for more than ``MAX_IMAGE_FILE`` bytes.
+    They stay the same when somebody writes to the file afterwards. Raises InputError, SourceChanged, and LimitExceeded
+    for more than ``MAX_IMAGE_FILE`` bytes.
     """
     with opened_image(path) as fd:
         return read_image(fd)
@@ -39,18 +40,8 @@ def opened_image(path: bytes) -> Iterator[int]:
 
 
 def read_image(fd: int) -> memoryview:
-    """All bytes of the open file *fd*, from where it stands. Raises InputError and LimitExceeded."""
-    try:
-        size = os.fstat(fd).st_size
-        if size > MAX_IMAGE_FILE:
-            raise LimitExceeded(f"{size} bytes are too many for an image: at most {MAX_IMAGE_FILE}")
-        buffer = memoryview(bytearray(size))
-        done = 0
-        while done < size and (got := os.readv(fd, [buffer[done:]])):
-            done += got
-    except OSError as error:
-        raise os_error(error, "cannot read") from error
-    return buffer[:done].toreadonly()
+    """All bytes of the open regular file *fd*. Raises InputError, SourceChanged and LimitExceeded."""
+    return read_regular(fd, most=MAX_IMAGE_FILE)
 
 
 def read_small(path: bytes, most: int, *, regular: bool = False) -> bytes:

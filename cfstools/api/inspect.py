@@ -16,7 +16,7 @@ from cfstools.formats.erofs.regions import Region, regions
 from cfstools.formats.escape import escape
 from cfstools.formats.overlay import format_word
 from cfstools.lasting import keep
-from cfstools.linux.mapping import mapped_file
+from cfstools.linux.contents import whole_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
@@ -49,7 +49,7 @@ class InspectReport(Report):
 
 def inspect(path: bytes) -> InspectReport:
     """Read the whole image at *path* and say what it is. Raises InputError and ImageError."""
-    with mapped_file(path) as data:
+    with whole_file(path) as data:
         info = image_info(data, allow_tail=True)
         algorithm = info.algorithm or Algorithm.SHA256
         with data[: info.size] as image:
@@ -120,7 +120,7 @@ def tree_report(path: bytes, start: bytes = b"/") -> TreeReport:
 
 def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     """The root of the image at *path* and its entry *start*."""
-    with mapped_file(path) as data:
+    with whole_file(path) as data:
         root = read_image(data, allow_tail=True)
     keep(root)
     entry = lookup(root, start)
@@ -155,7 +155,7 @@ def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
 
 def layout(path: bytes) -> Iterator[Region]:
     """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
-    with mapped_file(path) as data:
+    with whole_file(path) as data:
         yield from regions(data, allow_tail=True)
 
 

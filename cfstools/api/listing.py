@@ -11,7 +11,7 @@ from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape
 from cfstools.formats.listing import ls_lines, object_payloads
 from cfstools.lasting import keep
-from cfstools.linux.mapping import mapped_file
+from cfstools.linux.contents import whole_file
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries
@@ -46,7 +46,7 @@ class ObjectReport(Report):
 
 def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
     """The tree of the image at *path*, or only the named children of its root. Raises InputError and ImageError."""
-    with mapped_file(path) as data:
+    with whole_file(path) as data:
         return read_image(data, filters=frozenset(filters) or None, allow_tail=True)
 
 

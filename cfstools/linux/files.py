@@ -13,6 +13,7 @@ import os
 import resource
 import stat
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ FICLONE = ioctl_number(IOC_WRITE, 0x94, 9, 4)  # linux/fs.h: _IOW(0x94, 9, int)
 _AT_EMPTY_PATH = 0x1000
 _PATH_MAX = 4096
 _RENAME_NOREPLACE = 1
+
+_SMALL_HOLE = 65536
+_MAKES_UP_TIMES = frozenset({0x65735546, 0x01021997})  # FUSE, 9p
+# ext2 to ext4, xfs, btrfs, f2fs, tmpfs: a page written to, also through a map, is no hole there from then on. Others
+# have reported holes where there was data, and a digest must never depend on that.
+_TELLS_HOLES = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x01021994})
 
 # linux/openat2.h; the system call has this number on every architecture that matters (all since 5.6 share it).
 _SYS_OPENAT2 = 437
@@ -160,6 +167,58 @@ def reflink(src_fd: int, dst_fd: int) -> bool:
             return False
         raise
     return True
+
+
+def state_of(fd: int) -> tuple[int, int, int]:
+    """Size, mtime and ctime of an open file, for a comparison before and after it is read.
+
+    The times are 0 where a file system's server may make them up anew with every look.
+    """
+    status = os.fstat(fd)
+    if filesystem_type(fd) in _MAKES_UP_TIMES:
+        return status.st_size, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a regular file of *size* bytes has data: start and end of each range, in order; the rest reads as zeros.
+
+    Holes of less than 64 KiB count as data, as does everything on file systems that are not known to tell the truth
+    about holes. The file's offset is not moved between two steps.
+    """
+    if not size or filesystem_type(fd) not in _TELLS_HOLES:
+        if size:
+            yield 0, size
+        return
+    start, end = _next_range(fd, 0, size)
+    while start < size:
+        yield start, end
+        start, end = _next_range(fd, end, size)
+
+
+def _next_range(fd: int, at: int, size: int) -> tuple[int, int]:
+    """The first range of data at or behind *at*, with what lies behind small holes; *size* twice if there is none."""
+    # Set back each time: whoever stops asking may have closed the file long before the iterator goes away.
+    offset = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        start = following = _seek(fd, at, os.SEEK_DATA, size)
+        end = start
+        while following < size and (following - end < _SMALL_HOLE or end == start):
+            end = _seek(fd, following, os.SEEK_HOLE, size)
+            following = _seek(fd, end, os.SEEK_DATA, size) if end < size else size
+        return start, end
+    finally:
+        os.lseek(fd, offset, os.SEEK_SET)
+
+
+def _seek(fd: int, offset: int, whence: int, size: int) -> int:
+    """Where the next data or hole is; *size* where there is none before, also when the file was cut meanwhile."""
+    try:
+        return max(offset, min(os.lseek(fd, offset, whence), size))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        raise
 
 
 def copy_range(src_fd: int, dst_fd: int, offset: int, length: int) -> int | None:

@@ -31,6 +31,7 @@ match_stamps = _known.match_stamps
 merge_records = _known.merge_records
 digest_range = _pure.digest_range
 check_objects = _pure.check_objects
+write_sparse = _pure.write_sparse
 write_files = _pure.write_files
 link_files = _pure.link_files
 rename_files = _pure.rename_files
@@ -52,6 +53,7 @@ FUNCTIONS = (
     "merge_records",
     "digest_range",
     "check_objects",
+    "write_sparse",
     "write_files",
     "link_files",
     "rename_files",

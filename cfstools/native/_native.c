@@ -194,6 +194,8 @@ static PyMethodDef methods[] = {
     {"check_objects", native_check_objects, METH_VARARGS,
      "check_objects(prefixes, digests, ends, first, end, arena, algorithm, block_size, salt_prefix, descriptor)\n\n"
      "As in _pure.py."},
+    {"write_sparse", native_write_sparse, METH_VARARGS,
+     "write_sparse(fd, data, offset)\n\nAs in _pure.py."},
     {"write_files", native_write_files, METH_VARARGS,
      "write_files(directory, arena, spans, mode, number)\n\nAs in _pure.py."},
     {"link_files", native_link_files, METH_VARARGS, "link_files(links)\n\nAs in _pure.py."},

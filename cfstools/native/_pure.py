@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ take_entries = _names.take_entries
 match_stamps = _known.match_stamps
 merge_records = _known.merge_records
 
-_ZEROS = bytes(65536)
+_HOLE = 65536
+_ZEROS = bytes(_HOLE)
 _PATH_MAX = 4096
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -240,44 +241,65 @@ def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: byt
 
 def digest_range(  # noqa: PLR0917 - likewise
     algorithm: str, fd: int, offset: int, length: int, block_size: int, salt_prefix: bytes, copy_fd: int
-) -> tuple[bytes, int, int]:
-    """Digests of the blocks in *length* bytes of *fd* from *offset* on, how many bytes there were, and 0.
+) -> tuple[bytes, int, int, int]:
+    """Digests of the blocks in *length* bytes of *fd* from *offset* on, how many bytes there were, and two zeros.
 
-    The last block is zero padded. What is read is also written to the same place of *copy_fd*, unless that is -1;
-    if that fails the work ends and the last value is the error number. Raises ``OSError`` when reading fails.
+    The last block is zero padded. What is read is also written to the same place of *copy_fd*, as by
+    :func:`write_sparse`, unless that is -1. An error ends the work: the third value is its number if reading failed,
+    and then there are no digests, and the second tells where it did; the fourth is its number if writing failed.
     """
     piece = max(_PIECE, block_size)
     digests = []
     met = 0
     while met < length:
         wanted = min(piece, length - met)
-        data = b"".join(_read_pieces(fd, wanted, offset + met))
+        data, unread = _read_piece(fd, wanted, offset + met)
+        if unread:
+            return b"", met + len(data), unread, 0
         if not data:
             break
         digests.append(hash_blocks(algorithm, data, block_size, salt_prefix))
         if copy_fd >= 0:
             try:
-                _write_all(copy_fd, data, offset + met)
+                write_sparse(copy_fd, data, offset + met)
             except OSError as error:
-                return b"".join(digests[:-1]), met, error.errno or errno.EIO
+                return b"".join(digests[:-1]), met, 0, error.errno or errno.EIO
         met += len(data)
         if len(data) < wanted:
             break
-    return b"".join(digests), met, 0
+    return b"".join(digests), met, 0, 0
 
 
-def _read_pieces(fd: int, size: int, offset: int) -> Iterator[bytes]:
-    while size:
-        data = os.pread(fd, size, offset)
-        if not data:
-            return
-        yield data
-        size -= len(data)
-        offset += len(data)
+def _read_piece(fd: int, size: int, offset: int) -> tuple[bytes, int]:
+    """Up to *size* bytes, less only at the end or because of an error, whose number is the second value."""
+    data = b""
+    try:
+        while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+            data = data + more if data else more
+    except OSError as error:
+        return data, error.errno or errno.EIO
+    return data, 0
 
 
-def _write_all(fd: int, data: Buffer, offset: int) -> None:
+def write_sparse(fd: int, data: Buffer, offset: int) -> bool:
+    """Write *data* to this place of a new file, where nothing was written yet.
+
+    Where nothing but zeros belongs to a unit of 64 KiB of the file they are left out, so that they become holes.
+    Returns whether that was so at the end of *data*: then the file may be too short yet.
+    """
     view = memoryview(data).cast("B")
+    written = at = 0  # written, or left out
+    while at < len(view):
+        end = min(len(view), at + _HOLE - (offset + at) % _HOLE)
+        if view[at] == 0 and view[at:end] == _ZEROS[: end - at]:
+            _write_all(fd, view[written:at], offset + written)
+            written = end
+        at = end
+    _write_all(fd, view[written:], offset + written)
+    return 0 < written == len(view)
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
     while view:
         done = os.pwrite(fd, view, offset)
         view = view[done:]
@@ -342,7 +364,8 @@ def write_files(directory: int, arena: Buffer, spans: Sequence[tuple[int, int]],
         except OSError:
             break
         try:
-            _write_all(fd, view[offset : offset + size], 0)
+            if write_sparse(fd, view[offset : offset + size], 0):
+                os.ftruncate(fd, size)
         except OSError:
             _close(fd)
             if number >= 0:

@@ -71,17 +71,21 @@ static size_t read_objects(struct batch *batch, const struct wanted *wanted, siz
     return batch->count;
 }
 
-/* Says of each object whether it was found right. -1 when memory is short. */
-static int check_all(struct batch *batch, const struct wanted *wanted, char *right) {
+/* Says of each object from `*first` on whether it was found right, for a moment; `*first` is then the first that is left.
+ * -1 when memory is short. */
+static int check_some(struct batch *batch, const struct wanted *wanted, size_t *first, char *right) {
     const size_t size = batch->algorithm->digest_size;
-    for (size_t first = wanted->first, met; first < wanted->end; first += met) {
-        met = read_objects(batch, wanted, first);
+    struct timespec since = native_now();
+    do {
+        const size_t met = read_objects(batch, wanted, *first);
         if (batch_hash(batch))
             return -1;
         for (size_t i = 0; i < met; i++)
-            *right++ = batch->files[i].state == HASHED &&
-                       memcmp(batch->files[i].root, digest_of(batch, wanted, first + i), size) == 0;
-    }
+            right[*first - wanted->first + i] =
+                batch->files[i].state == HASHED &&
+                memcmp(batch->files[i].root, digest_of(batch, wanted, *first + i), size) == 0;
+        *first += met;
+    } while (*first < wanted->end && !native_is_time(&since));
     return 0;
 }
 
@@ -89,17 +93,19 @@ static PyObject *check_batch(struct batch *batch, const struct wanted *wanted) {
     PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(wanted->end - wanted->first));
     batch->files = PyMem_Malloc(TOGETHER * sizeof *batch->files);
     int failed = batch->files == NULL || result == NULL;
-    if (!failed) {
-        char *right = PyBytes_AsString(result);
+    char *right = failed ? NULL : PyBytes_AsString(result);
+    for (size_t first = wanted->first; !failed && first < wanted->end;) {
         Py_BEGIN_ALLOW_THREADS
-        failed = check_all(batch, wanted, right);
+        failed = check_some(batch, wanted, &first, right);
         Py_END_ALLOW_THREADS
+        if (!failed && PyErr_CheckSignals() < 0)
+            break;
     }
     PyMem_Free(batch->files);
-    if (failed) {
-        Py_CLEAR(result);
+    if (failed)
         PyErr_NoMemory();
-    }
+    if (PyErr_Occurred())
+        Py_CLEAR(result);
     return result;
 }
 

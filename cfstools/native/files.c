@@ -8,10 +8,8 @@
 #include <unistd.h>
 
 #include "batch.h"
-#include "mapping.h"
 
 #define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
-#define WINDOW ((size_t)4 << 20) /* of a mapped file: large enough to cost nothing, small enough to hold nothing up */
 
 /* Whether the last name is not empty, and none before it is empty or "..": the same paths as in _pure.py. Others are
  * left to the caller. */
@@ -54,15 +52,19 @@ static int parse_file(PyObject *item, struct file *file) {
     return 0;
 }
 
-static void read_files(struct batch *batch) {
-    for (size_t i = 0; i < batch->count; i++) {
-        struct file *file = &batch->files[i];
+/* Reads files from `first` on, for a moment; returns the first that is left. */
+static size_t read_files(struct batch *batch, size_t first) {
+    struct timespec since = native_now();
+    size_t i = first;
+    while (i < batch->count && (i == first || !native_is_time(&since))) {
+        struct file *file = &batch->files[i++];
         const int fd = file->path != NULL ? batch_open(batch->root_fd, file->path) : -1;
         if (fd < 0)
             continue;
         batch_read(batch, file, fd);
         close(fd);
     }
+    return i;
 }
 
 static void find_files(struct batch *batch) {
@@ -118,8 +120,14 @@ static PyObject *digest_batch(struct batch *batch, PyObject *items) {
     for (size_t i = 0; i < batch->count; i++)
         if (parse_file(PyTuple_GetItem(items, (Py_ssize_t)i), &batch->files[i]) < 0)
             goto out;
+    for (size_t next = 0; next < batch->count;) {
+        Py_BEGIN_ALLOW_THREADS
+        next = read_files(batch, next);
+        Py_END_ALLOW_THREADS
+        if (next < batch->count && PyErr_CheckSignals() < 0)
+            goto out;
+    }
     Py_BEGIN_ALLOW_THREADS
-    read_files(batch);
     failed = batch_hash(batch);
     if (!failed)
         find_files(batch);
@@ -251,88 +259,72 @@ struct range {
     const struct sha2_algorithm *algorithm;
     const struct sha2_choice *kernel;
     struct sha2_start start;
+    uint8_t *piece;
+    uint8_t *out;
+    size_t met;           /* bytes read and hashed so far */
+    int unread, unwritten; /* error numbers */
 };
 
-/* Fills `piece` as far as the file goes. */
-static ssize_t read_piece(int fd, uint8_t *piece, size_t size, off_t offset) {
-    size_t done = 0;
-    while (done < size) {
-        const ssize_t got = pread(fd, piece + done, size - done, offset + (off_t)done);
-        if (got < 0 && errno == EINTR)
-            continue;
+/* Fills `piece` as far as the file goes. On an error `*done` tells how far it got. */
+static int read_piece(int fd, uint8_t *piece, size_t size, off_t offset, size_t *done) {
+    *done = 0;
+    while (*done < size) {
+        const ssize_t got = pread(fd, piece + *done, size - *done, offset + (off_t)*done);
         if (got < 0)
             return -1;
         if (got == 0)
             break;
-        done += (size_t)got;
+        *done += (size_t)got;
     }
-    return (ssize_t)done;
+    return 0;
 }
 
-/* Hashes whole blocks where the kernel keeps them, as far as that goes, and returns how many bytes that is. What is
- * copied is read instead: the copy must be of the very bytes that were hashed, whoever writes to the file meanwhile. */
-static size_t hash_mapped(const struct range *range, uint8_t *out) {
-    struct stat status;
-    if (range->copy_fd >= 0 || fstat(range->fd, &status) < 0 || !S_ISREG(status.st_mode) ||
-        status.st_size <= range->offset)
+/* Reads, hashes and copies one piece from `met` on. Returns whether there is more to do. */
+static int digest_piece(struct range *range) {
+    const size_t left = range->length - range->met, wanted = left < PIECE ? left : PIECE;
+    const off_t at = range->offset + (off_t)range->met;
+    size_t got;
+    if (read_piece(range->fd, range->piece, wanted, at, &got) < 0) {
+        range->unread = errno;
+        /* A caller that is told of an error learns where it is; after a signal the piece is read again. */
+        if (errno != EINTR)
+            range->met += got;
         return 0;
-    const size_t there = (size_t)(status.st_size - range->offset);
-    const size_t whole = (there < range->length ? there : range->length) / range->block_size * range->block_size;
-    for (size_t met = 0; met < whole;) {
-        struct window window;
-        const size_t size = whole - met < WINDOW ? whole - met : WINDOW, blocks = size / range->block_size;
-        if (window_open(&window, range->fd, range->offset + (off_t)met, size) < 0)
-            return met;
-        const int failed = native_hash(range->algorithm, range->kernel, &range->start, window.data, range->block_size,
-                                       blocks, out);
-        if (window_close(&window) < 0 || failed)
-            return met;
-        out += blocks * range->algorithm->digest_size;
-        met += size;
     }
-    return whole;
+    if (got == 0)
+        return 0;
+    const size_t blocks = (got + range->block_size - 1) / range->block_size;
+    memset(range->piece + got, 0, blocks * range->block_size - got);
+    uint8_t *out = range->out + range->met / range->block_size * range->algorithm->digest_size;
+    if (native_hash(range->algorithm, range->kernel, &range->start, range->piece, range->block_size, blocks, out)) {
+        range->unread = ENOMEM;
+        return 0;
+    }
+    if (range->copy_fd >= 0 && native_write_with_holes(range->copy_fd, range->piece, got, at) < 0) {
+        range->unwritten = errno;
+        return 0;
+    }
+    range->met += got;
+    return got == wanted && range->met < range->length;
 }
 
-/* Reads and hashes from `met` on. Returns how many bytes were met in all, -1 with errno. */
-static ssize_t hash_read(const struct range *range, size_t met, uint8_t *piece, uint8_t *out, int *unwritten) {
-    out += met / range->block_size * range->algorithm->digest_size;
-    while (met < range->length) {
-        const size_t wanted = range->length - met < PIECE ? range->length - met : PIECE;
-        const off_t at = range->offset + (off_t)met;
-        const ssize_t got = read_piece(range->fd, piece, wanted, at);
-        if (got < 0)
+/* Does all of it, looking for signals now and then. Negative with an exception of a signal handler. */
+static int digest_range(struct range *range) {
+    int more = range->length > 0;
+    while (more) {
+        struct timespec since = native_now();
+        Py_BEGIN_ALLOW_THREADS
+        do
+            more = digest_piece(range);
+        while (more && !native_is_time(&since));
+        Py_END_ALLOW_THREADS
+        const int interrupted = range->unread == EINTR;
+        if ((more || interrupted) && PyErr_CheckSignals() < 0)
             return -1;
-        if (got == 0)
-            break;
-        const size_t blocks = ((size_t)got + range->block_size - 1) / range->block_size;
-        memset(piece + got, 0, blocks * range->block_size - (size_t)got);
-        if (native_hash(range->algorithm, range->kernel, &range->start, piece, range->block_size, blocks, out)) {
-            errno = ENOMEM;
-            return -1;
-        }
-        if (range->copy_fd >= 0 && native_write_whole(range->copy_fd, piece, (size_t)got, at)) {
-            *unwritten = errno;
-            break;
-        }
-        out += blocks * range->algorithm->digest_size;
-        met += (size_t)got;
-        if ((size_t)got < wanted)
-            break;
+        if (interrupted)
+            range->unread = 0, more = 1;
     }
-    return (ssize_t)met;
-}
-
-/* Returns how many bytes were met, -1 with errno. An error of writing goes to `*unwritten` and ends the work. */
-static ssize_t digest_range(const struct range *range, uint8_t *out, int *unwritten) {
-    const size_t mapped = hash_mapped(range, out);
-    if (mapped == range->length)
-        return (ssize_t)mapped;
-    uint8_t *piece = malloc(PIECE);
-    const ssize_t met = piece != NULL ? hash_read(range, mapped, piece, out, unwritten) : -1;
-    const int why = piece != NULL ? errno : ENOMEM;
-    free(piece);
-    errno = why;
-    return met;
+    return 0;
 }
 
 PyObject *native_digest_range(PyObject *module, PyObject *args) {
@@ -356,25 +348,17 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
                               .block_size = (size_t)block_size, .algorithm = algorithm, .kernel = kernel};
         algorithm->init(&range.start);
         algorithm->absorb(&range.start, salt.buf, (size_t)salt.len / algorithm->compression_block);
-        const size_t blocks = range.length / range.block_size + 1;
-        uint8_t *out = PyMem_Malloc(blocks * algorithm->digest_size);
-        if (out == NULL) {
+        range.piece = PyMem_Malloc(PIECE);
+        range.out = PyMem_Malloc((range.length / range.block_size + 1) * algorithm->digest_size);
+        if (range.piece == NULL || range.out == NULL)
             PyErr_NoMemory();
-        } else {
-            ssize_t met;
-            int unwritten = 0;
-            Py_BEGIN_ALLOW_THREADS
-            met = digest_range(&range, out, &unwritten);
-            Py_END_ALLOW_THREADS
-            if (met < 0)
-                PyErr_SetFromErrno(PyExc_OSError);
-            else
-                result = Py_BuildValue("(y#ni)", (const char *)out,
-                                       (Py_ssize_t)(((size_t)met + range.block_size - 1) / range.block_size *
-                                                    algorithm->digest_size),
-                                       (Py_ssize_t)met, unwritten);
-            PyMem_Free(out);
+        else if (digest_range(&range) == 0) {
+            const size_t blocks = range.unread ? 0 : (range.met + range.block_size - 1) / range.block_size;
+            result = Py_BuildValue("(y#nii)", (const char *)range.out, (Py_ssize_t)(blocks * algorithm->digest_size),
+                                   (Py_ssize_t)range.met, range.unread, range.unwritten);
         }
+        PyMem_Free(range.piece);
+        PyMem_Free(range.out);
     }
     PyBuffer_Release(&salt);
     return result;

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "sha2.h"
 
@@ -26,6 +27,7 @@ PyObject *native_digest_range(PyObject *module, PyObject *args);
 
 /* objects.c */
 PyObject *native_write_files(PyObject *module, PyObject *args);
+PyObject *native_write_sparse(PyObject *module, PyObject *args);
 PyObject *native_link_files(PyObject *module, PyObject *args);
 PyObject *native_rename_files(PyObject *module, PyObject *args);
 
@@ -36,8 +38,14 @@ PyObject *native_rename_files(PyObject *module, PyObject *args);
 /* 1: an object of this size is there, 0: nothing is there, -1: something else or cannot tell. */
 int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size);
 
-/* Writes all of it to this place of a file; negative with errno. */
-int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset);
+/* Writes all of it to this place of a new file, but for long runs of zeros, which stay holes. Negative with errno; 1 when
+ * the end was left out, so that the file may be too short yet. */
+int native_write_with_holes(int fd, const uint8_t *data, size_t size, off_t offset);
+
+/* Loops that may wait for a slow disk take the interpreter's lock now and then, so that signals are answered: whether
+ * that is due, as some time has passed since `*since`, which is then set anew. */
+struct timespec native_now(void);
+int native_is_time(struct timespec *since);
 
 /* known.c */
 PyObject *native_give_contents(PyObject *module, PyObject *args);

@@ -11,6 +11,8 @@
 #include "native.h"
 
 #define RENAME_NOREPLACE_V0 1U
+#define HOLE ((size_t)1 << 16)  /* a unit of a file, not written if it is zeros; as in _pure.py */
+#define BETWEEN_SIGNALS 50      /* milliseconds */
 
 int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest, size_t digest_size, uint64_t size) {
     char name[2 * DIGEST_MAX + 1], prefix[3];
@@ -34,7 +36,21 @@ int native_find_object(int store_fd, const int *prefixes, const uint8_t *digest,
     return S_ISREG(status.st_mode) && (uint64_t)status.st_size == size ? 1 : -1;
 }
 
-int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
+struct timespec native_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now;
+}
+
+int native_is_time(struct timespec *since) {
+    const struct timespec now = native_now();
+    if ((now.tv_sec - since->tv_sec) * 1000 + (now.tv_nsec - since->tv_nsec) / 1000000 < BETWEEN_SIGNALS)
+        return 0;
+    *since = now;
+    return 1;
+}
+
+static int write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
     while (size > 0) {
         const ssize_t done = pwrite(fd, data, size, offset);
         if (done < 0 && errno == EINTR)
@@ -44,6 +60,41 @@ int native_write_whole(int fd, const uint8_t *data, size_t size, off_t offset) {
         data += done, size -= (size_t)done, offset += done;
     }
     return 0;
+}
+
+static int is_zero(const uint8_t *data, size_t size) { return data[0] == 0 && memcmp(data, data + 1, size - 1) == 0; }
+
+int native_write_with_holes(int fd, const uint8_t *data, size_t size, off_t offset) {
+    size_t written = 0; /* or left out */
+    for (size_t at = 0, next; at < size; at = next) {
+        next = at + HOLE - (size_t)(offset + (off_t)at) % HOLE;
+        if (next > size)
+            next = size;
+        if (!is_zero(data + at, next - at))
+            continue;
+        if (write_whole(fd, data + written, at - written, offset + (off_t)written) < 0)
+            return -1;
+        written = next;
+    }
+    if (size > 0 && written == size)
+        return 1;
+    return write_whole(fd, data + written, size - written, offset + (off_t)written);
+}
+
+PyObject *native_write_sparse(PyObject *module, PyObject *args) {
+    (void)module;
+    int fd, result, why;
+    long long offset;
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "iy*L", &fd, &data, &offset))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = native_write_with_holes(fd, data.buf, (size_t)data.len, (off_t)offset);
+    why = errno;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    errno = why;
+    return result < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyBool_FromLong(result);
 }
 
 /* A new file that holds these bytes, named by a number or, with a negative one, without a name; -1 when that did not
@@ -56,7 +107,8 @@ static int write_new(int directory, long long number, mode_t mode, const uint8_t
         flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
     }
     const int fd = openat(directory, name, flags, mode);
-    if (fd < 0 || native_write_whole(fd, data, size, 0) == 0)
+    const int written = fd < 0 ? 0 : native_write_with_holes(fd, data, size, 0);
+    if (written == 0 || (written > 0 && ftruncate(fd, (off_t)size) == 0))
         return fd;
     close(fd);
     if (number >= 0)

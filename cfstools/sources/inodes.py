@@ -52,7 +52,7 @@ class Place:
             return self.changed(path, "vanished or was replaced")
         return self.refused(error, what, path)
 
-    def refused(self, error: OSError, what: str, path: bytes) -> InputError:
+    def refused(self, error: OSError, what: str, path: bytes) -> CfsError:
         """The error for something that is what it was, and cannot be read."""
         return os_error(error, what, subject=self.name(path))
 

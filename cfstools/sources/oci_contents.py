@@ -86,12 +86,18 @@ class LayerContents:
     def _stream(self, reader: TarReader, member: Member) -> External:
         if self._writer is not None:
             with self._writer.open_stream() as stream:
-                for chunk in reader.iter_content(member):
-                    stream.write(chunk)
+                for region in reader.iter_regions(member):
+                    if isinstance(region, int):
+                        stream.write_hole(region)
+                    else:
+                        stream.write(region)
                 digest = stream.finish().digest
         else:
             hasher = MerkleHasher(self._params)
-            for chunk in reader.iter_content(member):
-                hasher.update(chunk)
+            for region in reader.iter_regions(member):
+                if isinstance(region, int):
+                    hasher.update_zeros(region)
+                else:
+                    hasher.update(region)
             digest = hasher.digest()
         return External(digest, object_path(digest))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.errors import FormatError, UsageError, naming
 from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.linux.contents import read_stream, whole_file
 from cfstools.linux.lookup import is_directory
-from cfstools.linux.mapping import mapped_file, read_stream
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.directory import FileReader, WalkOptions, open_directory
 from cfstools.sources.lookalikes import advice, image_like
@@ -80,7 +80,7 @@ def open_source(
             root = parse_dump(read_stream(stdin.read), algorithm=algorithm, strict=strict)
             tree = SourceTree(root=root, blobs=None, kind="dump")
     else:
-        with mapped_file(path) as data:
+        with whole_file(path) as data:
             tree = _from_bytes(data, algorithm=algorithm, from_file=from_file, strict=strict)
     _apply(tree.root, options)
     yield tree

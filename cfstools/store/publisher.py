@@ -7,13 +7,12 @@ durable, and after a crash every object that is visible is whole. Existing objec
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfstools.errors import StoreError
+from cfstools.errors import CfsError, StoreError
 from cfstools.linux import files
 from cfstools.report import Report
 from cfstools.store.base import Store, split_digest, store_error
@@ -75,7 +74,7 @@ class Publisher:
         self._batch_bytes = batch_bytes
         self._deferred = deferred
         self._closed = False
-        self._failure: StoreError | None = None
+        self._failure: CfsError | None = None
         self._unsynced = False
         self._lock = threading.Lock()
         self._publish_lock = threading.Lock()
@@ -120,15 +119,11 @@ class Publisher:
             raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
 
     def write(self, temporary: Temporary, data: Buffer) -> None:
-        """Append *data* to a temporary."""
-        view = memoryview(data)
+        """Append *data* to a temporary; long runs of zeros become holes."""
         try:
-            done = os.write(temporary.fd, view)
-            while done < view.nbytes:
-                done += os.write(temporary.fd, view.cast("B")[done:])
+            temporary.write(data)
         except OSError as error:
             raise store_error(error, "cannot write an object", self._store.path) from error
-        temporary.size += done
 
     def drop(self, temporary: Temporary) -> None:
         """Forget a temporary that was not accepted."""
@@ -292,7 +287,7 @@ class Publisher:
         failure = self._failure
         if failure is not None:
             # Whichever thread comes next hears the same as the one that met it.
-            raise StoreError(failure.what, subject=failure.subject, hint=failure.hint) from failure
+            raise type(failure)(failure.what, subject=failure.subject, hint=failure.hint) from failure
         if self._closed:
             raise StoreError("the writer is closed", subject=self._store.path)
 
@@ -315,7 +310,7 @@ class Publisher:
             except BaseException as error:
                 # What is left of the batch goes with close(); no other batch may take its place.
                 self._closed = True
-                if isinstance(error, StoreError):
+                if isinstance(error, CfsError):
                     self._failure = error
                 raise
             with self._lock:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
-from cfstools.errors import InputError, StoreError
+from cfstools.errors import InputError, StoreError, raise_exhausted
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT, Progress
@@ -38,11 +38,10 @@ from cfstools.store.survey import Kind, is_stale, look, remove_temporary, tempor
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.store.workbench import Workbench
 from cfstools.values import Value
-from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd
+from cfstools.verity import Algorithm, Params, hash_fd
 
 _BATCH_FILES = 3000
 _BATCH_BYTES = 256 << 20
-_READ_SIZE = 1 << 20
 _CONTENTS = frozenset({Fault.DAMAGED, Fault.MISPLACED, Fault.ODD})
 
 
@@ -199,6 +198,7 @@ class _Replacing:
                 with self._directory(prefix) as directory:
                     temporary = bench.adopt(directory, name)
             except OSError as error:
+                raise_exhausted(error, "cannot make a temporary file in the store", self._store.path)
                 problem.what += f"; cannot link it there: {error.strerror or error}"
                 continue
             with suppress(InputError):
@@ -260,6 +260,7 @@ class _Replacing:
             except OSError as error:
                 bench.drop(temporary)
                 del self._placed[digest]
+                raise_exhausted(error, "cannot replace the object", self._store.describe(digest))
                 self._tell(digest, f"; cannot replace it: {error.strerror or error}")
         self._waiting_bytes = 0
 
@@ -305,20 +306,13 @@ def _copy(fd: int, temporary: Temporary, digest: bytes, store: str) -> bool:
     try:
         if files.reflink(fd, temporary.fd):
             found, temporary.size = hash_fd(temporary.fd, params)
-            return found == digest
-        hasher = MerkleHasher(params)
-        while True:
-            try:
-                data = os.pread(fd, _READ_SIZE, hasher.size)
-            except OSError:
-                return False  # of the donor
-            if not data:
-                return hasher.digest() == digest
-            hasher.update(data)
-            files.write_all(temporary.fd, data)
-            temporary.size = hasher.size
+        else:
+            found, temporary.size = hash_fd(fd, params, copy_fd=temporary.fd)
+    except InputError:
+        return False  # the donor cannot be read
     except OSError as error:
         raise store_error(error, "cannot write an object", store) from error
+    return found == digest
 
 
 def _remove_damaged(store: DirectoryStore, problems: list[Problem]) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.errors import StoreError
@@ -21,6 +22,9 @@ from cfstools.linux import verity as kernel_verity
 from cfstools.store.base import FsVerity, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.verity import Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 STAGE_PREFIX = b".mkcfs-tmp-"
 
@@ -38,12 +42,29 @@ def is_temporary(name: bytes) -> bool:
 class Temporary:
     """Contents on their way: an open descriptor, or (sealed, named) a name in the private directory."""
 
-    __slots__ = ("fd", "name", "size")
+    __slots__ = ("_is_short", "fd", "name", "size")
 
     def __init__(self, fd: int, name: bytes | None) -> None:
         self.fd = fd
         self.name = name
         self.size = 0
+        self._is_short = False  # as a hole at the end was not written
+
+    def write(self, data: Buffer) -> None:
+        """Append *data*; long runs of zeros become holes. Raises ``OSError``."""
+        self._is_short = native.write_sparse(self.fd, data, self.size)
+        self.size += memoryview(data).nbytes
+
+    def skip(self, size: int) -> None:
+        """Append a hole of *size* bytes."""
+        self._is_short = True
+        self.size += size
+
+    def complete(self) -> None:
+        """Give the file its length, if a hole at the end has not done so. Raises ``OSError``."""
+        if self._is_short:
+            os.ftruncate(self.fd, self.size)
+            self._is_short = False
 
     def close(self) -> None:
         """Close the descriptor; an anonymous temporary vanishes. ``OSError`` if contents did not arrive."""
@@ -106,6 +127,7 @@ class Scratch:
     def seal(self, temporary: Temporary) -> None:
         """The contents are complete: set the mode, turn on fs-verity where asked, close what need not stay open."""
         try:
+            temporary.complete()
             if self._mode_is_right is None:
                 self._mode_is_right = os.fstat(temporary.fd).st_mode & 0o7777 == self._mode
             if not self._mode_is_right:

@@ -60,21 +60,31 @@ class ObjectStream:
 
     def write(self, data: Buffer) -> None:
         """Append *data*."""
-        if self._hasher is None:
-            if len(self._memory) + memoryview(data).nbytes <= SMALL:
-                self._memory += data
-                return
-            self._hasher = MerkleHasher(self._params)
-            self._temporary = self._publisher.create()
-            if self._memory:
-                self._put(self._hasher, self._temporary, self._memory)
-                self._memory = bytearray()
-        assert self._temporary is not None
-        self._put(self._hasher, self._temporary, data)
-
-    def _put(self, hasher: MerkleHasher, temporary: Temporary, data: Buffer) -> None:
+        if self._hasher is None and len(self._memory) + memoryview(data).nbytes <= SMALL:
+            self._memory += data
+            return
+        hasher, temporary = self._spill()
         hasher.update(data)
         self._publisher.write(temporary, data)
+
+    def write_hole(self, size: int) -> None:
+        """Append *size* zeros, which take no room in the store."""
+        if self._hasher is None and len(self._memory) + size <= SMALL:
+            self._memory += bytes(size)
+            return
+        hasher, temporary = self._spill()
+        hasher.update_zeros(size)
+        temporary.skip(size)
+
+    def _spill(self) -> tuple[MerkleHasher, Temporary]:
+        """Begin the temporary, with what was held in memory."""
+        if self._hasher is None or self._temporary is None:
+            self._hasher, self._temporary = MerkleHasher(self._params), self._publisher.create()
+            if self._memory:
+                self._hasher.update(self._memory)
+                self._publisher.write(self._temporary, self._memory)
+                self._memory = bytearray()
+        return self._hasher, self._temporary
 
     def finish(self) -> StoredObject:
         """The contents are complete: add them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cfstools import native
@@ -67,23 +68,70 @@ class MerkleHasher:
         self._size += size
         self._flush()
 
+    def update_zeros(self, size: int) -> None:
+        """Append *size* zeros.
+
+        Takes time in the number of levels only: the digest of a subtree over nothing but zeros depends on its depth.
+        """
+        block_size = self._params.block_size
+        head = min(size, -self._size % block_size)
+        if head:
+            self.update(bytes(head))
+        tail = (size - head) % block_size
+        whole = size - head - tail
+        if whole:
+            self._size += whole
+            self._append_zeros(whole // block_size)
+        if tail:
+            self.update(bytes(tail))
+
+    def _append_zeros(self, left: int) -> None:
+        """Append so many blocks of zeros behind whole blocks: as few subtrees as there are, the largest possible."""
+        in_block = self._params.block_size // self._params.algorithm.digest_size
+        zeros = digests_of_zeros(self._params)
+        level = 0
+        # What follows the subtrees of the levels above.
+        rests: list[tuple[int, bytes]] = []
+        while left:
+            if level == len(self._levels):
+                self._levels.append(bytearray())
+            pending, digest = self._levels[level], next(zeros)
+            begun = len(pending) // len(digest) % in_block
+            fill = min(left, -begun % in_block)
+            pending += digest * fill
+            left, rest = divmod(left - fill, in_block)
+            if not left:
+                pending += digest * rest
+                break
+            self._flush_level(level)
+            rests.append((level, digest * rest))
+            level += 1
+        for lower, digests in rests:
+            self._levels[lower] += digests
+        self._flush()
+
     def digest(self) -> bytes:
         """The digest of all data so far; more may follow."""
         return file_digest(self._root_hash(), self._size, self._params)
 
     def _flush(self) -> None:
         """Hash the gathered digests, whole blocks only, into the levels above."""
-        params, block_size, levels = self._params, self._params.block_size, self._levels
         level = 0
-        while len(levels[level]) >= self._flush_size:
-            pending = levels[level]
-            whole = len(pending) // block_size * block_size
-            hashes = native.hash_blocks(params.algorithm.value, bytes(pending[:whole]), block_size, params.salt_prefix)
-            del pending[:whole]
+        while len(self._levels[level]) >= self._flush_size:
+            self._flush_level(level)
             level += 1
-            if level == len(levels):
-                levels.append(bytearray())
-            levels[level] += hashes
+
+    def _flush_level(self, level: int) -> None:
+        params, levels = self._params, self._levels
+        pending = levels[level]
+        whole = len(pending) // params.block_size * params.block_size
+        hashes = native.hash_blocks(
+            params.algorithm.value, bytes(pending[:whole]), params.block_size, params.salt_prefix
+        )
+        del pending[:whole]
+        if level + 1 == len(levels):
+            levels.append(bytearray())
+        levels[level + 1] += hashes
 
     def _root_hash(self) -> bytes:
         params = self._params
@@ -102,6 +150,15 @@ class MerkleHasher:
                 params.algorithm.value, bytes(pending) + carried, params.block_size, params.salt_prefix
             )
         return _reduce(bytes(self._levels[-1]) + carried, params)
+
+
+def digests_of_zeros(params: Params) -> Iterator[bytes]:
+    """The digest of a block of zeros, that of a block of such digests, and so on upwards."""
+    digest = native.hash_blocks(params.algorithm.value, bytes(params.block_size), params.block_size, params.salt_prefix)
+    while True:
+        yield digest
+        block = digest * (params.block_size // len(digest))
+        digest = native.hash_blocks(params.algorithm.value, block, params.block_size, params.salt_prefix)
 
 
 def digest_bytes(data: Buffer, params: Params = DEFAULT) -> bytes:

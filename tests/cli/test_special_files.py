@@ -11,7 +11,7 @@ import pytest
 
 from cfstools.api.build import BuildOptions, build
 from cfstools.errors import InputError, LimitExceeded, shown_path
-from cfstools.linux import mapping
+from cfstools.linux import contents
 from tests.mkcfs import COMMAND, mkcfs
 from tests.requirements import REPOSITORY
 
@@ -64,10 +64,10 @@ def test_what_nobody_writes_to_is_empty(name: str, place: Path) -> None:
 
 
 def test_a_pipe_is_read_up_to_a_limit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "MAX_STREAM", 1 << 21)
+    monkeypatch.setattr(contents, "MAX_STREAM", 1 << 21)
     with (
         pytest.raises(LimitExceeded, match="/dev/zero: is a pipe or device of more than 2097152 bytes"),
-        mapping.mapped_file(b"/dev/zero"),
+        contents.whole_file(b"/dev/zero"),
     ):
         pass
     with (
@@ -78,7 +78,7 @@ def test_a_pipe_is_read_up_to_a_limit(place: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_directory_is_no_file(place: Path) -> None:
-    with pytest.raises(InputError, match="src: is a directory"), mapping.mapped_file(b"src"):
+    with pytest.raises(InputError, match="src: is a directory"), contents.whole_file(b"src"):
         pass
 
 

@@ -16,11 +16,12 @@ from cfstools.errors import InputError, StoreBusy, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.store import DirectoryStore, StoreWriter
+from cfstools.store import repair as repairing
 from cfstools.store.fsck import Fault, FsckResult, fsck
 from cfstools.store.repair import RepairOptions, repair
 from cfstools.store.waiting import Waiting
 from cfstools.store.workbench import Workbench
-from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity import Algorithm, CopyFailed, Params, digest_bytes
 from tests.store.conftest import as_nobody, assert_whole, listing, loop_mount
 
 SHA512 = Params(algorithm=Algorithm.SHA512)
@@ -475,7 +476,10 @@ def test_a_full_disk(full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "write_all", refuse)
+    def refuse_copy(*_: object, **_options: object) -> None:
+        raise CopyFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(repairing, "hash_fd", refuse_copy)
     with pytest.raises(StoreError, match="cannot write an object: No space left"):
         mend(full, tmp_path / "tree")
     monkeypatch.undo()

@@ -93,6 +93,10 @@ class TarReader(Stream):
         Once per member. A chunk may be a view of the reader's buffer: use or copy it, keeping it keeps the
         buffer. Raises :class:`UsageError` for any but the current member.
         """
+        return _filled(self.iter_regions(member))
+
+    def iter_regions(self, member: Member) -> Iterator[Chunk | int]:
+        """As :meth:`iter_content`, but a hole is the number of its zeros, at least one."""
         self._claim(member)
         if member.sparse is None:
             return self._packed(self._left)
@@ -407,13 +411,15 @@ class TarReader(Stream):
             count -= taken
             yield chunk
 
-    def _expanded(self, found: SparseMap) -> Iterator[Chunk]:
+    def _expanded(self, found: SparseMap) -> Iterator[Chunk | int]:
         end = 0
         for offset, length in found.extents:
-            yield from hole(offset - end)
+            if offset > end:
+                yield offset - end
             yield from self._packed(length)
             end = offset + length
-        yield from hole(found.size - end)
+        if found.size > end:
+            yield found.size - end
 
     def _skip(self) -> None:
         """Pass over the rest of the current member's contents and padding."""
@@ -494,3 +500,11 @@ class TarReader(Stream):
             error.where = self._where()
         self._error = error
         return error
+
+
+def _filled(regions: Iterator[Chunk | int]) -> Iterator[Chunk]:
+    for region in regions:
+        if isinstance(region, int):
+            yield from hole(region)
+        else:
+            yield region
