@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from cfstools.errors import CheckFailed, InputError, ObjectMissing, StoreError, raise_exhausted
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
@@ -51,20 +51,20 @@ class View:
             if not name or name == b".":
                 continue
             if leaf is not None:
-                raise InputError("not a directory on the way", where=_shown(path))
+                raise InputError("not a directory on the way", where=escape_text(path))
             if name == b"..":
                 del trail[max(1, len(trail) - 1) :]
                 continue
             entry = trail[-1].entries.get(name)
             if entry is None:
-                raise InputError("no such name in the image", where=_shown(path))
+                raise InputError("no such name in the image", where=escape_text(path))
             inode = inode_of(entry)
             if isinstance(inode, Directory):
                 trail.append(inode)
             elif isinstance(inode, Symlink) and (follow or any(pending)):
                 hops += 1
                 if hops > MAX_HOPS:
-                    raise InputError("too many symbolic links", where=_shown(path))
+                    raise InputError("too many symbolic links", where=escape_text(path))
                 if inode.target.startswith(b"/"):
                     del trail[1:]
                 pending += inode.target.split(b"/")[::-1]
@@ -83,14 +83,16 @@ class View:
         if isinstance(content, bytes):
             return Contents(file.size, path, data=content)
         if isinstance(content, Unread) or (file.size and content.digest is None and content.payload is None):
-            raise InputError("its contents are unknown: no object is named", where=_shown(path))
+            raise InputError("its contents are unknown: no object is named", where=escape_text(path))
         try:
             return self._open_object(file.size, path, content)
         except ObjectMissing as error:
             name = content.payload if content.digest is None else object_path(content.digest)
-            raise CheckFailed(f"object {_shown(name or b'')} is in none of the stores", where=_shown(path)) from error
+            raise CheckFailed(
+                f"object {escape_text(name or b'')} is in none of the stores", where=escape_text(path)
+            ) from error
         except StoreError as error:
-            raise StoreError(str(error), where=_shown(path), hint=error.hint) from error
+            raise StoreError(str(error), where=escape_text(path), hint=error.hint) from error
 
     def _open_object(self, size: int, path: bytes, content: External) -> Contents:
         digest, payload = content.digest, content.payload
@@ -105,7 +107,7 @@ class View:
         if payload is None:
             return Contents(size, path)
         fd = self.stores.open_path(payload)
-        return Contents(size, path, fd=fd, digest=digest, describe=partial(_shown, payload))
+        return Contents(size, path, fd=fd, digest=digest, describe=partial(escape_text, payload))
 
 
 class Contents:
@@ -225,14 +227,10 @@ class Contents:
             raise self._wrong(f"is damaged: its fs-verity digest is {digest.hex()}")
 
     def _wrong(self, how: str) -> CheckFailed:
-        return CheckFailed(f"object {self._describe()} {how}", where=_shown(self._path))
+        return CheckFailed(f"object {self._describe()} {how}", where=escape_text(self._path))
 
     def _unreadable(self, error: OSError | InputError) -> StoreError:
         if isinstance(error, OSError):
             raise_exhausted(error, f"object {self._describe()} cannot be read", None)
         why = str(error) if isinstance(error, InputError) else error.strerror
-        return StoreError(f"object {self._describe()} cannot be read: {why}", where=_shown(self._path))
-
-
-def _shown(path: bytes) -> str:
-    return escape(path).decode("ascii")
+        return StoreError(f"object {self._describe()} cannot be read: {why}", where=escape_text(self._path))

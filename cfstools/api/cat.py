@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cfstools.api.listing import load_image, type_name
 from cfstools.api.stores import open_stores
 from cfstools.errors import InputError, naming
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.tree import RegularFile
 from cfstools.view import PIECE, View
 
@@ -23,7 +23,7 @@ def cat(image: bytes, path: bytes, *, stores: Sequence[bytes] = ()) -> Iterator[
         view = View(load_image(image), chain)
         inode = view.lookup(path, follow=True)
         if not isinstance(inode, RegularFile):
-            raise InputError(f"is a {type_name(inode.mode)}, not a file", where=escape(path).decode("ascii"))
+            raise InputError(f"is a {type_name(inode.mode)}, not a file", where=escape_text(path))
         with view.open(inode, path) as contents:
             if contents.size > PIECE:
                 contents.check()

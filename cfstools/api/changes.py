@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from cfstools.api.listing import type_name
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, Fifo, Leaf, RegularFile, Socket, Symlink
 from cfstools.tree.diff import Aspect, Change
@@ -60,10 +60,10 @@ def change_report(change: Change) -> ChangeReport:
     else:
         differences = tuple(_differences(change, change.old, change.new))
     return ChangeReport(
-        path=_text(change.path),
+        path=escape_text(change.path),
         change=change_kind(change),
         type=type_name(inode.mode),
-        link_to=None if link is None else _text(link),
+        link_to=None if link is None else escape_text(link),
         differences=differences,
     )
 
@@ -75,7 +75,7 @@ def _differences(change: Change, old: Directory | Leaf, new: Directory | Leaf) -
                 for key in change.xattrs:
                     yield Difference(
                         aspect=aspect.value,
-                        key=_text(key),
+                        key=escape_text(key),
                         before=_optional(old.xattrs.get(key)),
                         after=_optional(new.xattrs.get(key)),
                     )
@@ -92,7 +92,7 @@ def _link_texts(change: Change, old: Directory | Leaf, new: Directory | Leaf) ->
     if change.old_link == change.new_link:
         return _count_text(old.nlink, change.old_names), _count_text(new.nlink, change.new_names)
     before, after = (
-        "an inode of its own" if link is None else f"a link to {_text(link)}"
+        "an inode of its own" if link is None else f"a link to {escape_text(link)}"
         for link in (change.old_link, change.new_link)
     )
     return before, after
@@ -139,7 +139,7 @@ def _data_value(inode: Directory | Leaf) -> str:
     """What there is besides metadata: a target, a device number, or the size that dump texts can give."""
     match inode:
         case Symlink(target=target):
-            return _text(target)
+            return escape_text(target)
         case Device(rdev=rdev, size=size):
             return f"{os.major(rdev)},{os.minor(rdev)}" + (f" of size {size}" if size else "")
         case Fifo(size=size) | Socket(size=size):
@@ -149,8 +149,4 @@ def _data_value(inode: Directory | Leaf) -> str:
 
 
 def _optional(data: bytes | None) -> str | None:
-    return None if data is None else _text(data)
-
-
-def _text(data: bytes) -> str:
-    return escape(data).decode("ascii")
+    return None if data is None else escape_text(data)

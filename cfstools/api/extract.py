@@ -13,7 +13,7 @@ from cfstools.api.listing import load_image
 from cfstools.api.output_directory import output_directory
 from cfstools.api.stores import open_stores
 from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error, shown_path
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.linux.files import close, open_below
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -129,7 +129,7 @@ def extract_view(
         bytes_cloned=done["bytes_cloned"],
         bytes_linked=done["bytes_linked"],
         left_out=tuple(
-            LeftOut(what=what, count=count, first=_shown(first)) for what, (count, first) in tally.left_out.items()
+            LeftOut(what=what, count=count, first=escape_text(first)) for what, (count, first) in tally.left_out.items()
         ),
     )
 
@@ -232,7 +232,7 @@ class _Extraction:
         except OSError as error:
             raise self._failed(error, path) from error
         except ValueError as error:
-            raise ImageError("a link or attribute holds a zero byte", where=_shown(path)) from error
+            raise ImageError("a link or attribute holds a zero byte", where=escape_text(path)) from error
         except CfsError as error:
             if error.where is None and error.subject is None:
                 error.subject = self._on_disk(path)
@@ -301,10 +301,6 @@ def _size(inode: Directory | Leaf) -> int:
 def _check_name(name: bytes, path: bytes) -> None:
     """Raise unless a directory can have the name, so that no path leads anywhere by it."""
     if name in _NO_NAMES or b"\0" in name or b"/" in name:
-        raise ImageError("no directory can have this name", where=_shown(path))
+        raise ImageError("no directory can have this name", where=escape_text(path))
     if len(path) > MAX_PATH:
-        raise LimitExceeded(f"a path is longer than {MAX_PATH} bytes", where=_shown(path[:200]) + "...")
-
-
-def _shown(path: bytes) -> str:
-    return escape(path).decode("ascii")
+        raise LimitExceeded(f"a path is longer than {MAX_PATH} bytes", where=escape_text(path[:200]) + "...")

@@ -16,7 +16,7 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from cfstools.errors import Interrupted, Unsupported, os_error
+from cfstools.errors import Interrupted, Unsupported, os_error, shown_path
 from cfstools.linux import files, pinned
 from cfstools.progress import SILENT, Progress
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
@@ -319,11 +319,11 @@ class InodeWriter:
             if self._user and error.errno in _NO_XATTR:
                 _leave_out_xattr(tally, key, path)
                 return
-            text = key.decode("ascii", "backslashreplace")
+            text = shown_path(key)
             hint = "--skip-xattrs leaves extended attributes out"
             raise os_error(error, f"cannot set extended attribute {text}", hint=hint) from error
 
 
 def _leave_out_xattr(tally: Tally, key: bytes, path: bytes) -> None:
-    namespace = key.partition(b".")[0].decode("ascii", "backslashreplace")
+    namespace = shown_path(key.partition(b".")[0])
     tally.leave_out(f"extended attributes {namespace}.*", path)

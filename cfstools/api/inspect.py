@@ -13,7 +13,7 @@ from cfstools.errors import InputError, shown_path
 from cfstools.formats.composefs_info import ImageInfo, image_info
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.erofs.regions import Region, regions
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import format_word
 from cfstools.lasting import keep
 from cfstools.linux.contents import whole_file
@@ -125,7 +125,7 @@ def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     keep(root)
     entry = lookup(root, start)
     if entry is None:
-        raise InputError(f"no {_text(start)} in the image", subject=shown_path(path))
+        raise InputError(f"no {escape_text(start)} in the image", subject=shown_path(path))
     return root, entry
 
 
@@ -145,19 +145,15 @@ def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
         case RegularFile():
             size = str(inode.size)
         case Symlink():
-            target = _text(inode.target)
+            target = escape_text(inode.target)
         case Device():
             size = f"{os.major(inode.rdev)},{os.minor(inode.rdev)}"
         case _:
             pass
-    return TreeLine(depth, stat.filemode(inode.mode), f"{inode.uid}:{inode.gid}", size, _text(name), target)
+    return TreeLine(depth, stat.filemode(inode.mode), f"{inode.uid}:{inode.gid}", size, escape_text(name), target)
 
 
 def layout(path: bytes) -> Iterator[Region]:
     """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
     with whole_file(path) as data:
         yield from regions(data, allow_tail=True)
-
-
-def _text(data: bytes) -> str:
-    return escape(data).decode("ascii")

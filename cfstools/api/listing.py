@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from cfstools.api.stores import payload_exists
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.dump import dump_text
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.listing import ls_lines, object_payloads
 from cfstools.lasting import keep
 from cfstools.linux.contents import whole_file
@@ -98,7 +98,7 @@ def entries_below(root: Directory, start: bytes = b"/") -> Iterator[EntryReport]
     prefix = start if start == b"/" else start + b"/"
     first_names: dict[int, str] = {}
     for path, _, entry in iter_entries(root):
-        text = escape(path).decode("ascii")
+        text = escape_text(path)
         inode = inode_of(entry)
         link_to = first_names.get(id(inode)) if isinstance(entry, HardLink) else None
         first_names.setdefault(id(inode), text)
@@ -154,9 +154,9 @@ def _entry_report(path: str, inode: Directory | Leaf, link_to: str | None) -> En
         digest=digest,
         content=content,
         link_to=link_to,
-        xattrs={escape(key).decode("ascii"): escape(value).decode("ascii") for key, value in inode.xattrs.items()},
+        xattrs={escape_text(key): escape_text(value) for key, value in inode.xattrs.items()},
     )
 
 
 def _text(data: bytes | None) -> str | None:
-    return None if data is None else escape(data).decode("ascii")
+    return None if data is None else escape_text(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.report import Report
 
 MAX_PROBLEMS = 10_000
@@ -64,4 +64,4 @@ class Problems:
 
 def shown(path: bytes) -> str:
     """A path from an image as printable text."""
-    return escape(path).decode("ascii")
+    return escape_text(path)

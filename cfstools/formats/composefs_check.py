@@ -17,7 +17,7 @@ from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.check import Finding, Severity, check_image
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.walk import Step
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import ACL_KEYS, ESCAPED, METACOPY_KEY, OPAQUE_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import Directory, HardLink, Leaf
 from cfstools.tree.walk import iter_names
@@ -119,7 +119,7 @@ class _Rules:
             yield from self._check_object(step, values)
         for key in values:
             if key.startswith(OVERLAY) and not key.startswith(ESCAPED) and key not in allowed:
-                yield f"overlayfs would act on {escape(key).decode('ascii')}, which has no place here"
+                yield f"overlayfs would act on {escape_text(key)}, which has no place here"
 
     def _check_object(self, step: Step, values: dict[bytes, bytes]) -> Iterator[str]:
         """Where the contents of an external file come from."""
@@ -134,7 +134,7 @@ class _Rules:
             yield error.what
             return
         if redirect is not None and (b"//" in redirect or redirect.endswith(b"/")):
-            yield f"the redirect {escape(redirect).decode('ascii')} has an empty component, which the kernel refuses"
+            yield f"the redirect {escape_text(redirect)} has an empty component, which the kernel refuses"
         if algorithm is not None:
             self._algorithm = self._algorithm or algorithm
             if algorithm is not self._algorithm:

@@ -14,7 +14,7 @@ from cfstools.errors import TreeError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.nodes import Node, Pair
 from cfstools.formats.erofs.writer import Placed, chunk_geometry, place
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import (
     ACL_KEYS,
     HIDING_NAMES,
@@ -299,5 +299,5 @@ def _check_name(name: bytes, entry: Entry) -> None:
 def _path_text(root: Directory, wanted: Entry) -> str | None:
     for path, _, entry in iter_entries(root):
         if entry is wanted:
-            return escape(path).decode("ascii")
+            return escape_text(path)
     return None

@@ -18,7 +18,7 @@ from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import DataLayout
 from cfstools.formats.erofs.reader import CHARACTER, DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, DiskInode, Image, Xattr
 from cfstools.formats.erofs.walk import Walk
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import (
     NO_XATTRS,
@@ -68,7 +68,7 @@ def read_image(data: Buffer, *, filters: Collection[bytes] | None = None, allow_
     """
     for name in filters or ():
         if b"/" in name:
-            raise UsageError(f"filter {_show(name)} is a path; only names in the root can be chosen")
+            raise UsageError(f"filter {escape_text(name)} is a path; only names in the root can be chosen")
     return TreeReader(Image(data, allow_tail=allow_tail), filters=filters).read()
 
 
@@ -250,7 +250,7 @@ def parse_redirect(value: bytes | None, inode: DiskInode) -> bytes | None:
     if len(value) < 2 or value[:1] != b"/" or len(value) > fmt.PAYLOAD_MAX + 1:
         raise ImageError("the redirect is not an absolute path of at most 4096 bytes", where=inode.where)
     if b"\0" in value or (b"/." in value and not _UPWARD.isdisjoint(value.split(b"/"))):
-        raise ImageError(f"the redirect {_show(value)} could leave the object store", where=inode.where)
+        raise ImageError(f"the redirect {escape_text(value)} could leave the object store", where=inode.where)
     return value[1:]
 
 
@@ -265,7 +265,3 @@ def _make(kind: type[AnyInode], inode: DiskInode, xattrs: Xattrs, *, mode: int |
         nlink=inode.nlink,
         **own,
     )
-
-
-def _show(text: bytes) -> str:
-    return escape(text).decode("ascii")

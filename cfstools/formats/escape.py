@@ -51,6 +51,11 @@ def escape(data: bytes, *, equals: bool = False) -> bytes:
     return b"".join([_FIELD[byte] for byte in data]) if _odd_in_field(data) else data
 
 
+def escape_text(data: bytes) -> str:
+    """The same as text, for messages and reports."""
+    return escape(data).decode("ascii")
+
+
 def escape_optional(data: bytes | None) -> bytes:
     """The text of a field that may be unset: a dash for ``None``, the escaped dash for a real one."""
     if data is None:

@@ -15,9 +15,10 @@ from cfstools.formats.erofs.places import first_difference, place_of
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.regions import RegionKind
 from cfstools.formats.erofs.walk import Walk
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import OPAQUE_KEY
 from cfstools.report import Report
+from cfstools.text import counted
 from cfstools.tree import NO_XATTRS, Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree
 from cfstools.tree.diff import Aspect, Change, Notes
@@ -127,7 +128,7 @@ def _choices(a: Form, b: Form, notes: Notes) -> Iterator[Reason]:
     if a.algorithm is not b.algorithm:
         what = f"{a.name} has {a.algorithm.value}, {b.name} has {b.algorithm.value}"
         if notes.incomparable:
-            what += f"; of {_count(notes.incomparable, 'file')} only the sizes could be compared"
+            what += f"; of {counted(notes.incomparable, 'file')} only the sizes could be compared"
         yield Reason(rule=Rule.ALGORITHM, what=what)
 
 
@@ -137,25 +138,25 @@ def _subtleties(changes: Sequence[Change], notes: Notes) -> Iterator[Reason]:
         old, new = times[0].old, times[0].new
         assert old is not None
         assert new is not None
-        example = f"{_show(times[0].path)} has .{old.mtime_nsec:09d} in A, .{new.mtime_nsec:09d} in B"
-        yield Reason(rule=Rule.NANOSECONDS, what=f"{_count(len(times), 'mtime')} differ only there: {example}")
+        example = f"{escape_text(times[0].path)} has .{old.mtime_nsec:09d} in A, .{new.mtime_nsec:09d} in B"
+        yield Reason(rule=Rule.NANOSECONDS, what=f"{counted(len(times), 'mtime')} differ only there: {example}")
     links = [change for change in changes if Aspect.LINKS in change.aspects]
     if links:
-        yield Reason(rule=Rule.LINKS, what=f"{_count(len(links), 'name')} linked otherwise: {_link_text(links[0])}")
+        yield Reason(rule=Rule.LINKS, what=f"{counted(len(links), 'name')} linked otherwise: {_link_text(links[0])}")
     if notes.moved:
-        what = f"{_count(notes.moved, 'file')} with contents in one image and as an object of the other"
-        yield Reason(rule=Rule.INLINE, what=f"{what}: {_show(notes.first_moved or b'')}")
+        what = f"{counted(notes.moved, 'file')} with contents in one image and as an object of the other"
+        yield Reason(rule=Rule.INLINE, what=f"{what}: {escape_text(notes.first_moved or b'')}")
 
 
 def _link_text(change: Change) -> str:
-    path = _show(change.path)
+    path = escape_text(change.path)
     sides = (change.old_link, change.new_link)
     if sides == (None, None):
         assert change.old is not None
         assert change.new is not None
         return f"{path} has link count {change.old.nlink} in A, {change.new.nlink} in B"
     words = [
-        f"a link to {_show(link)} in {name}" if link is not None else f"an inode of its own in {name}"
+        f"a link to {escape_text(link)} in {name}" if link is not None else f"an inode of its own in {name}"
         for link, name in zip(sides, "AB", strict=True)
     ]
     return f"{path} is {words[0]}, {words[1]}"
@@ -172,8 +173,8 @@ def _primaries(a: Form, b: Form) -> Iterator[Reason]:
             count += 1
             first = first or path
     if count:
-        what = f"{_count(count, 'inode')} carried by another name: {_show(first)} is a further name in A but not in B"
-        yield Reason(rule=Rule.LINKS, what=what)
+        example = f"{escape_text(first)} is a further name in A but not in B"
+        yield Reason(rule=Rule.LINKS, what=f"{counted(count, 'inode')} carried by another name: {example}")
 
 
 def _writer(form: Form) -> Iterator[Reason]:
@@ -215,15 +216,15 @@ def _xattr_storage(name: str, stored: memoryview, canonical: memoryview) -> Iter
         elif sorted(pair[:2] for pair in have) == sorted(pair[:2] for pair in want):
             places.append(walk.path())
     if orders:
-        what = f"{_count(len(orders), 'inode')} of {name} in another order than a canonical writer's: {orders[0]}"
+        what = f"{counted(len(orders), 'inode')} of {name} in another order than a canonical writer's: {orders[0]}"
         yield Reason(rule=Rule.XATTR_ORDER, what=what)
     if places:
-        what = f"{_count(len(places), 'inode')} of {name} with other xattrs in the shared table: {places[0]}"
+        what = f"{counted(len(places), 'inode')} of {name} with other xattrs in the shared table: {places[0]}"
         yield Reason(rule=Rule.XATTR_SHARING, what=what)
 
 
 def _keys(xattrs: Sequence[Xattr]) -> str:
-    return ", ".join(_show(key) for key, _, _ in xattrs)
+    return ", ".join(escape_text(key) for key, _, _ in xattrs)
 
 
 def _remainder(a: Form, b: Form, changes: Sequence[Change]) -> Iterator[Reason]:
@@ -256,11 +257,3 @@ def _without(root: Directory, aspects: set[Aspect]) -> Directory:
 
 def _is(form: Form) -> str:
     return f"{form.name} is" if form.data is not None else f"{form.name} would be"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _show(path: bytes) -> str:
-    return escape(path).decode("ascii")

@@ -65,7 +65,7 @@ def _namespace(path: bytes | None) -> Iterator[int | None]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error
+        raise os_error(error, "cannot open", subject=shown_path(path)) from error
     try:
         yield fd
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cfstools.errors import UsageError
+from cfstools.errors import UsageError, shown_path
 from cfstools.mount.layers import ObjectCheck
 from cfstools.values import Value
 
@@ -52,7 +52,7 @@ def parse_options(text: bytes) -> HelperOptions:
     for part in _split(text, b",") if text else ():
         name, equals, value = part.partition(b"=")
         if name not in (_VALUES if equals else _FLAGS):
-            raise UsageError(f"unknown mount option: {_shown(part)}")
+            raise UsageError(f"unknown mount option: {shown_path(part)}")
         if name in _SWITCHES:
             switch, on = _SWITCHES[name]
             switches[switch] = on
@@ -79,7 +79,7 @@ def _split(text: bytes, separator: bytes) -> list[bytes]:
     while position < len(text):
         taken = text[position : position + (2 if text[position : position + 1] == b"\\" else 1)]
         if taken == b"\\":
-            raise UsageError(f"mount options end in a backslash: {_shown(text)}")
+            raise UsageError(f"mount options end in a backslash: {shown_path(text)}")
         if taken == separator:
             parts.append(bytearray())
         else:
@@ -98,7 +98,7 @@ def _stores(value: bytes | None) -> tuple[bytes, ...]:
 
 
 def _digest(value: bytes | None) -> str | None:
-    return None if value is None else _shown(_plain(value))
+    return None if value is None else shown_path(_plain(value))
 
 
 def _objects(values: dict[bytes, bytes]) -> ObjectCheck | None:
@@ -112,12 +112,8 @@ def _path(values: dict[bytes, bytes], name: bytes) -> bytes | None:
         return None
     path = _plain(values[name])
     if not path:
-        raise UsageError(f"{_shown(name)}= has an empty path")
+        raise UsageError(f"{shown_path(name)}= has an empty path")
     return path
-
-
-def _shown(text: bytes) -> str:
-    return text.decode("utf-8", "backslashreplace")
 
 
 def _plain(text: bytes) -> bytes:

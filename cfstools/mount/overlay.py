@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from cfstools.errors import CfsError, InputError, StoreError, Unsupported
+from cfstools.errors import CfsError, InputError, StoreError, Unsupported, shown_path
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
 from cfstools.linux.places import is_private
@@ -167,7 +167,7 @@ def _usable_path(path: bytes, failure: type[StoreError | InputError], stack: Exi
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise failure(f"cannot open: {error.strerror}", subject=os.fsdecode(path)) from error
+        raise failure(f"cannot open: {error.strerror}", subject=shown_path(path)) from error
     stack.callback(os.close, fd)
     whole = os.path.realpath(path)
     # Too long for an option; or the kernel would take the backslash for an escape, in some options of some versions; or

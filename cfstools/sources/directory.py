@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cfstools import native
-from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
+from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error, shown_path
 from cfstools.linux.files import close
 from cfstools.linux.numbers import Numbers, numbers_of, was_mounted
 from cfstools.native import _pure
@@ -113,7 +113,7 @@ def _add_none(_files: Sequence[RegularFile]) -> None:
 
 
 def _open_root(path: bytes) -> int:
-    subject = os.fsdecode(path)
+    subject = shown_path(path)
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):

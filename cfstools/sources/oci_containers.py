@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
-from cfstools.errors import InputError, OciError, UsageError, naming, os_error
+from cfstools.errors import InputError, OciError, UsageError, naming, os_error, shown_path
 from cfstools.linux.files import close, unnamed_file
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, index_archive
@@ -227,4 +227,4 @@ def _open_file(path: bytes) -> int:
             raise
         return fd
     except OSError as error:
-        raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error
+        raise os_error(error, "cannot open", subject=shown_path(path)) from error

@@ -78,7 +78,7 @@ def parse_reference(text: bytes) -> Reference | None:
         return None
     path, chosen = _split(rest) if form is not Form.LAYERS else (rest, b"")
     if not path:
-        raise UsageError(f"{os.fsdecode(text)!r} names no path")
+        raise UsageError(f"'{shown_path(text)}' names no path")
     if chosen.startswith(b"@") and b":" in chosen:
         from cfstools.oci.descriptor import parse_digest
 

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, StoreError, os_error, raise_exhausted
+from cfstools.errors import InputError, StoreError, os_error, raise_exhausted, shown_path
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
@@ -108,6 +108,6 @@ def check_donor(path: bytes) -> None:
     try:
         close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except NotADirectoryError as error:
-        raise InputError("is not a directory", subject=os.fsdecode(path)) from error
+        raise InputError("is not a directory", subject=shown_path(path)) from error
     except OSError as error:
-        raise os_error(error, "cannot open", subject=os.fsdecode(path)) from error
+        raise os_error(error, "cannot open", subject=shown_path(path)) from error

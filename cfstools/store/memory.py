@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cfstools.errors import ObjectMissing
+from cfstools.errors import ObjectMissing, shown_path
 from cfstools.linux.files import close, write_all
 from cfstools.store.base import digest_of, store_error
 from cfstools.verity import DEFAULT, Params, digest_bytes
@@ -53,7 +53,7 @@ class MemoryStore:
             return _memory_file(data, os.fsdecode(path))
         digest = digest_of(*path.split(b"/")) if path.count(b"/") == 1 else None
         if digest is None:
-            raise ObjectMissing("no such object", subject=os.fsdecode(path))
+            raise ObjectMissing("no such object", subject=shown_path(path))
         return self.open(digest)
 
     def objects(self) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from cfstools.errors import UsageError
+from cfstools.errors import UsageError, shown_path
 
 MAX_PATTERN = 8192
 
@@ -83,7 +83,7 @@ def _translate(pattern: bytes) -> tuple[bool, bool, bytes]:
 
 
 def _bad(pattern: bytes, why: str) -> UsageError:
-    return UsageError(f"bad pattern {pattern.decode('utf-8', 'backslashreplace')!r}: {why}")
+    return UsageError(f"bad pattern '{shown_path(pattern)}': {why}")
 
 
 class _Component:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cfstools.errors import LimitExceeded, OciError
+from cfstools.errors import LimitExceeded, OciError, shown_path
 from cfstools.tree.model import Directory, Entry, HardLink, Symlink
 
 MAX_PATH = 4095
@@ -21,8 +21,7 @@ Follow = Callable[[bytes, Symlink], None]
 
 def shown(path: bytes) -> str:
     """A path from the root as one line of text."""
-    text = "/" + path.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "/" + shown_path(path)
 
 
 def normal_parts(path: bytes) -> tuple[list[bytes], bool]:

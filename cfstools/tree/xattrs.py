@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
-from cfstools.errors import TreeError
+from cfstools.errors import TreeError, shown_path
 from cfstools.tree.model import NO_XATTRS, Xattrs
 
 MAX_KEY = 255
@@ -101,7 +101,9 @@ def check_xattr(key: bytes, value: bytes) -> None:
     if not 0 < len(key) <= MAX_KEY:
         raise TreeError(f"the name of an extended attribute is {len(key)} bytes long, allowed are 1 to {MAX_KEY}")
     if len(value) > MAX_VALUE:
-        raise TreeError(f"extended attribute {_show(key)} has a value of {len(value)} bytes, allowed are {MAX_VALUE}")
+        raise TreeError(
+            f"extended attribute {shown_path(key)} has a value of {len(value)} bytes, allowed are {MAX_VALUE}"
+        )
 
 
 def xattr_space(xattrs: Xattrs) -> int:
@@ -122,10 +124,5 @@ def check_xattr_space(xattrs: Xattrs) -> None:
 
 
 def _no_space(key: bytes) -> TreeError:
-    return TreeError(
-        f"no room for extended attribute {_show(key)}: the attributes of one inode may take {MAX_SPACE} bytes in all"
-    )
-
-
-def _show(key: bytes) -> str:
-    return key.decode("ascii", "backslashreplace")
+    why = f"the attributes of one inode may take {MAX_SPACE} bytes in all"
+    return TreeError(f"no room for extended attribute {shown_path(key)}: {why}")

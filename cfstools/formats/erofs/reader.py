@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE, DataLayout
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -292,7 +292,7 @@ class Image:
             try:
                 entries, _ = parse_dirents(bytes(self.data[start : start + length]))
                 if entries[0][0] <= last:
-                    raise ImageError(f"name {_show(entries[0][0])} is not in order after {_show(last)}")
+                    raise ImageError(f"name {escape_text(entries[0][0])} is not in order after {escape_text(last)}")
             except ImageError as error:
                 error.where = f"{inode.where}, directory entries at {start:#x}"
                 raise
@@ -363,7 +363,7 @@ class Image:
         if not key:
             raise ImageError("an xattr has no name")
         if b"\0" in key:
-            raise ImageError(f"the xattr name {_show(key)} has a NUL byte")
+            raise ImageError(f"the xattr name {escape_text(key)} has a NUL byte")
         if len(self._keys) < _CACHED_KEYS_MAX:
             self._keys[prefix, name] = key
         return key
@@ -441,15 +441,11 @@ def parse_dirents(block: bytes) -> tuple[list[DirentTuple], int]:
     text = block[first:end]
     if b"/" in text or b"\0" in text or max(map(len, names)) > fmt.NAME_MAX:
         bad = next(name for name in names if b"/" in name or b"\0" in name or len(name) > fmt.NAME_MAX)
-        raise ImageError(f"{_show(bad)} cannot be a file name")
+        raise ImageError(f"{escape_text(bad)} cannot be a file name")
     if not all(map(lt, names, names[1:])):
         late = next(right for left, right in pairwise(names) if left >= right)
-        raise ImageError(f"name {_show(late)} is not in order")
+        raise ImageError(f"name {escape_text(late)} is not in order")
     return list(zip(names, nids, types, strict=True)), end
-
-
-def _show(name: bytes) -> str:
-    return escape(name).decode("ascii")
 
 
 def _read_header(data: memoryview) -> fmt.ComposefsHeader:

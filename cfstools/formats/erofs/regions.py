@@ -18,7 +18,8 @@ from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE
 from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, parse_dirents, place_name
 from cfstools.formats.erofs.walk import Walk, show_path
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
+from cfstools.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -257,7 +258,7 @@ class _Namer:
         if not inode.tail_size:
             return
         if inode.is_chunked:
-            label = f"{_count(inode.tail_size // len(fmt.CHUNK_HOLE), 'hole')} of {path}"
+            label = f"{counted(inode.tail_size // len(fmt.CHUNK_HOLE), 'hole')} of {path}"
             yield Region(inode.tail_start, inode.end, RegionKind.CHUNKS, label, inode.nid)
         elif inode.kind == DIRECTORY:
             yield from self._dirents(inode, inode.tail_start, inode.end, path)
@@ -269,19 +270,19 @@ class _Namer:
         position = start + fmt.XATTR_HEADER_SIZE
         yield Region(start, position, RegionKind.XATTR_HEADER, f"name filter of {path}", inode.nid)
         for identifier in self._image.shared_ids(inode):
-            key = _show_key(self._image.shared_xattr(identifier).key)
+            key = escape_text(self._image.shared_xattr(identifier).key)
             end = position + fmt.XATTR_UNIT
             label = f"{key} of {path}, id {identifier:#x}"
             yield Region(position, end, RegionKind.XATTR_REFERENCE, label, inode.nid)
             position = end
         while position < inode.tail_start:
             entry = self._image.xattr_entry_at(position, inode.tail_start)
-            yield Region(position, entry.end, RegionKind.XATTR, f"{_show_key(entry.key)} of {path}", inode.nid)
+            yield Region(position, entry.end, RegionKind.XATTR, f"{escape_text(entry.key)} of {path}", inode.nid)
             position = entry.end
 
     def _shared_xattr(self, start: int, references: int) -> Region:
         entry = self._image.xattr_entry_at(start, self._image.length)
-        label = f"{_show_key(entry.key)}, {len(entry.value)} bytes, {_count(references, 'reference')}"
+        label = f"{escape_text(entry.key)}, {len(entry.value)} bytes, {counted(references, 'reference')}"
         return Region(start, entry.end, RegionKind.SHARED_XATTR, label, None)
 
     def _data(self, inode: DiskInode) -> Iterator[Region]:
@@ -295,7 +296,7 @@ class _Namer:
 
     def _dirents(self, inode: DiskInode, start: int, end: int, path: str) -> Iterator[Region]:
         entries, used = parse_dirents(bytes(self._image.data[start:end]))
-        names = f"{_show_key(entries[0][0])} to {_show_key(entries[-1][0])}"
+        names = f"{escape_text(entries[0][0])} to {escape_text(entries[-1][0])}"
         label = f"{len(entries)} entries of {path}, {names}"
         yield Region(start, start + used, RegionKind.DIRENTS, label, inode.nid)
         if start + used < end:
@@ -324,13 +325,5 @@ def _describe(extent: Extent) -> str:
     return f"{what} ({start:#x} to {end:#x})"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _data_kind(inode: DiskInode) -> RegionKind:
     return RegionKind.SYMLINK if inode.kind == SYMLINK else RegionKind.CONTENT
-
-
-def _show_key(key: bytes) -> str:
-    return escape(key).decode("ascii")

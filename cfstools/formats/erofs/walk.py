@@ -14,7 +14,7 @@ from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import FileType
 from cfstools.formats.erofs.reader import DIRECTORY, TYPE_MASK, DirentTuple, DiskInode, Image
-from cfstools.formats.escape import escape
+from cfstools.formats.escape import escape_text
 
 Report = Callable[[ImageError], None]
 _PATH_SHOWN = 4096
@@ -143,5 +143,5 @@ def show_path(names: Iterator[bytes]) -> str:
             parts.append(name)
             size += len(name) + 1
             if size > _PATH_SHOWN:
-                return "..." + "".join("/" + escape(part).decode("ascii") for part in reversed(parts))
-    return "/" + "/".join(escape(part).decode("ascii") for part in reversed(parts))
+                return "..." + "".join("/" + escape_text(part) for part in reversed(parts))
+    return "/" + "/".join(escape_text(part) for part in reversed(parts))
