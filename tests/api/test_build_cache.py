@@ -65,6 +65,13 @@ def fill(place: Path, letter: bytes = b"A", count: int = 3) -> None:
     time.sleep(0.05)
 
 
+def set_fields(image: Path, **fields: str) -> None:
+    """Set fields of the inode of ``usr/app0`` in an ext4 that is not mounted."""
+    need_command("debugfs")
+    request = "".join(f"set_inode_field /usr/app0 {name} {value}\n" for name, value in fields.items())
+    subprocess.run(["debugfs", "-w", "-f", "-", image], input=request, text=True, check=True, capture_output=True)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("kind", ["squashfs", "erofs", "ext4"])
 @pytest.mark.parametrize("options", ["ro", "rw"])
@@ -78,21 +85,24 @@ def test_images_one_after_the_other_on_one_device(builder: Builder, kind: str, o
         for path in (tree / "usr/app0", tree / "usr", tree):
             os.utime(path, (1_700_000_000, 1_700_000_000))
         images.append(made(builder.tmp_path, kind, tree=tree, name=letter.decode()))
+        if kind == "ext4":  # mke2fs before 1.47.1 takes the ctimes of the tree
+            set_fields(images[-1], ctime="@1700000000")
     seen = []
     for image in (*images, images[0]):
         with loop_device(image) as device, mounted(device, kind, options, place=builder.tmp_path / "mnt") as place:
             assert builder.hits(place) == 0
             assert builder.hits(place) == 0  # its ctimes are the image maker's, without nanoseconds
-            seen.append((device, os.stat(place / "usr/app0")[1:3], builder.build(place).digest))
-    assert {one[:2] for one in seen} == {seen[0][:2]}
-    assert [one[2] == seen[0][2] for one in seen] == [True, False, True]
+            status = os.stat(place / "usr/app0")
+            same = (device, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            seen.append((same, builder.build(place).digest))
+    assert {one[0] for one in seen} == {seen[0][0]}
+    assert [one[1] == seen[0][1] for one in seen] == [True, False, True]
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("when", ["past", "now", "future", "2038"])
 def test_a_disk_image_whose_maker_chose_the_times(builder: Builder, when: str) -> None:
     """A tenant's disk with the inode, size and times that another's had: debugfs sets all of them."""
-    need_command("debugfs")
     seconds = {"past": 1_600_000_000, "now": int(time.time()), "future": int(time.time()) + 86_400, "2038": 2**31 - 1}[
         when
     ]
@@ -103,12 +113,8 @@ def test_a_disk_image_whose_maker_chose_the_times(builder: Builder, when: str) -
     for letter in (b"A", b"B"):
         with mounted(image, "ext4") as place, (place / "usr/app0").open("r+b") as file:
             file.write(letter * 5000)
-        request = "".join(
-            f"set_inode_field /usr/app0 {name} {value}\n"
-            for name in ("ctime", "mtime")
-            for name, value in ((name, f"@{seconds}"), (name + "_extra", str(500 << 2)))
-        )
-        subprocess.run(["debugfs", "-w", "-f", "-", image], input=request, text=True, check=True, capture_output=True)
+        at, nanoseconds = f"@{seconds}", str(500 << 2)
+        set_fields(image, ctime=at, ctime_extra=nanoseconds, mtime=at, mtime_extra=nanoseconds)
         with mounted(image, "ext4") as place:
             status = os.stat(place / "usr/app0")
             if when != "2038":
