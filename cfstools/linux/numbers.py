@@ -45,7 +45,7 @@ _TRUE = frozenset(
     }
 )
 # Squashfs has the numbers that the maker of the image chose; bcachefs has one inode number for each snapshot's copy.
-_COUNTED = frozenset({_OVERLAY, _NFS, 0x73717368, 0xCA451A4E})
+_COUNTED = frozenset({_OVERLAY, 0x73717368, 0xCA451A4E})
 # Times that are made up may be whole seconds.
 _LOOKS, _PAUSE = 23, 0.05
 # Whose handles are made of more than the inode number.
@@ -63,16 +63,16 @@ _name_to_handle_at = getattr(_libc, "name_to_handle_at", None)
 
 
 class Numbers(Enum):
-    """How far a file system's (device, inode) and link count can be believed."""
+    """How far a file system's inode numbers, link counts and times can be believed."""
 
     TRUE = "of the disk"
     """Names with one device and inode number are names of one inode, and its link count is right."""
 
     COUNTED = "checked"
-    """Numbers may be shared by different files; the link count is right."""
+    """Numbers may be shared by different files; link counts and times are the kernel's own."""
 
     INVENTED = "invented"
-    """Numbers may be shared by different files, and the link count may be right only once all names were looked at."""
+    """Others answer: link counts may be right only once all names were looked at, and times may be made up."""
 
 
 def numbers_of(fd: int) -> Numbers:
@@ -134,7 +134,7 @@ def makes_times_up(fd: int) -> bool:
 
     Some answer with the time of the question. Nothing else is known of a file while it changes all the time.
     """
-    if numbers_of(fd) is Numbers.TRUE:
+    if numbers_of(fd) is not Numbers.INVENTED:
         return False
     before = look(fd)
     for _ in range(_LOOKS):

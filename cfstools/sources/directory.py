@@ -250,7 +250,7 @@ class _Walk:
                 what = "cannot read symbolic link"
                 os.readlink(name, dir_fd=fd)
         except OSError as error:
-            if error.errno == errno.ENOENT and frame.numbers is not Numbers.TRUE and name in native.list_names(fd):
+            if error.errno == errno.ENOENT and frame.numbers is Numbers.INVENTED and name in native.list_names(fd):
                 raise self._place.refused(error, "is listed, but cannot be looked at", path) from error
             if error.errno != errno.EINVAL:
                 raise self._place.failed(error, what, path) from error
@@ -316,7 +316,7 @@ class _Walk:
         frame.reads_xattrs = self._reads_xattrs(frame)
         frame.numbers = self._numbers_of(fd, path, frame.status.st_dev)
         frame.true_device = frame.status.st_dev if frame.numbers is Numbers.TRUE else -1
-        if self._use_epoch or frame.numbers is not Numbers.TRUE:
+        if self._use_epoch or frame.numbers is Numbers.INVENTED:
             frame.listing = Listing(names, frame.status)
         if met is not None and (listing := self._stack[-2].listing) is not None:
             listing.subdirectories[name] = number

@@ -76,7 +76,7 @@ class DirectorySource:
         nor with ``use_epoch``.
         """
         try:
-            if numbers_of(fd) is Numbers.TRUE:
+            if numbers_of(fd) is not Numbers.INVENTED:
                 return True
             device = os.fstat(fd).st_dev
             if not self._use_epoch and device not in self._timeless and makes_times_up(fd):

@@ -155,7 +155,7 @@ def _ctime(target: bytes | int) -> int | None:
     try:
         fd = os.open(target, _LOOK) if isinstance(target, bytes) else os.dup(target)
         try:
-            return os.fstat(fd).st_ctime_ns if numbers_of(fd) is Numbers.TRUE else None
+            return os.fstat(fd).st_ctime_ns if numbers_of(fd) is not Numbers.INVENTED else None
         finally:
             close(fd)
     except OSError:
@@ -177,7 +177,7 @@ def is_there(directory: int, path: bytes, number: tuple[int, int]) -> bool:
         fd = open_below(directory, path, _LOOK)
         try:
             status = os.fstat(fd)
-            return (status.st_dev, status.st_ino) == number and numbers_of(fd) is not Numbers.TRUE
+            return (status.st_dev, status.st_ino) == number and numbers_of(fd) is Numbers.INVENTED
         finally:
             close(fd)
     except OSError:

@@ -104,7 +104,7 @@ def test_handles_that_cannot_be_had(opened: list[int], monkeypatch: pytest.Monke
         (0x01021994, Numbers.TRUE),
         (0x9123683E, Numbers.TRUE),
         (0x794C7630, Numbers.COUNTED),
-        (0x6969, Numbers.COUNTED),
+        (0x6969, Numbers.INVENTED),
         (0x65735546, Numbers.INVENTED),
         (0x01021997, Numbers.INVENTED),
         (0xFF534D42, Numbers.INVENTED),

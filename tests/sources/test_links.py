@@ -20,10 +20,11 @@ from cfstools.api.build import build
 from cfstools.errors import InputError, SourceChanged
 from cfstools.linux import numbers
 from cfstools.sources import links as links_module
+from cfstools.sources.directory import open_directory
 from cfstools.tree import RegularFile, Unread
 from tests import fuse, requirements
 from tests.fuse import Node
-from tests.sources.trees import get, links, paths, walk
+from tests.sources.trees import AtNames, get, links, paths, walk
 
 FILE = stat.S_IFREG | 0o644
 DIR = stat.S_IFDIR | 0o755
@@ -316,6 +317,9 @@ def test_kernel_overlay_over_several_file_systems(tmp_path: Path, linked: Path, 
         (space / "merged" / "z").chmod(0o600)
         assert links(walk(space / "merged")) == expected - LINKED | groups("d/a e/b", "s e/s", "f d/f")
         assert len({digest(space / "merged") for _ in range(3)}) == 1
+        # Times are the kernel's there, and tell.
+        with pytest.raises(SourceChanged, match="merged: directory changed while"):
+            open_directory(os.fsencode(space / "merged"), progress=AtNames(2, (space / "merged").touch))
 
 
 # True inode numbers
