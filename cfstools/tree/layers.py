@@ -22,10 +22,14 @@ from cfstools.tree.model import Directory, Entry, HardLink, Leaf, Symlink
 from cfstools.tree.resolve import Find, Walk, normal_parts, shown
 
 MAX_WARNINGS = 1000
+LINK_STEPS, LINK_STEPS_PER_NAME = 1 << 16, 64
+"""Components of the targets of symbolic links that paths may lead through: as many, and more for each name."""
 
 _MARKER = b".wh."
 _AUFS = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
+_MADE = "missing parent directory made as 0755, owner 0:0, time 0: some tools refuse it"
+_KEPT = "the layer has no entry for this parent: it keeps its attributes, some tools reset them to 0755"
 
 
 class LayerWarning(NamedTuple):
@@ -37,6 +41,16 @@ class LayerWarning(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.layer}: {shown(self.path)}: {self.text}"
+
+
+class _Implicit(NamedTuple):
+    """A parent that its layer has no entry for: its name, its own parent, and the prefix of names there."""
+
+    directory: Directory
+    parent: Directory
+    prefix: bytes | None
+    name: bytes
+    text: str
 
 
 class LayeredTree:
@@ -55,10 +69,16 @@ class LayeredTree:
         self.linked = False
         self.names = 0
         self.metadata = 0
+        self._link_steps = 0
 
     def layer(self, label: str) -> Layer:
         """Begin the next layer; *label* names it in warnings and errors."""
         return Layer(self, label)
+
+    @property
+    def keeps_warnings(self) -> bool:
+        """Whether the next warning is more than counted."""
+        return self.rules.strict or len(self.warnings) < MAX_WARNINGS
 
     def warn(self, layer: str, path: bytes, text: str) -> None:
         """Note a warning, or raise it as :class:`OciError` when strict. The first thousand are kept."""
@@ -80,6 +100,14 @@ class LayeredTree:
         if self.metadata > self.rules.max_metadata:
             what = f"more than {self.rules.max_metadata} bytes of paths, link targets and extended attributes"
             raise LimitExceeded(what, where=layer)
+
+    def follow(self, components: int) -> None:
+        """Count the components of a link's target that a path leads through; raises :class:`LimitExceeded`."""
+        self._link_steps += components
+        allowed = LINK_STEPS + LINK_STEPS_PER_NAME * self.names
+        if self._link_steps > allowed:
+            what = f"paths lead through symbolic links with more than {allowed} components in all"
+            raise LimitExceeded(f"{what}, for {self.names} entries")
 
     def finish(self) -> Directory:
         """The finished tree, its hard links settled."""
@@ -115,8 +143,8 @@ class Layer:
         # What this layer put in place, by identity; the values keep the identities from being reused.
         self._placed: dict[int, Entry] = {}
         self._removed: dict[tuple[int, bytes], tuple[Entry, Directory]] = {}
-        self._implicit: dict[int, tuple[bytes, Directory, str]] = {}
-        self._followed: set[bytes] = set()
+        self._implicit: dict[int, _Implicit] = {}
+        self._followed: dict[int, Symlink] = {}
         self._staged_directories: set[bytes] | None = None
         self._parent_path: bytes | None = None
         self._parent_directory = tree.root
@@ -201,9 +229,17 @@ class Layer:
             if not self._link(path, link, lower_too=False):
                 raise self._error(f"hard link to {shown(b'/'.join(link.target))}, which does not exist", path)
             self._warn(path, "hard link to a later entry of the layer: other tools refuse it")
-        for path, directory, text in self._implicit.values():
-            if id(directory) not in self._placed:
-                self._warn(path, text)
+        for implicit in self._implicit.values():
+            if id(implicit.directory) not in self._placed:
+                self._warn(self._implicit_path(implicit) if self._tree.keeps_warnings else b"", implicit.text)
+
+    def _implicit_path(self, implicit: _Implicit) -> bytes:
+        """The path of a parent made here; only the topmost of several in a row has it."""
+        names = [implicit.name]
+        while implicit.prefix is None:
+            implicit = self._implicit[id(implicit.parent)]
+            names.append(implicit.name)
+        return implicit.prefix + b"/".join(names[::-1])
 
     def _place_all(self) -> Iterator[tuple[bytes, _LinkTo]]:
         """Put the entries in place, in order, and give out each hard link at its turn."""
@@ -297,13 +333,13 @@ class Layer:
         if not target:
             return self._tree.root
         directory = self._walk(target[:-1], find)
-        return None if directory is None else find(directory, target[-1], [])
+        return None if directory is None else find(directory, target[-1], b"")
 
     @staticmethod
-    def _present(directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:  # noqa: ARG004
+    def _present(directory: Directory, name: bytes, prefix: bytes) -> Entry | None:  # noqa: ARG004
         return directory.entries.get(name)
 
-    def _before(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:  # noqa: ARG002
+    def _before(self, directory: Directory, name: bytes, prefix: bytes) -> Entry | None:  # noqa: ARG002
         """What was there before this layer's whiteouts."""
         removed = self._removed.get((id(directory), name))
         return removed[0] if removed else directory.entries.get(name)
@@ -321,12 +357,12 @@ class Layer:
             if entry is not None:
                 self._removed[id(parent), name] = (entry, parent)
 
-    def _lower(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry | None:
+    def _lower(self, directory: Directory, name: bytes, prefix: bytes) -> Entry | None:
         """An entry of the lower tree as a whiteout sees it: through the directories and links this layer puts there."""
         entry = directory.entries.get(name)
         if not self._symlinks and not isinstance(entry, Symlink | HardLink):
             return entry
-        path = b"/".join([*names, name])
+        path = prefix + name
         if self._staged_directories is None:
             self._staged_directories = {path for path, staged in self._entries if isinstance(staged, Directory)}
         if path in self._staged_directories:
@@ -366,29 +402,36 @@ class Layer:
             raise self._error("the parent of an entry is not a directory", path)
         return directory
 
-    def _made(self, directory: Directory, name: bytes, names: list[bytes]) -> Entry:
+    def _made(self, directory: Directory, name: bytes, prefix: bytes) -> Entry:
         entry = directory.entries.get(name)
         if entry is None:
             self._tree.count(self._label, len(name))
             entry = directory.entries[name] = Directory(mode=0o40755)
-            text = "missing parent directory made as 0755, owner 0:0, time 0: some tools refuse it"
-            self._implicit[id(entry)] = (b"/".join([*names, name]), entry, text)
-        elif isinstance(entry, Directory) and (entry.mode, entry.uid, entry.gid) != (0o40755, 0, 0):
-            text = "the layer has no entry for this parent: it keeps its attributes, some tools reset them to 0755"
-            self._implicit.setdefault(id(entry), (b"/".join([*names, name]), entry, text))
+            self._add_implicit(entry, directory, prefix, name, _MADE)
+        elif (
+            isinstance(entry, Directory)
+            and (entry.mode, entry.uid, entry.gid) != (0o40755, 0, 0)
+            and id(entry) not in self._implicit
+        ):
+            self._add_implicit(entry, directory, prefix, name, _KEPT)
         return entry
+
+    def _add_implicit(self, entry: Directory, parent: Directory, prefix: bytes, name: bytes, text: str) -> None:
+        """Take note of a parent; paths of many in a row would take room by the square of their number."""
+        known = None if id(parent) in self._implicit else prefix
+        self._implicit[id(entry)] = _Implicit(entry, parent, known, name, text)
 
     def _walk(self, parts: list[bytes], find: Find) -> Directory | None:
         try:
-            return Walk(self._tree.root, find, self._follow).to(parts)
+            return Walk(self._tree.root, find, self._follow, self._tree.follow).to(parts)
         except FormatError as error:
             error.where = f"{self._label}: {error.where or shown(b'/'.join(parts))}"
             raise
 
     def _follow(self, path: bytes, link: Symlink) -> None:
-        if path in self._followed:
+        if id(link) in self._followed:
             return
-        self._followed.add(path)
+        self._followed[id(link)] = link
         if id(link) in self._placed or self._symlinks.get(path) is link:
             self._warn(
                 path, "a symbolic link of this layer stands for a parent directory: followed, some tools refuse it"

@@ -11,12 +11,16 @@ MAX_PATH = 4095
 MAX_NAME = 255
 MAX_DEPTH = 2048
 MAX_HOPS = 40
+_NO_NAMES = frozenset((b"", b".", b".."))
 
-Find = Callable[[Directory, bytes, list[bytes]], Entry | None]
-"""What stands under a name: called with the directory, the name, and the names that lead to the directory."""
+Find = Callable[[Directory, bytes, bytes], Entry | None]
+"""What stands under a name: called with the directory, the name, and the directory's path with a slash behind it."""
 
 Follow = Callable[[bytes, Symlink], None]
 """Told of each link that is followed, with its path."""
+
+Spend = Callable[[int], None]
+"""Told how many components the target of a link adds to the walk; may raise."""
 
 
 def shown(path: bytes) -> str:
@@ -51,54 +55,62 @@ class Walk:
     """One walk through a tree along components and symbolic links; ``..`` stops at the root, as in a chroot.
 
     :meth:`to` returns the directory the path leads to, or ``None``. Raises :class:`OciError` after 40
-    links (as Linux does), :class:`LimitExceeded` beyond 2048 levels.
+    links (as Linux does), :class:`LimitExceeded` beyond 2048 levels or where the path without its links is longer than
+    4095 bytes. Each step takes the same time, whatever the depth; how many there are *spend* can bound.
     """
 
-    def __init__(self, root: Directory, find: Find, follow: Follow) -> None:
+    def __init__(self, root: Directory, find: Find, follow: Follow, spend: Spend) -> None:
         self._find = find
         self._follow = follow
+        self._spend = spend
         self._directories = [root]
-        self._names: list[bytes] = []
+        self._prefix = b""  # of the names in the last of these, without links: empty, or with a slash at its end
         self._hops = 0
 
     def to(self, parts: list[bytes]) -> Directory | None:
         """The directory that *parts* lead to."""
         pending = parts[::-1]
+        find, directories = self._find, self._directories
         while pending:
             part = pending.pop()
-            if part == b"..":
-                self._climb()
-            elif part and part != b".":
-                entry = self._find(self._directories[-1], part, self._names)
-                if isinstance(entry, HardLink):
-                    entry = entry.inode
-                if isinstance(entry, Directory):
-                    self._enter(part, entry)
-                elif isinstance(entry, Symlink):
-                    pending.extend(self._jump(part, entry))
-                else:
-                    return None
-        return self._directories[-1]
+            if part in _NO_NAMES:
+                if part == b"..":
+                    self._climb()
+                continue
+            entry = find(directories[-1], part, self._prefix)
+            if isinstance(entry, HardLink):
+                entry = entry.inode
+            if isinstance(entry, Directory):
+                self._prefix += part + b"/"
+                if len(directories) > MAX_DEPTH or len(self._prefix) > MAX_PATH + 1:
+                    raise self._too_deep()
+                directories.append(entry)
+            elif isinstance(entry, Symlink):
+                pending.extend(self._jump(part, entry))
+            else:
+                return None
+        return directories[-1]
 
     def _climb(self) -> None:
-        if self._names:
-            self._names.pop()
+        if len(self._directories) > 1:
             self._directories.pop()
+            self._prefix = self._prefix[: self._prefix.rfind(b"/", 0, -1) + 1]
 
-    def _enter(self, name: bytes, directory: Directory) -> None:
-        if len(self._names) == MAX_DEPTH:
-            raise LimitExceeded(f"directories nested deeper than {MAX_DEPTH}")
-        self._names.append(name)
-        self._directories.append(directory)
+    def _too_deep(self) -> LimitExceeded:
+        if len(self._directories) > MAX_DEPTH:
+            return LimitExceeded(f"directories nested deeper than {MAX_DEPTH}")
+        return LimitExceeded(f"the path without its symbolic links is longer than {MAX_PATH} bytes")
 
     def _jump(self, name: bytes, link: Symlink) -> list[bytes]:
         """The components to go on with, last first."""
         self._hops += 1
-        path = b"/".join([*self._names, name])
+        path = self._prefix + name
         if self._hops > MAX_HOPS:
             raise OciError("too many symbolic links in the path", where=shown(path))
         self._follow(path, link)
+        parts = link.target.split(b"/")[::-1]
+        self._spend(len(parts))
         if link.target.startswith(b"/"):
             del self._directories[1:]
-            self._names.clear()
-        return link.target.split(b"/")[::-1]
+            self._prefix = b""
+        return parts

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.errors import LimitExceeded, OciError
+from cfstools.tree import layers
 from cfstools.tree.layer_rules import LayerRules
 from cfstools.tree.layers import MAX_WARNINGS, Layer, LayeredTree
 from cfstools.tree.links import settle_links
 from cfstools.tree.model import Device, Directory, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import iter_entries
+from tests.bounds import bounded
 
 
 class To(bytes):
@@ -524,3 +527,94 @@ def test_order_of_markers_never_matters(layer: list[Step], random: object) -> No
     plain = [step for step in layer if not step[0].rpartition(b"/")[2].startswith(b".wh.")]
     markers = [step for step in layer if step[0].rpartition(b"/")[2].startswith(b".wh.")]
     assert outcome(plain + markers) == outcome(markers + plain)
+
+
+# What it costs
+
+
+def chain(hops: int, turns: int) -> list[Step]:
+    """Links of which each goes up and down many times before it leads to the next; the last one is called ``l``."""
+    names = [b"%d" % number for number in range(hops - 1)] + [b"l"]
+    steps: list[Step] = [(b"d", D), (names[0], To(b"d/../" * turns + b"d"))]
+    return steps + [(name, To(b"d/../" * turns + before)) for before, name in pairwise(names)]
+
+
+def test_steps_through_links_have_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "LINK_STEPS", 90)
+    monkeypatch.setattr(layers, "LINK_STEPS_PER_NAME", 2)
+    # Five entries, so 100 steps: three links with 2 * 16 + 1 components each, and one more.
+    tree = merge([*chain(3, 16), (b"l/x", b"")])
+    assert look(tree)[b"d/x"] == b""
+    with pytest.raises(LimitExceeded, match="symbolic links with more than 100 components in all, for 5 entries") as it:
+        merge([*chain(3, 17), (b"l/x", b"")])
+    assert it.value.where == "layer 1: /l"
+
+
+@pytest.mark.parametrize("kind", ["file", "whiteout", "hard link"])
+def test_hops_times_depth_times_entries_are_bounded(kind: str) -> None:
+    layer: list[Step] = chain(40, 800)
+    if kind == "file":
+        layer += [(b"l%s/%d" % (b"/." * (number % 2), number), b"") for number in range(400)]
+        layer = [
+            step for pair in zip(layer, [(b"d/%d" % n, b"") for n in range(len(layer))], strict=True) for step in pair
+        ]
+    elif kind == "whiteout":
+        layer += [(b"l/.wh.%d" % number, None) for number in range(400)]
+    else:
+        layer += [(b"h%d" % number, Hard(b"l/nothing%d" % number)) for number in range(400)]
+    with bounded(1 << 10), pytest.raises((LimitExceeded, OciError)):
+        merge(layer)
+
+
+def test_deep_whiteouts_cost_by_their_length() -> None:
+    deep = b"a/" * 2040
+    layer: list[Step] = [(b"s", To(b"a")), (deep + b"f", b"")]
+    layer += [(deep + b".wh.%d" % number, None) for number in range(200)]
+    with bounded(sum(len(path) for path, _ in layer)):
+        merge([(deep + b"f", b"")], layer)
+
+
+def test_missing_parents_cost_by_their_number() -> None:
+    layer: list[Step] = [(b"%d/" % number + b"a/" * 2000 + b"f", b"") for number in range(60)]
+    names = 60 * 2002
+    with bounded(names * 700):
+        tree = merge(layer)
+    assert tree.names == names
+    assert len(tree.warnings) == MAX_WARNINGS
+    assert [warning.path for warning in tree.warnings[:3]] == [b"0", b"0/a", b"0/a/a"]
+    assert tree.warnings[999].path == b"0" + b"/a" * 999
+
+
+def test_paths_without_links_have_a_limit() -> None:
+    deep = b"/".join([b"n" * 255] * 8)
+    base: list[Step] = [(deep, D), (b"l", To(deep)), (deep + b"/m", To(deep.rpartition(b"/")[0]))]
+    room = 4095 - len(deep) - 1
+    names = b"/".join([b"x" * 255] * 7 + [b"z" * 99])
+    last = b"y" * (room - len(names) - 1)
+    tree = merge([*base, (b"l/" + names + b"/" + last + b"/f", b"")])
+    assert max(len(path) for path in look(tree)) == 4095 + 2
+    with pytest.raises(LimitExceeded, match="without its symbolic links is longer than 4095 bytes"):
+        merge([*base, (b"l/" + names + b"/" + last + b"y/f", b"")])
+
+
+def test_depth_has_a_limit() -> None:
+    tree = LayeredTree()
+    stage(tree.layer("1"), [(b"a/" * 2000 + b"a", D), (b"l", To(b"a/" * 2000 + b"a"))]).apply()
+    stage(tree.layer("2"), [(b"l/" + b"b/" * 47 + b"f", b"")]).apply()
+    with pytest.raises(LimitExceeded, match="nested deeper than 2048"):
+        stage(tree.layer("3"), [(b"l/" + b"b/" * 47 + b"c/f", b"")]).apply()
+
+
+@pytest.mark.parametrize(
+    ("enough", "too_few"),
+    [
+        (LayerRules(max_entries=5), LayerRules(max_entries=4)),
+        (LayerRules(max_metadata=11), LayerRules(max_metadata=10)),
+    ],
+)
+def test_names_and_metadata_have_limits(enough: LayerRules, too_few: LayerRules) -> None:
+    # With the missing parent there are five names; paths of 1 + 3 + 1 + 3 bytes, a target and a name of one.
+    steps: list[Step] = [(b"a", D), (b"a/b", b""), (b"c", To(b"tt")), (b"m/f", b"")]
+    stage(LayeredTree(enough).layer("1"), steps).apply()
+    with pytest.raises(LimitExceeded, match="more than"):
+        stage(LayeredTree(too_few).layer("1"), steps).apply()
