@@ -345,9 +345,10 @@ static enum outcome prepare(struct writer *w, PyObject *kinds) {
     };
     if (model_open(&w->model, kinds))
         return FAILED;
-    for (size_t i = 0; i < sizeof first_keys / sizeof *first_keys; i++)
-        if (image_add_key(w, first_keys[i]))
-            return no_memory();
+    for (size_t i = 0; i < sizeof first_keys / sizeof *first_keys; i++) {
+        uint32_t number;
+        TRY(image_find_key(w, first_keys[i], &number));
+    }
     w->kept = PyList_New(0);
     return w->kept == NULL ? FAILED : DONE;
 }
@@ -362,6 +363,7 @@ static void release(struct writer *w) {
     free(w->pairs.at);
     free(w->pairings.at);
     free(w->sets.at);
+    free(w->key_index.slots);
     free(w->pair_index.slots);
     free(w->set_index.slots);
     while (w->pool != NULL) {

@@ -122,7 +122,7 @@ struct writer {
     LIST(uint32_t) pairings;
     LIST(struct set) sets;
     PyObject *kept; /* lists that `rewrite` returned */
-    struct index pair_index, set_index;
+    struct index key_index, pair_index, set_index;
     struct pool *pool;
     int64_t build_sec;
     uint32_t build_nsec;
@@ -130,7 +130,8 @@ struct writer {
 };
 
 /* image_xattrs.c */
-int image_add_key(struct writer *w, struct text text);
+/* Number of a key, which is remembered; the first ones are those above. */
+enum outcome image_find_key(struct writer *w, struct text text, uint32_t *out);
 /* Number of a pair, counting that it is used once more if `uses`. */
 enum outcome image_find_pair(struct writer *w, uint32_t key, struct text value, uint32_t uses, uint32_t *out);
 /* The pairs of a mapping; inodes that share a mapping share the work. */

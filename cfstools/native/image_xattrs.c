@@ -44,7 +44,7 @@ static const struct {
     {{(const uint8_t *)"security.", 9}, 6},
 };
 
-int image_add_key(struct writer *w, struct text text) {
+static int add_key(struct writer *w, struct text text) {
     struct key key = {text, 0, 0, 0};
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
         if (text.size >= prefixes[i].text.size && memcmp(text.data, prefixes[i].text.data, prefixes[i].text.size) == 0) {
@@ -56,12 +56,26 @@ int image_add_key(struct writer *w, struct text text) {
     return PUSH(w->keys, key);
 }
 
-/* Number of a key; there are few, and those of external files come first. */
-static enum outcome find_key(struct writer *w, struct text text, uint32_t *out) {
-    for (*out = 0; *out < w->keys.count; ++*out)
-        if (equal(w->keys.at[*out].text, text))
+enum outcome image_find_key(struct writer *w, struct text text, uint32_t *out) {
+    const uint64_t hash = hash_bytes(0, text.data, text.size);
+    if (index_grow(&w->key_index))
+        return no_memory();
+    struct index *index = &w->key_index;
+    size_t at = hash & index->mask;
+    for (int probes = 0; index->slots[at].number; at = (at + 1) & index->mask) {
+        if (++probes > PROBES_MAX)
+            return LEFT;
+        *out = index->slots[at].number - 1;
+        if (index->slots[at].hash == hash && equal(w->keys.at[*out].text, text))
             return DONE;
-    return *out > 4096 ? LEFT : image_add_key(w, text) ? no_memory() : DONE;
+    }
+    *out = (uint32_t)w->keys.count;
+    if (add_key(w, text))
+        return no_memory();
+    index->slots[at].hash = hash;
+    index->slots[at].number = *out + 1;
+    index->used++;
+    return DONE;
 }
 
 /* Number of a pair, counting that it is used once more if `uses`. */
@@ -103,7 +117,7 @@ static enum outcome take_pairs(struct writer *w, PyObject *pairs) {
         if (!PyBytes_Check(key) || !PyBytes_Check(value))
             return leave();
         uint32_t key_number, number;
-        TRY(find_key(w, (struct text){(const uint8_t *)PyBytes_AsString(key), (size_t)PyBytes_Size(key)}, &key_number));
+        TRY(image_find_key(w, (struct text){(const uint8_t *)PyBytes_AsString(key), (size_t)PyBytes_Size(key)}, &key_number));
         TRY(image_find_pair(w, key_number,
                       (struct text){(const uint8_t *)PyBytes_AsString(value), (size_t)PyBytes_Size(value)}, 0, &number));
         if (PUSH(w->pairings, number))

@@ -31,6 +31,7 @@ struct reader {
     struct numbers numbers;
     PyObject *no_xattrs, *freeze; /* borrowed */
     PyObject *mappings, *linked;  /* attributes by their pairs; inodes with several names by number */
+    PyObject *keys, *shared_pairs; /* keys by themselves; pairs of the shared table by their place */
     uint8_t *met, *met_shared;    /* a bit for each slot, and for each place in the shared table */
     uint64_t left, shared_left;   /* bytes that inodes, and shared attributes, may still take up */
     unsigned algorithm;           /* 0 as long as no digest was met */
@@ -42,7 +43,8 @@ struct reader {
 /* What the attributes of an inode say. */
 struct meaning {
     struct xattr xattrs[XATTRS_MAX];
-    size_t count;
+    size_t count, inlined; /* the first ones are stored with the inode */
+    uint32_t places[XATTRS_MAX]; /* of the shared ones in their table */
     const struct xattr *redirect, *metacopy;
     int is_whiteout;
     PyObject *kept;
@@ -92,7 +94,7 @@ static int is_repeated(const struct meaning *meaning, size_t number) {
 
 /* All attributes of an inode: those stored with it, then the shared ones. */
 static enum outcome load_xattrs(struct reader *r, const struct disk_inode *inode, struct meaning *meaning) {
-    meaning->count = 0;
+    meaning->count = meaning->inlined = 0;
     if (inode->xattr_start == inode->tail_start)
         return DONE;
     const uint64_t area = inode->tail_start - inode->xattr_start;
@@ -108,11 +110,13 @@ static enum outcome load_xattrs(struct reader *r, const struct disk_inode *inode
         if (is_repeated(meaning, meaning->count++))
             return LEFT;
     }
+    meaning->inlined = meaning->count;
     for (size_t i = 0; i < shared; i++) {
         if (meaning->count == XATTRS_MAX)
             return LEFT;
         struct xattr *one = &meaning->xattrs[meaning->count];
-        TRY(load_shared(r, disk_u32(start + 12 + 4 * i), one));
+        meaning->places[meaning->count] = disk_u32(start + 12 + 4 * i);
+        TRY(load_shared(r, meaning->places[meaning->count], one));
         size += one->key_size + one->value_size;
         if (is_repeated(meaning, meaning->count++))
             return LEFT;
@@ -120,24 +124,56 @@ static enum outcome load_xattrs(struct reader *r, const struct disk_inode *inode
     return shared && size > XATTR_BYTES_MAX ? LEFT : DONE;
 }
 
-static PyObject *pair_of(const char *prefix, const uint8_t *key, size_t key_size, const struct xattr *xattr) {
+/* The key once more, as the object it was before, as far as memory is well spent on that. */
+static PyObject *intern_key(struct reader *r, const char *prefix, const uint8_t *rest, size_t size) {
     const size_t prefix_size = strlen(prefix);
-    PyObject *name = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix_size + key_size));
+    PyObject *name = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix_size + size));
     if (name == NULL)
         return NULL;
     memcpy(PyBytes_AsString(name), prefix, prefix_size);
-    memcpy(PyBytes_AsString(name) + prefix_size, key, key_size);
-    return Py_BuildValue("(Ny#)", name, (const char *)xattr->value, (Py_ssize_t)xattr->value_size);
+    memcpy(PyBytes_AsString(name) + prefix_size, rest, size);
+    PyObject *known = PyDict_GetItemWithError(r->keys, name);
+    if (known != NULL) {
+        Py_DECREF(name);
+        return Py_NewRef(known);
+    }
+    if (PyErr_Occurred() || (PyDict_Size(r->keys) < MAPPINGS_MAX && PyDict_SetItem(r->keys, name, name)))
+        Py_CLEAR(name);
+    return name;
+}
+
+static PyObject *new_pair(struct reader *r, const struct meaning *meaning, size_t number, size_t escaped) {
+    const struct xattr *xattr = &meaning->xattrs[number];
+    PyObject *name = intern_key(r, escaped ? OVERLAY : "", xattr->key + escaped, xattr->key_size - escaped);
+    return name == NULL ? NULL
+                        : Py_BuildValue("(Ny#)", name, (const char *)xattr->value, (Py_ssize_t)xattr->value_size);
+}
+
+/* An attribute as it is in the tree, without `escaped` bytes of its key in front of which "trusted.overlay." stands
+ * then. What is shared in the image is one object: an image is small for all the inodes that refer to a large value. */
+static PyObject *pair_of(struct reader *r, const struct meaning *meaning, size_t number, size_t escaped) {
+    if (number < meaning->inlined)
+        return new_pair(r, meaning, number, escaped);
+    PyObject *place = PyLong_FromUnsignedLong(meaning->places[number]);
+    PyObject *pair = place != NULL ? PyDict_GetItemWithError(r->shared_pairs, place) : NULL;
+    Py_XINCREF(pair);
+    if (place != NULL && pair == NULL && !PyErr_Occurred()) {
+        pair = new_pair(r, meaning, number, escaped);
+        if (pair != NULL && PyDict_SetItem(r->shared_pairs, place, pair))
+            Py_CLEAR(pair);
+    }
+    Py_XDECREF(place);
+    return pair;
 }
 
 /* Keeps an attribute for the tree, or sees what it says to overlayfs; NULL in `*pair` for the latter. */
-static int interpret(struct meaning *meaning, const struct xattr *xattr, int is_regular, PyObject **pair) {
-    const size_t escaped = strlen(ESCAPED);
+static int interpret(struct reader *r, struct meaning *meaning, size_t number, int is_regular, PyObject **pair) {
+    const struct xattr *xattr = &meaning->xattrs[number];
     *pair = NULL;
     if (!has_prefix(xattr, OVERLAY)) {
         if (is_key(xattr, "user.overlay.whiteout") || is_key(xattr, "user.overlay.whiteouts"))
             return 0;
-        *pair = pair_of("", xattr->key, xattr->key_size, xattr);
+        *pair = pair_of(r, meaning, number, 0);
     } else if (is_key(xattr, OVERLAY "metacopy")) {
         meaning->metacopy = is_regular ? xattr : NULL;
         return 0;
@@ -148,7 +184,7 @@ static int interpret(struct meaning *meaning, const struct xattr *xattr, int is_
         meaning->is_whiteout = 1;
         return 0;
     } else if (has_prefix(xattr, ESCAPED) && !is_key(xattr, ESCAPED "whiteouts")) {
-        *pair = pair_of(OVERLAY, xattr->key + escaped, xattr->key_size - escaped, xattr);
+        *pair = pair_of(r, meaning, number, strlen(ESCAPED));
     } else {
         return 0;
     }
@@ -181,7 +217,7 @@ static enum outcome understand(struct reader *r, const struct disk_inode *inode,
     TRY(load_xattrs(r, inode, meaning));
     for (size_t i = 0; i < meaning->count; i++) {
         PyObject *pair;
-        int failed = interpret(meaning, &meaning->xattrs[i], is_regular, &pair);
+        int failed = interpret(r, meaning, i, is_regular, &pair);
         if (pair != NULL) {
             if (pairs == NULL)
                 pairs = PyList_New(0);
@@ -481,12 +517,14 @@ static int reader_open(struct reader *r, PyObject *kinds, size_t length) {
     r->disk.length = r->left = r->shared_left = length;
     r->mappings = PyDict_New();
     r->linked = PyDict_New();
+    r->keys = PyDict_New();
+    r->shared_pairs = PyDict_New();
     r->met = calloc(length / SLOT / 8 + 1, 1);
     r->met_shared = calloc(length / 4 / 8 + 1, 1);
     if (r->met == NULL || r->met_shared == NULL)
         PyErr_NoMemory();
     return r->met == NULL || r->met_shared == NULL || r->mappings == NULL || r->linked == NULL ||
-           model_open(&r->model, kinds);
+           r->keys == NULL || r->shared_pairs == NULL || model_open(&r->model, kinds);
 }
 
 static void reader_close(struct reader *r) {
@@ -494,6 +532,8 @@ static void reader_close(struct reader *r) {
     numbers_close(&r->numbers);
     Py_XDECREF(r->mappings);
     Py_XDECREF(r->linked);
+    Py_XDECREF(r->keys);
+    Py_XDECREF(r->shared_pairs);
     free(r->met);
     free(r->met_shared);
     free(r->levels);

@@ -19,6 +19,7 @@ from cfstools.native import _pure
 from cfstools.tree import Device, Directory, External, Fifo, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm
+from tests.bounds import bounded
 from tests.strategies import trees
 
 try:
@@ -100,6 +101,15 @@ def test_tails_around_block_borders(size: int) -> None:
 def test_chunk_tables(chunks: int) -> None:
     root = directory({b"%d" % at: file(chunks << 43, External(bytes(32), b"ab/cd")) for at in range(9)})
     assert encode(root) == by_python(root)
+
+
+def test_very_many_names_of_attributes() -> None:
+    """They are not searched one by one, so there is no number from which on all is left to Python."""
+    entries: dict[bytes, object] = {b"%d" % at: file(0, b"", xattrs={b"user.%d" % at: b"v"}) for at in range(9000)}
+    root = directory(entries)
+    with bounded(1 << 20):
+        image = encode(root)
+    assert image == by_python(root)
 
 
 def test_many_names_and_attributes() -> None:
