@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import ClassVar
 
@@ -37,9 +37,24 @@ def to_json(value: object) -> Json:
             return value.hex()
         case Mapping():
             return {str(to_json(key)): to_json(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [to_json(item) for item in value]
+        case Sequence() | set() | frozenset():
+            is_lazy = isinstance(value, Sequence) and not isinstance(value, list | tuple)
+            return _Items(value) if is_lazy else [to_json(item) for item in value]
         case Value():
             return {name: to_json(getattr(value, name)) for name in value._fields}
         case _:
             raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+class _Items(list[Json]):
+    """A list for the JSON encoder whose items are made as they are written: together they may need much memory."""
+
+    def __init__(self, values: Collection[object]) -> None:
+        super().__init__()
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Json]:
+        return map(to_json, self._values)

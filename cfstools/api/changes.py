@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 from cfstools.api.listing import type_name
 from cfstools.formats.escape import escape_text
@@ -40,6 +41,27 @@ class ChangeReport(Report):
     type: str
     link_to: str | None = None
     differences: tuple[Difference, ...] = ()
+
+
+class ChangeReports(Sequence[ChangeReport]):
+    """The reports of changes, each made when it is asked for: the paths of many take much room in a deep tree."""
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._changes = changes
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    @overload
+    def __getitem__(self, index: int) -> ChangeReport: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ChangeReport]: ...
+
+    def __getitem__(self, index: int | slice) -> ChangeReport | Sequence[ChangeReport]:
+        if isinstance(index, slice):
+            return ChangeReports(self._changes[index])
+        return change_report(self._changes[index])
 
 
 def change_kind(change: Change) -> str:
@@ -89,7 +111,7 @@ def _differences(change: Change, old: Directory | Leaf, new: Directory | Leaf) -
 
 
 def _link_texts(change: Change, old: Directory | Leaf, new: Directory | Leaf) -> tuple[str, str]:
-    if change.old_link == change.new_link:
+    if change.old_first is change.new_first:
         return _count_text(old.nlink, change.old_names), _count_text(new.nlink, change.new_names)
     before, after = (
         "an inode of its own" if link is None else f"a link to {escape_text(link)}"

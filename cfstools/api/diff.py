@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
-from cfstools.api.changes import ChangeReport, change_kind, change_report
+from cfstools.api.changes import ChangeReport, ChangeReports, change_kind
 from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import plan_image
 from cfstools.formats.composefs_reader import TreeReader
@@ -52,7 +53,7 @@ class DiffReport(Report):
     names by aspect. A client that has all of A needs ``objects_to_fetch`` of ``bytes_to_fetch`` and an image of
     ``image_to_fetch`` for B; ``objects_shared`` are needed by both. ``contents_unknown`` files have no digest on
     either side and ``contents_incomparable`` have those of two algorithms, so that only sizes were compared.
-    ``reasons`` say why digests differ.
+    ``reasons`` say why digests differ. ``changes`` are made one by one as they are looked at.
     """
 
     same: bool
@@ -70,7 +71,7 @@ class DiffReport(Report):
     contents_incomparable: int
     ignored: tuple[str, ...]
     reasons: tuple[Reason, ...]
-    changes: tuple[ChangeReport, ...]
+    changes: Sequence[ChangeReport]
 
 
 class DiffOptions(Value):
@@ -230,7 +231,7 @@ def _compare(old: _Side, new: _Side, options: DiffOptions) -> DiffReport:
         contents_incomparable=notes.incomparable,
         ignored=_ignored(options),
         reasons=tuple(reasons),
-        changes=tuple(map(change_report, changes)),
+        changes=ChangeReports(changes),
     )
 
 

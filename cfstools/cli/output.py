@@ -12,6 +12,7 @@ import codecs
 import os
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from types import TracebackType
 from typing import BinaryIO, TextIO
 
@@ -86,7 +87,8 @@ def print_json(document: Json) -> None:
     """Print exactly one JSON document on standard output, in ASCII."""
     import json
 
-    write_lines([json.dumps(document, indent=2).encode("ascii") + b"\n"])
+    pieces = json.JSONEncoder(indent=2).iterencode(document)
+    write_lines(piece.encode("ascii") for piece in chain(pieces, "\n"))
 
 
 def print_json_lines(documents: Iterable[Json]) -> None:

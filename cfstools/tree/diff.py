@@ -47,25 +47,63 @@ class Aspect(Enum):
 _NOTHING: frozenset[Aspect] = frozenset()
 
 
+class Place:
+    """A name in a tree as it is met from the root down; many below one directory share what leads to that.
+
+    The paths of all names of a tree would take room by the square of its depth.
+    """
+
+    __slots__ = ("name", "parent")
+
+    def __init__(self, parent: Place | None, name: bytes) -> None:
+        self.parent = parent
+        self.name = name
+
+    @property
+    def path(self) -> bytes:
+        """The path from the root, which starts with a slash."""
+        names = []
+        place: Place | None = self
+        while place is not None:
+            names.append(place.name)
+            place = place.parent
+        return b"/".join(names[::-1]) if len(names) > 1 else b"/"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One name that differs: only in the new tree (``old`` is ``None``), only in the old one, or in ``aspects``.
 
-    ``xattrs`` are the keys whose presence or value differs, in byte order. ``old_link`` and ``new_link`` are the
-    name which this one is a further name of: the first of all where a tree has the name alone, else the first of
+    ``xattrs`` are the keys whose presence or value differs, in byte order. ``old_first`` and ``new_first`` are
+    the name which this one is a further name of: the first of all where a tree has the name alone, else the first of
     those that both trees have, and only given for :attr:`Aspect.LINKS`. ``old_names`` and ``new_names`` count the
     names of the inode.
     """
 
-    path: bytes
+    place: Place
     old: Directory | Leaf | None
     new: Directory | Leaf | None
     aspects: tuple[Aspect, ...] = ()
     xattrs: tuple[bytes, ...] = ()
-    old_link: bytes | None = None
-    new_link: bytes | None = None
+    old_first: Place | None = None
+    new_first: Place | None = None
     old_names: int = 1
     new_names: int = 1
+
+    @property
+    def path(self) -> bytes:
+        """The path of the name, which starts with a slash; made anew each time."""
+        return self.place.path
+
+    @property
+    def old_link(self) -> bytes | None:
+        """The path of :attr:`old_first`."""
+        return None if self.old_first is None else self.old_first.path
+
+    @property
+    def new_link(self) -> bytes | None:
+        """The path of :attr:`new_first`."""
+        return None if self.new_first is None else self.new_first.path
 
 
 @dataclass(slots=True, eq=False)
@@ -95,14 +133,15 @@ def diff_trees(
     """
     walk = _Walk(frozenset(ignore), notes or Notes(), _Links(old), _Links(new))
     compare = walk.compare
-    stack: list[tuple[bytes, Entry | None, Entry | None]] = [(b"/", old, new)]
+    stack: list[tuple[Place | None, bytes, Entry | None, Entry | None]] = [(None, b"", old, new)]
     while stack:
-        path, before, after = stack.pop()
+        parent, name, before, after = stack.pop()
+        place = Place(parent, name)
         if before is None or after is None:
-            yield walk.lone(path, before, after)
-        elif (change := compare(path, before, after)) is not None:
+            yield walk.lone(place, before, after)
+        elif (change := compare(place, before, after)) is not None:
             yield change
-        _push_children(stack, path, before, after)
+        _push_children(stack, place, before, after)
 
 
 def objects_of(root: Directory) -> dict[bytes, int]:
@@ -117,15 +156,15 @@ def objects_of(root: Directory) -> dict[bytes, int]:
 
 
 def _push_children(
-    stack: list[tuple[bytes, Entry | None, Entry | None]], path: bytes, before: Entry | None, after: Entry | None
+    stack: list[tuple[Place | None, bytes, Entry | None, Entry | None]],
+    place: Place,
+    before: Entry | None,
+    after: Entry | None,
 ) -> None:
     below = before.entries if type(before) is Directory else {}
     above = after.entries if type(after) is Directory else {}
-    if not below and not above:
-        return
-    prefix = path if path == b"/" else path + b"/"
     names = sorted(below.keys() | above.keys(), reverse=True)
-    stack += [(prefix + name, below.get(name), above.get(name)) for name in names]
+    stack += [(place, name, below.get(name), above.get(name)) for name in names]
 
 
 class _Links:
@@ -135,8 +174,8 @@ class _Links:
 
     def __init__(self, root: Directory) -> None:
         self.names: dict[Leaf, int] = {}
-        self.first: dict[Leaf, bytes] = {}
-        self.common: dict[Leaf, bytes] = {}
+        self.first: dict[Leaf, Place] = {}
+        self.common: dict[Leaf, Place] = {}
         names = self.names
         for directory in iter_directories(root):
             for entry in directory.entries.values():
@@ -154,41 +193,42 @@ class _Walk:
         self._new = new
         self._met: set[tuple[Leaf, Leaf]] = set()
 
-    def lone(self, path: bytes, before: Entry | None, after: Entry | None) -> Change:
+    def lone(self, place: Place, before: Entry | None, after: Entry | None) -> Change:
         """The change for a name that one tree does not have."""
         return Change(
-            path=path,
+            place=place,
             old=None if before is None else inode_of(before),
             new=None if after is None else inode_of(after),
-            old_link=_first_name(self._old, before, path),
-            new_link=_first_name(self._new, after, path),
+            old_first=_first_name(self._old, before, place),
+            new_first=_first_name(self._new, after, place),
             old_names=_count_names(self._old, before),
             new_names=_count_names(self._new, after),
         )
 
-    def compare(self, path: bytes, before: Entry, after: Entry) -> Change | None:
+    def compare(self, place: Place, before: Entry, after: Entry) -> Change | None:
         """The change for a name that both trees have, if there is one."""
         old, new = inode_of(before), inode_of(after)
         aspects: list[Aspect] = []
         xattrs: tuple[bytes, ...] = ()
-        old_link = new_link = None
+        old_first: Place | None = None
+        new_first: Place | None = None
         repeated = False
         if not isinstance(old, Directory) and not isinstance(new, Directory):
             if old in self._old.names or new in self._new.names:
-                _first_name(self._old, before, path)
-                _first_name(self._new, after, path)
-                old_link = _common_name(self._old, old, path)
-                new_link = _common_name(self._new, new, path)
+                _first_name(self._old, before, place)
+                _first_name(self._new, after, place)
+                old_first = _common_name(self._old, old, place)
+                new_first = _common_name(self._new, new, place)
                 repeated = (old, new) in self._met
                 self._met.add((old, new))
-            if old_link != new_link or (not repeated and self._excess(old, new)):
+            if old_first is not new_first or (not repeated and self._excess(old, new)):
                 aspects.append(Aspect.LINKS)
         if not repeated:
             _compare_metadata(old, new, aspects)
             if old.xattrs is not new.xattrs and old.xattrs != new.xattrs:
                 aspects.append(Aspect.XATTRS)
                 xattrs = _differing_keys(old, new)
-            data = _compare_data(old, new, self._notes, path)
+            data = _compare_data(old, new, self._notes, place)
             if data is not None:
                 aspects.append(data)
         wanted = [aspect for aspect in aspects if aspect not in self._ignore] if self._ignore else aspects
@@ -196,13 +236,13 @@ class _Walk:
             return None
         links = Aspect.LINKS in wanted
         return Change(
-            path=path,
+            place=place,
             old=old,
             new=new,
             aspects=tuple(sorted(wanted, key=_ORDER.__getitem__)),
             xattrs=xattrs if Aspect.XATTRS in wanted else (),
-            old_link=old_link if links else None,
-            new_link=new_link if links else None,
+            old_first=old_first if links else None,
+            new_first=new_first if links else None,
             old_names=_count_names(self._old, before),
             new_names=_count_names(self._new, after),
         )
@@ -220,20 +260,20 @@ def _count_names(links: _Links, entry: Entry | None) -> int:
     return 1 if inode is None or isinstance(inode, Directory) else links.names.get(inode, 1)
 
 
-def _first_name(links: _Links, entry: Entry | None, path: bytes) -> bytes | None:
-    """The first name of an inode with several, unless *path* is that one."""
+def _first_name(links: _Links, entry: Entry | None, place: Place) -> Place | None:
+    """The first name of an inode with several, unless *place* is that one."""
     inode = None if entry is None else inode_of(entry)
     if inode is None or isinstance(inode, Directory) or inode not in links.names:
         return None
-    first = links.first.setdefault(inode, path)
-    return None if first == path else first
+    first = links.first.setdefault(inode, place)
+    return None if first is place else first
 
 
-def _common_name(links: _Links, inode: Leaf, path: bytes) -> bytes | None:
+def _common_name(links: _Links, inode: Leaf, place: Place) -> Place | None:
     if inode not in links.names:
         return None
-    first = links.common.setdefault(inode, path)
-    return None if first == path else first
+    first = links.common.setdefault(inode, place)
+    return None if first is place else first
 
 
 def _compare_metadata(old: Directory | Leaf, new: Directory | Leaf, aspects: list[Aspect]) -> None:
@@ -253,11 +293,11 @@ def _differing_keys(old: Directory | Leaf, new: Directory | Leaf) -> tuple[bytes
     return tuple(sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)))
 
 
-def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, path: bytes) -> Aspect | None:
+def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, place: Place) -> Aspect | None:
     """What differs in the part that only inodes of one type have; a difference of types says enough."""
     match old, new:
         case RegularFile(), RegularFile():
-            return _compare_files(old, new, notes, path)
+            return _compare_files(old, new, notes, place)
         case Symlink(), Symlink():
             return Aspect.TARGET if old.target != new.target else None
         case Device(), Device() if old.rdev != new.rdev:
@@ -270,7 +310,7 @@ def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, pa
             return None
 
 
-def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, path: bytes) -> Aspect | None:
+def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, place: Place) -> Aspect | None:
     if old.size != new.size:
         return Aspect.CONTENT
     before, after = old.content, new.content
@@ -281,29 +321,29 @@ def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, path: bytes
     digest = _digest(old, new)
     other = _digest(new, old)
     if digest is None or other is None:
-        return _compare_unknown(old, new, notes, path)
-    return _compare_digests(old, new, (digest, other), notes, path)
+        return _compare_unknown(old, new, notes, place)
+    return _compare_digests(old, new, (digest, other), notes, place)
 
 
 def _compare_digests(
-    old: RegularFile, new: RegularFile, digests: tuple[bytes, bytes], notes: Notes, path: bytes
+    old: RegularFile, new: RegularFile, digests: tuple[bytes, bytes], notes: Notes, place: Place
 ) -> Aspect | None:
     first, second = digests
     if len(first) != len(second):
         notes.incomparable += 1
-        notes.first_incomparable = notes.first_incomparable or path
+        notes.first_incomparable = notes.first_incomparable or place.path
         named_so = _payload(old) == object_path(first) and _payload(new) == object_path(second)
         return None if named_so or _payload(old) == _payload(new) else Aspect.PAYLOAD
     if first != second:
         return Aspect.CONTENT
     if isinstance(old.content, bytes) or isinstance(new.content, bytes):
         notes.moved += 1
-        notes.first_moved = notes.first_moved or path
+        notes.first_moved = notes.first_moved or place.path
         return None
     return Aspect.PAYLOAD if _payload(old) != _payload(new) else None
 
 
-def _compare_unknown(old: RegularFile, new: RegularFile, notes: Notes, path: bytes) -> Aspect | None:
+def _compare_unknown(old: RegularFile, new: RegularFile, notes: Notes, place: Place) -> Aspect | None:
     """Two files of the same size, of which at least one has contents that nothing is known of."""
     known = _has_digest(old) or _has_digest(new)
     if known or isinstance(old.content, bytes) or isinstance(new.content, bytes):
@@ -311,7 +351,7 @@ def _compare_unknown(old: RegularFile, new: RegularFile, notes: Notes, path: byt
     if _payload(old) != _payload(new):
         return Aspect.PAYLOAD
     notes.unknown += 1
-    notes.first_unknown = notes.first_unknown or path
+    notes.first_unknown = notes.first_unknown or place.path
     return None
 
 

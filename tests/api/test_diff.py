@@ -80,7 +80,7 @@ def test_an_image_is_the_same_as_what_it_was_made_of(rootfs: Path) -> None:
             assert report.same
             assert {report.a.kind, report.b.kind} == {"image", "directory"}
             assert report.a.digest == report.b.digest
-            assert report.changes == ()
+            assert not report.changes
             assert report.reasons == ()
             assert (report.objects_shared, report.objects_to_fetch, report.image_to_fetch) == (1, 0, 0)
 
@@ -186,7 +186,7 @@ def test_version(tmp_path: Path) -> None:
     new = image_file(tmp_path, "b", root, min_version=1)
     report = diff(old, new)
     assert why(report) == {Rule.VERSION: "A is version 0, B is version 1"}
-    assert report.changes == ()
+    assert not report.changes
     assert (report.a.format, report.b.format) == ("v0-sha256-12", "v1-sha256-12")
     assert diff(old, new, options=DiffOptions(ignore_format=True)).same
 
@@ -264,7 +264,7 @@ def test_contents_inside_and_outside_of_the_image(tmp_path: Path) -> None:
     outside = RegularFile(mode=stat.S_IFREG | 0o644, size=100, content=External(digest, object_path(digest)))
     report = compare(tmp_path, directory({b"f": regular(data)}), directory({b"f": outside}))
     assert why(report) == {Rule.INLINE: "1 file with contents in one image and as an object of the other: /f"}
-    assert report.changes == ()
+    assert not report.changes
     assert report.bytes_to_fetch == 100
 
 
@@ -303,7 +303,7 @@ def test_order_of_xattrs(tmp_path: Path) -> None:
         "B is not what a canonical writer makes of its tree; "
         f"first difference at {offset:#x} in the xattr (user.b of /d/f)"
     )
-    assert report.changes == ()
+    assert not report.changes
     assert why(compare(tmp_path, wrong, data))[Rule.XATTR_ORDER].startswith("1 inode of A ")
 
 
