@@ -7,11 +7,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cfstools.errors import InputError, naming, os_error, shown_path
+from cfstools.errors import CheckFailed, ImageError, InputError, naming, os_error, shown_path
+from cfstools.formats.erofs.reader import check_head
 from cfstools.linux.contents import MAX_FILE, read_regular
 from cfstools.linux.files import close
 
 MAX_IMAGE_FILE = MAX_FILE
+LARGE_IMAGE = 1 << 26
+HEAD = 1 << 12
 _PIECE = 1 << 16
 
 
@@ -42,6 +45,22 @@ def opened_image(path: bytes) -> Iterator[int]:
 def read_image(fd: int) -> memoryview:
     """All bytes of the open regular file *fd*. Raises InputError, SourceChanged and LimitExceeded."""
     return read_regular(fd, most=MAX_IMAGE_FILE)
+
+
+def check_large_image(fd: int) -> None:
+    """Look at the first block of the open file *fd* before all of it is read, if that would take long.
+
+    Only where nothing has to hold before the image may be interpreted. Raises CheckFailed for what is no image, and
+    InputError.
+    """
+    try:
+        size = os.fstat(fd).st_size
+        if size > LARGE_IMAGE:
+            check_head(os.pread(fd, HEAD, 0), size)
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
+    except ImageError as error:
+        raise CheckFailed(f"{error}; the rest of the file, of {size} bytes, was not read") from error
 
 
 def read_small(path: bytes, most: int, *, regular: bool = False) -> bytes:

@@ -8,7 +8,7 @@ from enum import Enum
 
 from cfstools.api.canonical import canonical_difference
 from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
-from cfstools.api.input import read_image_file
+from cfstools.api.input import check_large_image, opened_image, read_image
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
@@ -91,7 +91,9 @@ def verify(
     *signature* or else ``IMAGE.sig``: signatures of *threshold* different keys must hold in one of the two places, and
     no signature of a given key may fail in either.
 
-    What is wrong is in the report. Raises UsageError, InputError and StoreError where something cannot be checked.
+    What is wrong is in the report. Of a large file that by its first block is no image no more is read where there are
+    neither keys nor a digest; that is CheckFailed. Raises UsageError, InputError and StoreError where something cannot
+    be checked.
     """
     if digest is not None:
         Algorithm.from_digest_size(len(digest))
@@ -100,7 +102,11 @@ def verify(
     judge(None, ImageDigests(size=0), keys, threshold=threshold)  # a threshold that cannot be reached is found early
     with ExitStack() as stack:
         opened = [stack.enter_context(DirectoryStore(path)) for path in stores]
-        run = _Verification(image, signed_file(image, read_image_file(image), signature))
+        with opened_image(image) as fd:
+            if not (keys or digest):
+                check_large_image(fd)
+            data = read_image(fd)
+        run = _Verification(image, signed_file(image, data, signature))
         if threads > 1 and digest is None:
             run.hash_meanwhile(stack)
         trusted = run.check_digest(digest)

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from cfstools import native
+from cfstools.api import input as inputs
 from cfstools.api import verify_objects
 from cfstools.api.build import BuildOptions, build
 from cfstools.api.digest_file import read_digest_file
 from cfstools.api.problems import MAX_PROBLEMS, Problem, ProblemKind, Problems
 from cfstools.api.sign import sign
 from cfstools.api.verify import Outcome, VerifyReport, verify
-from cfstools.errors import InputError, StoreError, UsageError
+from cfstools.errors import CheckFailed, InputError, StoreError, UsageError
 from cfstools.formats.composefs_reader import read_image
+from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.regions import RegionKind, regions
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT
@@ -632,3 +634,29 @@ def test_digest_files_that_are_none(data: bytes, why: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=why) as caught:
         read_digest_file(os.fsencode(path), b"image.cfs")
     assert caught.value.subject == str(path)
+
+
+def test_large_files_are_looked_at_before_they_are_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = place.image_file.stat().st_size
+    wrong = place.image_file.with_name("wrong")
+    wrong.write_bytes(b"X" + place.image_file.read_bytes()[1:])
+    monkeypatch.setattr(inputs, "LARGE_IMAGE", size)
+    assert verify(os.fsencode(wrong)).structure is Outcome.WRONG  # at the limit: read, with digests in the report
+    monkeypatch.setattr(inputs, "LARGE_IMAGE", size - 1)
+    assert verify(place.image).ok
+    with pytest.raises(CheckFailed, match=rf"not composefs; the rest of the file, of {size} bytes, was not read"):
+        verify(os.fsencode(wrong))
+    # With a digest nothing is looked at before that holds.
+    assert verify(os.fsencode(wrong), digest=bytes(32)).digest_check is Outcome.WRONG
+
+
+@pytest.mark.parametrize("damage", ["no blocks", "cut"])
+def test_lengths_that_cannot_be_are_seen_early(place: Place, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    data = bytearray(place.image_file.read_bytes())
+    blocks = fmt.SUPERBLOCK_OFFSET + 36
+    assert int.from_bytes(data[blocks : blocks + 4], "little") * 4096 == len(data)
+    data[blocks : blocks + 4] = (0 if damage == "no blocks" else len(data) // 4096 + 1).to_bytes(4, "little")
+    place.image_file.write_bytes(data)
+    monkeypatch.setattr(inputs, "LARGE_IMAGE", 4096)
+    with pytest.raises(CheckFailed, match="no blocks" if damage == "no blocks" else "truncated"):
+        verify(place.image)

@@ -112,6 +112,26 @@ class SharedXattr(NamedTuple):
     value: bytes
 
 
+def check_head(head: Buffer, size: int) -> None:
+    """Raise ImageError where the first block of a file of *size* bytes shows that it is no whole image."""
+    view = memoryview(head).cast("B")
+    if len(view) < BLOCK_SIZE:
+        raise ImageError(f"{len(view)} bytes are too few for an image, the smallest has {BLOCK_SIZE}")
+    _read_header(view)
+    _own_length(_read_superblock(view), size)
+
+
+def _own_length(superblock: fmt.Superblock, length: int) -> int:
+    """How long the image is of whose file *length* bytes are there."""
+    own = superblock.blocks * BLOCK_SIZE
+    where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
+    if own < BLOCK_SIZE:
+        raise ImageError("the image has no blocks", where=where)
+    if own > length:
+        raise ImageError(f"the image has {own} bytes but only {length} are there: truncated", where=where)
+    return own
+
+
 class Image:
     """A read-only EROFS image as composefs writes it.
 
@@ -138,12 +158,8 @@ class Image:
             raise ImageError("the root is not a directory", where=self.root.where)
 
     def _check_length(self, length: int, *, allow_tail: bool) -> int:
-        own = self.superblock.blocks * BLOCK_SIZE
+        own = _own_length(self.superblock, length)
         where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
-        if own < BLOCK_SIZE:
-            raise ImageError("the image has no blocks", where=where)
-        if own > length:
-            raise ImageError(f"the image has {own} bytes but only {length} are there: truncated", where=where)
         if own < length and not allow_tail:
             raise ImageError(f"the image has {own} bytes but {length} are there", where=where)
         if self.superblock.xattr_block >= self.superblock.blocks:
