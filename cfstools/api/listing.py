@@ -14,7 +14,7 @@ from cfstools.lasting import keep
 from cfstools.linux.contents import whole_file
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
-from cfstools.tree.walk import inode_of, iter_entries
+from cfstools.tree.walk import inode_of, iter_entries, linked_inodes
 
 
 class EntryReport(Report):
@@ -96,12 +96,15 @@ def entries_below(root: Directory, start: bytes = b"/") -> Iterator[EntryReport]
     """The name *start* of a tree and every name below it as a report, depth-first in byte order."""
     start = b"/" + b"/".join(filter(None, start.split(b"/")))
     prefix = start if start == b"/" else start + b"/"
-    first_names: dict[int, str] = {}
+    linked: set[Directory | Leaf] = {*linked_inodes(root)}
+    first_names: dict[Directory | Leaf, str] = {}
     for path, _, entry in iter_entries(root):
         text = escape_text(path)
         inode = inode_of(entry)
-        link_to = first_names.get(id(inode)) if isinstance(entry, HardLink) else None
-        first_names.setdefault(id(inode), text)
+        link_to = None
+        if inode in linked:
+            link_to = first_names.get(inode) if isinstance(entry, HardLink) else None
+            first_names.setdefault(inode, text)
         if path == start or path.startswith(prefix):
             yield _entry_report(text, inode, link_to)
 

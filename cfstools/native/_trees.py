@@ -68,7 +68,8 @@ def read_tree(  # noqa: PLR0917 - likewise
 
 
 def print_entries(  # noqa: PLR0917 - likewise
-    stack: list[tuple[bytes, Any]],  # noqa: ARG001
+    stack: list[tuple[list[tuple[bytes, Any]], int]],  # noqa: ARG001
+    path: bytearray,  # noqa: ARG001
     firsts: dict[Any, bytes | None],  # noqa: ARG001
     line: Callable[[bytes, Any, bytes | None], bytes],  # noqa: ARG001
     xattrs_text: Callable[[Any], bytes],  # noqa: ARG001
@@ -76,7 +77,10 @@ def print_entries(  # noqa: PLR0917 - likewise
     kinds: tuple[type, ...],  # noqa: ARG001
     enough: int,  # noqa: ARG001
 ) -> bytes:
-    """Lines of dump text for what is last on the *stack* (path and entry), and then for what is in it, and so on.
+    """Lines of dump text for what is last on the *stack*, and then for what is in it, and so on.
+
+    The stack has directories that are open: names and entries still to come, the last one first, and how many bytes of
+    *path* are the directory's own path. *path* is that of the entry printed last; it belongs to the function.
 
     Stops with *enough* bytes; nothing at all is done here, where the text is empty. The truth is
     ``cfstools.formats.dump.print``, which *line* is asked for what is not ordinary. *firsts* has each inode with

@@ -12,6 +12,7 @@
 #define DIRENT_SIZE 12
 #define TAIL_MAX (BLOCK / 2)
 #define REMEMBERED 256
+#define REMEMBERED_SIZE_MAX 4096
 
 struct text {
     char *data;
@@ -25,7 +26,7 @@ struct printed {
 
 struct printer {
     struct model model;
-    PyObject *stack, *firsts, *line, *xattrs_text, *no_xattrs; /* borrowed */
+    PyObject *stack, *path, *firsts, *line, *xattrs_text, *no_xattrs; /* borrowed */
     struct text out;
     struct printed printed[REMEMBERED];
 };
@@ -136,19 +137,20 @@ static int put_xattrs(struct printer *p, PyObject *inode) {
     }
     /* Mappings are shared between inodes; holding on to one keeps its address from being used again. */
     struct printed *known = &p->printed[((uintptr_t)xattrs >> 4) % REMEMBERED];
-    if (known->xattrs != xattrs) {
-        PyObject *text = PyObject_CallFunctionObjArgs(p->xattrs_text, xattrs, NULL);
+    PyObject *text = known->xattrs == xattrs ? Py_NewRef(known->text)
+                                             : PyObject_CallFunctionObjArgs(p->xattrs_text, xattrs, NULL);
+    if (text != NULL && known->xattrs != xattrs && PyBytes_Check(text) && PyBytes_Size(text) <= REMEMBERED_SIZE_MAX) {
         Py_XDECREF(known->text);
         Py_XDECREF(known->xattrs);
-        known->text = text;
-        known->xattrs = text != NULL ? Py_NewRef(xattrs) : NULL;
+        known->text = Py_NewRef(text);
+        known->xattrs = Py_NewRef(xattrs);
     }
     Py_DECREF(xattrs);
-    return put_taken(&p->out, Py_XNewRef(known->text));
+    return put_taken(&p->out, text);
 }
 
 /* Path, size and what every inode has, up to the modification time. */
-static int put_head(struct printer *p, PyObject *path, PyObject *inode, unsigned long long size,
+static int put_head(struct printer *p, PyObject *inode, unsigned long long size,
                     unsigned long long nlink) {
     unsigned long long mode, uid, gid, nsec;
     char numbers[200];
@@ -160,7 +162,7 @@ static int put_head(struct printer *p, PyObject *path, PyObject *inode, unsigned
         return -1;
     const int length = snprintf(numbers, sizeof numbers, " %llu %llo %llu %llu %llu 0 %lld.%llu ", size, mode, nlink, uid,
                                 gid, seconds, nsec);
-    return put_escaped(&p->out, PyBytes_AsString(path), (size_t)PyBytes_Size(path)) ||
+    return put_escaped(&p->out, PyByteArray_AsString(p->path), (size_t)PyByteArray_Size(p->path)) ||
                    put(&p->out, numbers, (size_t)length)
                ? -1
                : 0;
@@ -178,20 +180,20 @@ static int put_contents(struct printer *p, PyObject *content) {
     return failed ? -1 : 0;
 }
 
-static int print_file(struct printer *p, PyObject *path, PyObject *inode, PyObject *content) {
+static int print_file(struct printer *p, PyObject *inode, PyObject *content) {
     unsigned long long size, nlink;
     return get_unsigned(p, inode, A_SIZE, &size) || get_unsigned(p, inode, A_NLINK, &nlink) ||
-                   put_head(p, path, inode, size, nlink) || put_contents(p, content) || put_xattrs(p, inode) ||
+                   put_head(p, inode, size, nlink) || put_contents(p, content) || put_xattrs(p, inode) ||
                    put(&p->out, "\n", 1)
                ? -1
                : 0;
 }
 
-static int print_symlink(struct printer *p, PyObject *path, PyObject *inode) {
+static int print_symlink(struct printer *p, PyObject *inode) {
     unsigned long long nlink;
     PyObject *target = model_get(&p->model, inode, A_TARGET);
     const int failed = target == NULL || !PyBytes_Check(target) || get_unsigned(p, inode, A_NLINK, &nlink) ||
-                       put_head(p, path, inode, (unsigned long long)PyBytes_Size(target), nlink) ||
+                       put_head(p, inode, (unsigned long long)PyBytes_Size(target), nlink) ||
                        put_optional(&p->out, target) || put(&p->out, " - -", 4) || put_xattrs(p, inode) ||
                        put(&p->out, "\n", 1);
     Py_XDECREF(target);
@@ -243,32 +245,35 @@ static int measure(const struct printer *p, PyObject *items, unsigned long long 
     return 0;
 }
 
-static PyObject *join(PyObject *path, PyObject *name) {
-    const size_t path_size = (size_t)PyBytes_Size(path), name_size = (size_t)PyBytes_Size(name);
-    const size_t prefix = path_size == 1 ? 0 : path_size; /* only the root's path has one byte */
-    PyObject *joined = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix + 1 + name_size));
-    if (joined != NULL) {
-        char *at = PyBytes_AsString(joined);
-        memcpy(at, PyBytes_AsString(path), prefix);
-        at[prefix] = '/';
-        memcpy(at + prefix + 1, PyBytes_AsString(name), name_size);
-    }
-    return joined;
+/* Where the entries of a directory are to be printed next: what is left of its items, the last one first, and how much
+ * of the path is the directory's. Paths of all directories that are open would take room by the square of the depth. */
+static int push(const struct printer *p, PyObject *items, Py_ssize_t prefix) {
+    PyObject *frame = PyList_Reverse(items) ? NULL : Py_BuildValue("(On)", items, prefix);
+    const int failed = frame == NULL || PyList_Append(p->stack, frame);
+    Py_XDECREF(frame);
+    return failed ? -1 : 0;
 }
 
-/* Puts the items of a directory on the stack, the last one first. */
-static int push(const struct printer *p, PyObject *path, PyObject *items) {
-    for (Py_ssize_t i = PyList_Size(items) - 1; i >= 0; i--) {
-        PyObject *item = PyList_GetItem(items, i);
-        PyObject *joined = join(path, PyTuple_GetItem(item, 0));
-        PyObject *pair = joined != NULL ? PyTuple_Pack(2, joined, PyTuple_GetItem(item, 1)) : NULL;
-        const int failed = pair == NULL || PyList_Append(p->stack, pair);
-        Py_XDECREF(joined);
-        Py_XDECREF(pair);
-        if (failed)
-            return -1;
+/* Makes the path that of a name in a directory whose own path is the first part of it. */
+static int set_path(const struct printer *p, Py_ssize_t prefix, PyObject *name) {
+    char *text, *at;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(name, &text, &size) < 0)
+        return -1;
+    if (prefix < 0 || prefix > PyByteArray_Size(p->path)) {
+        PyErr_SetString(PyExc_ValueError, "the path is shorter than that of the directory");
+        return -1;
     }
+    if (PyByteArray_Resize(p->path, prefix + 1 + size))
+        return -1;
+    at = PyByteArray_AsString(p->path) + prefix;
+    at[0] = '/';
+    memcpy(at + 1, text, (size_t)size);
     return 0;
+}
+
+static PyObject *path_bytes(const struct printer *p) {
+    return PyBytes_FromStringAndSize(PyByteArray_AsString(p->path), PyByteArray_Size(p->path));
 }
 
 static PyObject *sorted_items(const struct printer *p, PyObject *directory) {
@@ -282,81 +287,121 @@ static PyObject *sorted_items(const struct printer *p, PyObject *directory) {
     return items;
 }
 
-static int ask_line(struct printer *p, PyObject *path, PyObject *inode, PyObject *first) {
-    return put_taken(&p->out, PyObject_CallFunctionObjArgs(p->line, path, inode, first, NULL));
+static int ask_line(struct printer *p, PyObject *inode, PyObject *first) {
+    PyObject *path = path_bytes(p);
+    const int failed = path == NULL || put_taken(&p->out, PyObject_CallFunctionObjArgs(p->line, path, inode, first, NULL));
+    Py_XDECREF(path);
+    return failed ? -1 : 0;
 }
 
-static int print_directory(struct printer *p, PyObject *path, PyObject *inode) {
+static int print_directory(struct printer *p, PyObject *inode) {
     unsigned long long size, nlink;
+    const Py_ssize_t length = PyByteArray_Size(p->path);
     PyObject *items = sorted_items(p, inode);
     int failed = items == NULL || measure(p, items, &size, &nlink);
     if (!failed) {
-        if (PyBytes_Size(path) == 1) /* the root has more names in an image */
-            failed = ask_line(p, path, inode, Py_None);
+        if (length == 1) /* the root has more names in an image */
+            failed = ask_line(p, inode, Py_None);
         else
-            failed = put_head(p, path, inode, size, nlink) || put(&p->out, "- - -", 5) || put_xattrs(p, inode) ||
+            failed = put_head(p, inode, size, nlink) || put(&p->out, "- - -", 5) || put_xattrs(p, inode) ||
                      put(&p->out, "\n", 1);
     }
-    failed = failed || push(p, path, items);
+    failed = failed || push(p, items, length == 1 ? 0 : length);
     Py_XDECREF(items);
     return failed ? -1 : 0;
 }
 
-/* The path an inode with several names was met at before, or None, which makes `path` that; borrowed. */
-static PyObject *first_of(struct printer *p, PyObject *inode, PyObject *path) {
+/* The path an inode with several names was met at before, or None, which makes this one that; borrowed. */
+static PyObject *first_of(struct printer *p, PyObject *inode) {
     const int is_linked = PyDict_Contains(p->firsts, inode);
     if (is_linked <= 0)
         return is_linked < 0 ? NULL : Py_None;
     PyObject *first = PyDict_GetItemWithError(p->firsts, inode);
-    if (first == Py_None)
-        return PyDict_SetItem(p->firsts, inode, path) ? NULL : Py_None;
+    if (first == Py_None) {
+        PyObject *path = path_bytes(p);
+        const int failed = path == NULL || PyDict_SetItem(p->firsts, inode, path);
+        Py_XDECREF(path);
+        return failed ? NULL : Py_None;
+    }
     return first;
 }
 
-static int print_inode(struct printer *p, PyObject *path, PyObject *inode) {
+static int print_inode(struct printer *p, PyObject *inode) {
     PyObject *kind = (PyObject *)Py_TYPE(inode);
     if (kind == p->model.kinds[K_DIRECTORY])
-        return print_directory(p, path, inode);
-    PyObject *first = first_of(p, inode, path);
+        return print_directory(p, inode);
+    PyObject *first = first_of(p, inode);
     if (first == NULL)
         return -1;
     if (first == Py_None && kind == p->model.kinds[K_SYMLINK])
-        return print_symlink(p, path, inode);
+        return print_symlink(p, inode);
     if (first != Py_None || kind != p->model.kinds[K_FILE])
-        return ask_line(p, path, inode, first);
+        return ask_line(p, inode, first);
     PyObject *content = model_get(&p->model, inode, A_CONTENT);
     if (content == NULL)
         return -1;
     const int is_known = PyBytes_Check(content) || (PyObject *)Py_TYPE(content) == p->model.kinds[K_EXTERNAL];
-    const int failed = is_known ? print_file(p, path, inode, content) : ask_line(p, path, inode, Py_None);
+    const int failed = is_known ? print_file(p, inode, content) : ask_line(p, inode, Py_None);
     Py_DECREF(content);
     return failed;
 }
 
-static int print_entry(struct printer *p, PyObject *pair) {
-    if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2 || !PyBytes_Check(PyTuple_GetItem(pair, 0))) {
-        PyErr_SetString(PyExc_TypeError, "what is to be printed is (path, entry)");
+static int print_entry(struct printer *p, Py_ssize_t prefix, PyObject *item) {
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != 2) {
+        PyErr_SetString(PyExc_TypeError, "what is to be printed is (name, entry)");
         return -1;
     }
-    PyObject *path = PyTuple_GetItem(pair, 0), *entry = PyTuple_GetItem(pair, 1);
+    PyObject *entry = PyTuple_GetItem(item, 1);
+    if (set_path(p, prefix, PyTuple_GetItem(item, 0)))
+        return -1;
     if ((PyObject *)Py_TYPE(entry) != p->model.kinds[K_LINK])
-        return print_inode(p, path, entry);
+        return print_inode(p, entry);
     PyObject *inode = model_get(&p->model, entry, A_LINKED);
-    const int failed = inode == NULL || print_inode(p, path, inode);
+    const int failed = inode == NULL || print_inode(p, inode);
     Py_XDECREF(inode);
     return failed ? -1 : 0;
 }
 
-/* Prints from the stack until it is empty or there is enough. */
-static int print_some(struct printer *p, size_t enough) {
-    for (Py_ssize_t left; (left = PyList_Size(p->stack)) > 0 && p->out.size < enough;) {
-        PyObject *pair = Py_NewRef(PyList_GetItem(p->stack, left - 1));
-        const int failed = PyList_SetSlice(p->stack, left - 1, left, NULL) || print_entry(p, pair);
-        Py_DECREF(pair);
-        if (failed)
+/* Prints the next item of the uppermost directory, or leaves that behind. */
+static int print_next(struct printer *p, Py_ssize_t frames) {
+    PyObject *items;
+    Py_ssize_t prefix;
+    PyObject *frame = PyList_GetItem(p->stack, frames - 1);
+    if (!PyTuple_Check(frame)) {
+        PyErr_SetString(PyExc_TypeError, "the stack is of (items, length)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(frame, "O!n", &PyList_Type, &items, &prefix))
+        return -1;
+    const Py_ssize_t left = PyList_Size(items);
+    if (left == 0)
+        return PyList_SetSlice(p->stack, frames - 1, frames, NULL);
+    PyObject *item = Py_NewRef(PyList_GetItem(items, left - 1));
+    const int failed = PyList_SetSlice(items, left - 1, left, NULL) || print_entry(p, prefix, item);
+    Py_DECREF(item);
+    return failed;
+}
+
+/* Leaves behind directories that are done, so that a stack is empty only at the end. */
+static int drop_empty(struct printer *p) {
+    for (Py_ssize_t frames; (frames = PyList_Size(p->stack)) > 0;) {
+        PyObject *items = PyTuple_GetItem(PyList_GetItem(p->stack, frames - 1), 0);
+        if (items == NULL)
+            return -1;
+        if (PyList_Size(items) != 0)
+            return PyErr_Occurred() ? -1 : 0;
+        if (PyList_SetSlice(p->stack, frames - 1, frames, NULL))
             return -1;
     }
     return 0;
+}
+
+/* Prints from the stack until it is empty or there is enough. */
+static int print_some(struct printer *p, size_t enough) {
+    for (Py_ssize_t frames; (frames = PyList_Size(p->stack)) > 0 && p->out.size < enough;)
+        if (print_next(p, frames))
+            return -1;
+    return drop_empty(p);
 }
 
 PyObject *native_print_entries(PyObject *module, PyObject *args) {
@@ -365,7 +410,7 @@ PyObject *native_print_entries(PyObject *module, PyObject *args) {
     Py_ssize_t enough;
     struct printer p;
     memset(&p, 0, sizeof p);
-    if (!PyArg_ParseTuple(args, "O!O!OOOO!n", &PyList_Type, &p.stack, &PyDict_Type, &p.firsts, &p.line, &p.xattrs_text,
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOO!n", &PyList_Type, &p.stack, &PyByteArray_Type, &p.path, &PyDict_Type, &p.firsts, &p.line, &p.xattrs_text,
                           &p.no_xattrs, &PyTuple_Type, &kinds, &enough))
         return NULL;
     if (model_open(&p.model, kinds) == 0 && print_some(&p, enough > 0 ? (size_t)enough : 1) == 0)

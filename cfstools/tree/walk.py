@@ -17,15 +17,25 @@ def iter_entries(root: Directory) -> Iterator[tuple[bytes, bytes, Entry]]:
     Paths start with ``/``. A directory's entries are looked at when the iterator is resumed after it, so a
     caller may change ``entries`` of the directory just yielded, but not of one yielded before.
     """
-    stack: list[tuple[bytes, bytes, Entry]] = [(b"/", b"", root)]
-    pop = stack.pop
-    while stack:
-        item = pop()
-        yield item
-        path, _, entry = item
-        if type(entry) is Directory:
-            prefix = path if path == b"/" else path + b"/"
-            stack += [(prefix + name, name, child) for name, child in sorted(entry.entries.items(), reverse=True)]
+    yield b"/", b"", root
+    # Directories that are open have only the length of their path here: their paths would take room by the square of
+    # the depth.
+    open_directories: list[tuple[list[tuple[bytes, Entry]], int]] = []
+    prefix = b"/"
+    items = sorted(root.entries.items(), reverse=True)
+    while True:
+        while items:
+            name, entry = items.pop()
+            path = prefix + name
+            yield path, name, entry
+            if type(entry) is Directory and entry.entries:
+                open_directories.append((items, len(prefix)))
+                prefix = path + b"/"
+                items = sorted(entry.entries.items(), reverse=True)
+        if not open_directories:
+            return
+        items, length = open_directories.pop()
+        prefix = prefix[:length]
 
 
 def iter_names(root: Directory) -> Iterator[tuple[Directory, bytes, Entry]]:

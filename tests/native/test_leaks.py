@@ -191,8 +191,12 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, 1, 0, 0, KINDS, NO_XATTRS, dict)),
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, int)),
         lambda: b"".join(dump_text(root)),
-        lambda: refused(lambda: n.print_entries([(b"/a", None)], {}, None, None, NO_XATTRS, KINDS, 10)),
-        lambda: refused(lambda: n.print_entries([(b"/", root)], {}, None, None, NO_XATTRS, KINDS, 10)),
+        lambda: refused(
+            lambda: n.print_entries([([(b"a", None)], 0)], bytearray(), {}, None, None, NO_XATTRS, KINDS, 10)
+        ),
+        lambda: refused(
+            lambda: n.print_entries([([(b"", root)], 0)], bytearray(), {}, None, None, NO_XATTRS, KINDS, 10)
+        ),
         lambda: refused(lambda: n.parse_lines(b"", -1, KINDS, {}, {}, NO_XATTRS, 64, False)),
     ]
 

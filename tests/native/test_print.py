@@ -79,20 +79,30 @@ def test_wrong_arguments_are_refused() -> None:
     def fail(*_: object) -> bytes:
         raise KeyboardInterrupt
 
+    root = directory()
+
     def run(stack: list[object], kinds: tuple[type, ...] = KINDS) -> object:
-        return _native.print_entries(stack, {}, fail, fail, NO_XATTRS, kinds, 100)
+        return _native.print_entries(stack, bytearray(b"/a"), {}, fail, fail, NO_XATTRS, kinds, 100)
 
     assert run([]) == b""
-    with pytest.raises(TypeError, match="path, entry"):
+    with pytest.raises(TypeError, match="items, length"):
         run([b"/"])
+    with pytest.raises(TypeError):
+        run([(b"/", root)])
+    with pytest.raises(TypeError, match="name, entry"):
+        run([([b"/"], 0)])
+    for length in (-1, 3):
+        with pytest.raises(ValueError, match="shorter"):
+            run([([(b"a", root)], length)])
+    assert run([([], 0), ([], 5)]) == b""
     with pytest.raises(ValueError, match="nine kinds"):
         run([], ())
     with pytest.raises(KeyboardInterrupt):
-        run([(b"/", directory())])
+        run([([(b"", directory())], 0)])
     with pytest.raises(KeyboardInterrupt):
-        run([(b"/a", file(b"x", xattrs={b"user.a": b""}))])
+        run([([(b"a", file(b"x", xattrs={b"user.a": b""}))], 0)])
     for wrong in (file("text"), file(b"x", uid=-1), Symlink(mode=0o120777, target=None)):  # type: ignore[arg-type]
         with pytest.raises((TypeError, OverflowError, KeyboardInterrupt)):
-            run([(b"/a", wrong)])
+            run([([(b"a", wrong)], 0)])
     with pytest.raises(TypeError):
-        run([(b"/a", Directory(mode=0o40755, entries=5))])  # type: ignore[arg-type]
+        run([([(b"a", Directory(mode=0o40755, entries=5))], 0)])  # type: ignore[arg-type]

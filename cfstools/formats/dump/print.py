@@ -30,6 +30,7 @@ from cfstools.tree.walk import linked_inodes
 
 _UNSET = b"-"
 _REMEMBERED = 1 << 10
+_REMEMBERED_SIZE_MAX = 1 << 12
 _PIECE = 1 << 20
 _HIDING_NAMES = frozenset(b"%02x" % number for number in range(256))
 
@@ -50,9 +51,11 @@ def dump_text(root: Directory) -> Iterator[bytes]:
     """The same text in pieces of many lines, which takes less time."""
     lines = _Lines(_ImageSizes(root))
     firsts: dict[Leaf, bytes | None] = dict.fromkeys(linked_inodes(root))
-    stack: list[tuple[bytes, Entry]] = [(b"/", root)]
+    # Directories that are open: what is left of their entries, the last first, and how much of the path is theirs.
+    stack: list[tuple[list[tuple[bytes, Entry]], int]] = [([(b"", root)], 0)]
+    path = bytearray()
     while stack:
-        text = native.print_entries(stack, firsts, lines.line, _xattrs_text, NO_XATTRS, KINDS, _PIECE)
+        text = native.print_entries(stack, path, firsts, lines.line, _xattrs_text, NO_XATTRS, KINDS, _PIECE)
         if not text:
             yield from print_dump(root)
             return
@@ -97,7 +100,9 @@ class _Lines:
         if known is None:
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
-            known = self._remembered[id(xattrs)] = xattrs, _xattrs_text(xattrs)
+            known = xattrs, _xattrs_text(xattrs)
+            if len(known[1]) <= _REMEMBERED_SIZE_MAX:
+                self._remembered[id(xattrs)] = known
         return known[1]
 
 

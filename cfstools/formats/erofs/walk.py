@@ -143,5 +143,5 @@ def show_path(names: Iterator[bytes]) -> str:
             parts.append(name)
             size += len(name) + 1
             if size > _PATH_SHOWN:
-                return "..." + "".join("/" + escape_text(part) for part in reversed(parts))
-    return "/" + "/".join(escape_text(part) for part in reversed(parts))
+                return ".../" + escape_text(b"/".join(parts[::-1]))
+    return "/" + escape_text(b"/".join(parts[::-1]))
