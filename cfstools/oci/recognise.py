@@ -137,6 +137,8 @@ def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
         if described and parts:
             what = f"could be an image archive or a layer: {quoted(strangers[0])} is no part of the image it holds"
             raise OciError(what, hint=ORDERS_HINT)
+        if not parts:
+            _refuse_layout_below(evidence)
         return False
     if described or not parts:
         return described
@@ -148,6 +150,20 @@ def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
             hint="load and save it again, or build its layer.tar files with layers: and --layer",
         )
     raise OciError("has parts of an image, but neither index.json nor manifest.json", hint=ORDERS_HINT)
+
+
+def _refuse_layout_below(evidence: Evidence) -> None:
+    """Raise :class:`OciError` for an archive of nothing but one directory that is a layout."""
+    tops = {path.partition("/")[0] for path in evidence.others}
+    top = next(iter(tops), "")
+    below = {path.partition("/")[2] for path in evidence.others} - {""}
+    if len(tops) != 1 or not {"oci-layout", "index.json"} <= below:
+        return
+    if all(path in _DOCUMENTS or _PART.fullmatch(path) or _PART_DIRECTORY.fullmatch(path) for path in below):
+        raise OciError(
+            f"the image layout lies in the directory {quoted(top)} of the archive",
+            hint="pack it from inside (tar -C DIRECTORY -cf FILE .), or unpack it and use oci:DIRECTORY",
+        )
 
 
 def _strangers(evidence: Evidence, parts: set[str]) -> list[str]:

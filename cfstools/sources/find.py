@@ -29,7 +29,7 @@ def find_image(
     if reference is not None:
         return ImagePlace(form=reference.form, path=reference.path, name=reference.name, digest=reference.digest)
     if path == _STDIN:
-        return ImagePlace(form=Form.LAYERS if layered else None, path=path)
+        return ImagePlace(form=None, path=path)
     place = _recognise(path, limits)
     if place is None and layered and file_type(path) != stat.S_IFDIR:
         return ImagePlace(form=Form.LAYERS, path=path)

@@ -129,7 +129,9 @@ class _Opening:
 
     def _layers(self, paths: Sequence[bytes], first: Source | None = None) -> ImageContainer:
         """Layer tars, of which the *first* may be open."""
-        layers = [(os.fsdecode(path), _layer_opener(path, self._stdin)) for path in paths]
+        layers = [
+            (os.fsdecode(path), self._layer_opener(path, ordered=not number)) for number, path in enumerate(paths)
+        ]
         if first is None:
             return LayerTars(layers)
 
@@ -139,6 +141,35 @@ class _Opening:
             return nullcontext(first.read)
 
         return LayerTars([(layers[0][0], again), *layers[1:]], close=first.close)
+
+    def _layer_opener(self, path: bytes, *, ordered: bool) -> Callable[[], AbstractContextManager[Read]]:
+        """What opens a layer tar. One that is not *ordered* to be one must not be an image archive."""
+        order = Form.LAYERS.value.encode() + b":"
+        if path.startswith(order) and not ordered:
+            path, ordered = path.removeprefix(order), True
+
+        @contextmanager
+        def opener() -> Iterator[Read]:
+            with naming("standard input" if path == _STDIN else path):
+                source = self._source(path)
+                try:
+                    if not ordered:
+                        self._check_layer(source)
+                    source.forget()
+                    yield source.read
+                finally:
+                    source.close()
+
+        return opener
+
+    def _check_layer(self, source: Source) -> None:
+        files = index_archive(source, self._make_file, limits=self._limits, watch=Evidence())
+        if files is not None:
+            files.close()
+            raise UsageError(
+                "--layer goes over a layer tar, and this is an image", hint="layers:FILE takes it as a layer"
+            )
+        source.rewind()
 
     def _ordered(self, form: Form, path: bytes) -> ImageContainer:
         source = self._source(path)
@@ -176,19 +207,6 @@ def _closing(files: _Files, make: Callable[[_Files], ImageContainer]) -> ImageCo
     except BaseException:
         files.close()
         raise
-
-
-def _layer_opener(path: bytes, stdin: int | None) -> Callable[[], AbstractContextManager[Read]]:
-    @contextmanager
-    def opener() -> Iterator[Read]:
-        with naming("standard input" if path == _STDIN else path):
-            fd = _descriptor(path, stdin)
-            try:
-                yield _reader(fd)
-            finally:
-                close(fd)
-
-    return opener
 
 
 def _reader(fd: int) -> Read:

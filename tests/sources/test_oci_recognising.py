@@ -383,3 +383,36 @@ def test_an_index_of_images_that_are_elsewhere(way: Callable[..., Found], tmp_pa
         whole = {**files, "oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": index}
         found = way(archive(whole), tmp_path)
         assert (found.kind, found.layers) == ("docker-archive", ids(LAYERS))
+
+
+def test_further_layers_are_no_image_archives(tmp_path: Path) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(hello())
+    for packing in PACKERS.values():
+        top.write_bytes(packing(tar(*skopeo([hello()]))))
+        refused = pytest.raises(UsageError, match="top: --layer goes over a layer tar, and this is an image")
+        with refused, open_images(None, [bytes(base), bytes(top)]) as container:
+            read_oci(container)
+        with open_images(None, [bytes(base), b"layers:" + bytes(top)]) as container:
+            assert b"manifest.json" in read_oci(container).root.entries
+    reading, writing = os.pipe()
+    os.write(writing, tar(*crane([hello()])))
+    os.close(writing)
+    place = find_image(b"-", layered=True)
+    assert place is not None
+    with (
+        pytest.raises(UsageError, match="the source is an image"),
+        open_images(place.form, [b"-", b"x"], stdin=reading),
+    ):
+        pass
+    os.close(reading)
+
+
+@ways
+@packings
+def test_a_layout_in_a_directory_of_the_archive(way: Callable[..., Found], packing: str, tmp_path: Path) -> None:
+    members: Members = [member("layout/"), member("layout/blobs/")]
+    members += [member("layout/" + path, data) for path, data in making.image(LAYERS).items()]
+    with pytest.raises(OciError, match="the image layout lies in the directory 'layout' of the archive"):
+        way(PACKERS[packing](tar(*members)), tmp_path)
+    assert way(PACKERS[packing](tar(*members, member("layout/readme", b"x"))), tmp_path).kind == "layers"
