@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
-from cfstools.api.stores import payload_exists
+from cfstools.api.stores import missing_objects
 from cfstools.errors import UsageError, naming, shown_path
 from cfstools.formats.composefs import automatic_whiteouts, plan_image
 from cfstools.formats.overlay import format_word, select_version
@@ -297,9 +297,9 @@ def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
     """Objects that a dump or an image names and no store has; without stores nobody asked."""
     if not stores or tree.kind not in {"dump", "image"}:
         return 0
-    from cfstools.formats.listing import object_payloads
+    from cfstools.formats.listing import object_sizes
 
-    return sum(not payload_exists(stores, payload) for payload in object_payloads(tree.root))
+    return len(missing_objects(stores, object_sizes(tree.root, {})))
 
 
 def _digests(root: Directory) -> Collection[bytes]:

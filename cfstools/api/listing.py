@@ -5,11 +5,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection, Iterator, Sequence
 
-from cfstools.api.stores import payload_exists
+from cfstools.api.stores import missing_objects
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape_text
-from cfstools.formats.listing import ls_lines, object_payloads
+from cfstools.formats.listing import ls_lines, object_sizes
 from cfstools.lasting import keep
 from cfstools.linux.contents import whole_file
 from cfstools.report import Report
@@ -77,13 +77,15 @@ def objects(
     filters: Collection[bytes] = (),
     missing_from: Sequence[bytes] | None = None,
 ) -> list[bytes]:
-    """Sorted unique object paths the images need; with *missing_from*, only those in none of these stores."""
-    payloads: set[bytes] = set()
+    """Sorted unique object paths the images need; with *missing_from*, only those in none of these stores.
+
+    An object is there if the first store that has anything at its path has a regular file of the right size, which is
+    what ``verify`` without its contents looks at.
+    """
+    sizes: dict[bytes, int | None] = {}
     for root in _trees(images, filters):
-        payloads.update(object_payloads(root))
-    if missing_from is None:
-        return sorted(payloads)
-    return sorted(payload for payload in payloads if not payload_exists(missing_from, payload))
+        object_sizes(root, sizes)
+    return sorted(sizes) if missing_from is None else missing_objects(missing_from, sizes)
 
 
 def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,18 @@ if TYPE_CHECKING:
     from cfstools.store import StoreChain
 
 
-def payload_exists(stores: Sequence[bytes], payload: bytes) -> bool:
-    """Whether *payload*, a path as images name objects, exists below one of *stores*, links followed.
+def missing_objects(stores: Sequence[bytes], sizes: Mapping[bytes, int | None]) -> list[bytes]:
+    """Those of the objects in *sizes*, by path as images name them, that are in none of *stores*.
 
-    Readers admit no payload with ``.`` or ``..`` components, so this stays below the store.
-    Raises InputError for what cannot be looked at.
+    They are in order. A size of ``None``, where images contradict each other, is that of no file. A store that does not
+    exist has nothing. Raises StoreError for one that cannot be used.
     """
-    return any(file_type(os.path.join(store, payload.lstrip(b"/"))) for store in stores)
+    from cfstools.store.chain import has_object
+    from cfstools.store.directory import DirectoryStore
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(DirectoryStore(path)) for path in stores if file_type(path)]
+        return [path for path, size in sorted(sizes.items()) if size is None or not has_object(opened, path, size)]
 
 
 @contextmanager

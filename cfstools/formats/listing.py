@@ -22,15 +22,13 @@ def ls_lines(root: Directory) -> Iterator[bytes]:
         yield b"%b%b\n" % (escape_listed(path), _suffix(inode) if first is None else b"")
 
 
-def object_payloads(root: Directory) -> list[bytes]:
-    """The payloads of all external files, as they are (unescaped), each once, in byte order."""
-    return sorted(
-        {
-            inode.content.payload
-            for inode in iter_inodes(root)
-            if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.payload
-        }
-    )
+def object_sizes(root: Directory, sizes: dict[bytes, int | None]) -> dict[bytes, int | None]:
+    """Add the unescaped payloads of all external files and their sizes to *sizes*; ``None`` for one with several."""
+    for inode in iter_inodes(root):
+        if isinstance(inode, RegularFile) and isinstance(inode.content, External) and inode.content.payload:
+            payload = inode.content.payload
+            sizes[payload] = inode.size if sizes.get(payload, inode.size) == inode.size else None
+    return sizes
 
 
 def object_digests(root: Directory) -> set[bytes]:

@@ -9,6 +9,20 @@ from itertools import groupby
 
 from cfstools.errors import ObjectMissing, StoreError
 from cfstools.store.base import Store
+from cfstools.store.directory import DirectoryStore
+
+
+def has_object(stores: Sequence[DirectoryStore], path: bytes, size: int) -> bool:
+    """Whether the kernel would find an object of *size* bytes at *path*, as an image names it, in one of *stores*.
+
+    It takes what is at the path in the first store that has anything there: that must be a regular file of this size,
+    not reached through links. Contents are not looked at. Raises ``StoreError`` for what cannot be looked at.
+    """
+    for store in stores:
+        found = store.look_at(path)
+        if found is not None:
+            return found == size
+    return False
 
 
 class StoreChain:

@@ -101,6 +101,33 @@ class DirectoryStore:
             raise StoreError("not a regular file", subject=self.describe(digest))
         return status.st_size
 
+    def look_at(self, path: bytes) -> int | None:
+        """The length of the regular file at *path*, which an image names; -1 for anything else, ``None`` for nothing.
+
+        Nothing is reached through links. Raises ``StoreError`` for what cannot be looked at.
+        """
+        *parents, name = [part for part in path.split(b"/") if part] or [b""]
+        try:
+            if len(parents) == 1 and is_prefix(parents[0]):
+                with self.prefix_fd(parents[0]) as directory:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            else:
+                fd = files.open_below(self.fd, b"/".join([*parents, name]), os.O_PATH | os.O_NOFOLLOW)
+                try:
+                    status = os.fstat(fd)
+                finally:
+                    files.close(fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                return -1  # something that is no directory is in the place of one
+            if error.errno in (errno.ENAMETOOLONG, errno.EXDEV, errno.EINVAL):
+                return None  # nothing can have this name
+            place = os.path.join(self.path, os.fsdecode(path.lstrip(b"/")))
+            raise store_error(error, "cannot look up the object", place) from error
+        return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
     def open(self, digest: bytes) -> int:
         """A descriptor to read the object with; raises ``ObjectMissing``, ``StoreError``."""
         prefix, name = split_digest(digest)

@@ -15,7 +15,7 @@ from cfstools.api.build import build
 from cfstools.api.diff import diff
 from cfstools.api.envelopes import read_envelope
 from cfstools.api.sign import sign
-from cfstools.api.stores import payload_exists
+from cfstools.api.stores import missing_objects
 from cfstools.errors import InputError
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.files import DirectoryFiles
@@ -68,7 +68,7 @@ ASKING: list[Callable[[bytes], object]] = [
     lambda path: build(path, None),
     lambda path: diff(path, path),
     lambda path: sign(path, [], output=path + b".other"),
-    lambda path: payload_exists([os.path.dirname(path)], os.path.basename(path)),
+    lambda path: missing_objects([path], {b"x": 1}),
 ]
 
 
