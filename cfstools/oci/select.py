@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
-from cfstools.errors import LimitExceeded, OciError
+from cfstools.errors import CfsError, LimitExceeded, OciError
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
 from cfstools.oci.manifest import Index, OddEntry
 from cfstools.text import quoted
@@ -112,24 +112,30 @@ class Catalogue:
             if len(trail) == MAX_INDEX_DEPTH:
                 raise LimitExceeded(f"indexes nested deeper than {MAX_INDEX_DEPTH}", where=str(entry.digest))
             further = (*trail, entry.digest)
-            return [
-                one for each in self._index(entry).manifests for one in self._below(each, names, number, further, seen)
-            ]
+            index = self._index(entry, outermost=not trail)
+            return [one for each in index.manifests for one in self._below(each, names, number, further, seen)]
         if kind not in {Kind.MANIFEST, Kind.SCHEMA1} or entry.is_attestation or _is_artifact(entry):
             return []
         seen.add(entry.digest)
         self._count_image()
         return [Candidate(manifest=entry, names=names, trail=trail, entry=number)]
 
-    def _index(self, entry: Descriptor) -> Index:
+    def _index(self, entry: Descriptor, *, outermost: bool) -> Index:
+        """A nested index, read once. One that is missing or damaged has no images, and is kept in *odd*."""
         found = self._indexes.get(entry.digest)
         if found is None:
             self._bytes_left -= entry.size
             if len(self._indexes) == MAX_INDEXES or self._bytes_left < 0:
                 what = f"more than {MAX_INDEXES} nested indexes, or more than {MAX_INDEX_BYTES} bytes of them"
                 raise LimitExceeded(what, where=str(entry.digest))
-            found = self._indexes[entry.digest] = self._load(entry)
-            self.odd += found.odd
+            try:
+                found = self._load(entry)
+                self.odd += found.odd
+            except CfsError as error:
+                found = Index(manifests=())
+                annotations = entry.annotations if outermost else {}
+                self.odd.append(OddEntry(error=error, digest=str(entry.digest), annotations=annotations))
+            self._indexes[entry.digest] = found
         return found
 
     def _count_image(self) -> None:

@@ -83,6 +83,32 @@ def test_a_better_fit_that_is_not_there_is_not_replaced() -> None:
     assert picked(layout, platform=parse_platform("linux/arm/v6")) == older["digest"]
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("damage", ["missing", "changed", "no index"])
+def test_an_index_that_is_not_there_or_damaged(damage: str, depth: int) -> None:
+    layout = Layout()
+    here = another(layout, "here", platform=AMD)
+    away = layout.index([another(layout, "away", platform=ARM, config=ARM)])
+    path = "blobs/" + away["digest"].replace(":", "/")
+    what = {"missing": "missing from the image", "changed": "the contents have digest", "no index": "without manifests"}
+    if damage == "missing":
+        del layout.blobs[path]
+    elif damage == "changed":
+        layout.blobs[path] = layout.blobs[path].replace(b"linux", b"lynux")
+    else:
+        away = layout.blob(packed({"schemaVersion": 2}), making.INDEX)
+    layout.tag(here, "here").tag(layout.index([away]) if depth else away, "away")
+    assert picked(layout) == picked(layout, name="here") == here["digest"]
+    assert "passed over: an entry of the index: index sha256:" in said(layout)
+    meant: list[dict[str, Any]] = [{"digest": parse_digest(away["digest"], "")}, {"name": "away"}]
+    for choice in meant[: 1 if depth else 2]:
+        with pytest.raises(CfsError, match=what[damage]):
+            picked(layout, **choice)
+    layout.entries = layout.entries[1:]
+    with pytest.raises(CfsError, match=what[damage]):
+        picked(layout)
+
+
 # Layers of no bytes
 
 
