@@ -8,14 +8,19 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
 from cfstools import native
 from cfstools.errors import CfsError
 from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.overlay import HIDING_NAMES
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
+from cfstools.signing.keys import PrivateKey
 from tests.fuzz.trust import Trusting
 from tests.oci import making
+from tests.signing import test_key_forms
 
 _TESTS = Path(__file__).parent.parent
 _LARGEST = 64 << 10
@@ -48,6 +53,7 @@ def made(target: str) -> list[bytes]:
         "layer": _layers,
         "documents": _documents,
         "envelope": _envelopes,
+        "keys": _keys,
         "hashing": lambda: plain,
         "files": lambda: [*plain, (b"\x10\x27" + b"z" * 10_000) * 4 + b"\1\6d/file" * 30],
     }
@@ -99,6 +105,27 @@ def _envelopes() -> list[bytes]:
     several["signatures"] = [*several["signatures"] * 2, {"keyid": "cd" * 32, "sig": "AAAA"}, {"sig": "AAAA"}]
     empty = {"payloadType": "application/vnd.in-toto+json", "payload": "e30=", "signatures": []}
     return [one, *(json.dumps(other).encode() for other in (several, empty)), *_JSON]
+
+
+def _keys() -> list[bytes]:
+    """Keys that are always the same, in every form that is read, and some that are not."""
+    private = [
+        PrivateKey(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))),
+        PrivateKey(ec.derive_private_key(12345, ec.SECP256R1())),
+        PrivateKey(ec.derive_private_key(12345, ec.SECP384R1())),
+    ]
+    traditional = private[1].numbers.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    costly = [
+        test_key_forms.pbkdf2_key(2048),
+        test_key_forms.pbkdf2_key(2**31),
+        test_key_forms.scrypt_key(1 << 14, 8, 1),
+        test_key_forms.scrypt_key(1 << 30, 8, 1),
+        test_key_forms.old_scheme_key(2048),
+    ]
+    pairs = [text for key in private for text in (key.pem(), key.verifier.pem())]
+    return [*pairs, traditional, *costly, b"-----BEGIN PUBLIC KEY-----\n" * 300]
 
 
 def _documents() -> list[bytes]:

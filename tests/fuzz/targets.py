@@ -16,7 +16,7 @@ from typing import IO
 from cfstools import native
 from cfstools.api.build import BuildOptions, build
 from cfstools.api.canonical import canonical_difference
-from cfstools.errors import CfsError
+from cfstools.errors import CfsError, PassphraseNeeded
 from cfstools.formats.composefs import write_image
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_reader import TreeReader, read_image
@@ -28,6 +28,7 @@ from cfstools.oci.choices import DecompressionLimits, TarLimits
 from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
 from cfstools.oci.tar import TarReader
 from cfstools.signing import ImageDigests, judge, parse_envelope
+from cfstools.signing.keys import PrivateKey, PublicKey, load_private_key, load_public_key
 from cfstools.sources.oci_request import OciOptions, OciRequest
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
@@ -167,7 +168,27 @@ def envelope(data: bytes) -> None:
     parse_envelope(data)
 
 
+def keys(data: bytes) -> None:
+    """A key file is a public key, a private one or refused, and what it costs to decrypt is known before it is done."""
+    taken: list[object] = []
+    last: CfsError | None = None
+    for load in (load_public_key, load_private_key):
+        try:
+            taken.append(load(data))
+        except PassphraseNeeded as error:
+            taken.append(error)
+        except CfsError as error:
+            last = error
+    for key in taken:
+        if isinstance(key, PublicKey):
+            assert load_public_key(key.pem()) == key
+        elif isinstance(key, PrivateKey):
+            assert load_private_key(key.pem()).key_id == key.key_id
+    if not taken and last is not None:
+        raise last
+
+
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (image, canonical, reading, dump, tar, layer, documents, envelope, hashing, files, encoding)
+    for function in (image, canonical, reading, dump, tar, layer, documents, envelope, keys, hashing, files, encoding)
 }
