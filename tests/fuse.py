@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import pickle
 import stat
@@ -33,7 +34,7 @@ class Node:
 
     path: str
     mode: int
-    ino: int
+    ino: int  # 0: another one at each look
     nlink: int = 1
     content: bytes = b""  # of a file; the target of a link
     rdev: int = 0
@@ -46,6 +47,7 @@ class Node:
     same_as: str | None = None  # the kernel is given the node of this path
     error: int = 0  # of looking it up, though it is listed
     open_error: int = 0
+    unnumbered: bool = False  # listed with the number 0
 
 
 class Fuse:
@@ -107,6 +109,7 @@ class _Server:
         self._ids: dict[str, int] = {"": 1}
         self._paths: dict[int, str] = {1: ""}
         self._looked: set[str] = set()
+        self._numbers = itertools.count(1000)
         self._answers = {
             1: self._lookup,
             3: self._getattr,
@@ -171,7 +174,7 @@ class _Server:
         csec, cnsec = (sec, nsec) if node.ctime is None else divmod(node.ctime, _SECOND)
         size = 0 if stat.S_ISDIR(node.mode) else len(node.content)
         return _ATTR.pack(
-            *(node.ino, size, 1, sec, sec, csec, nsec, nsec, cnsec),
+            *(node.ino or next(self._numbers), size, 1, sec, sec, csec, nsec, nsec, cnsec),
             *(node.mode, nlink, node.uid, node.gid, node.rdev, 4096, 0),
         )
 
@@ -240,7 +243,9 @@ class _Server:
         answer = b""
         for place, node in enumerate(nodes[offset:], offset + 1):
             name = os.fsencode(os.path.basename(node.path))
-            entry = struct.pack("<2Q2I", node.ino, place, len(name), node.mode >> 12) + name
+            entry = (
+                struct.pack("<2Q2I", 0 if node.unnumbered else node.ino or 1, place, len(name), node.mode >> 12) + name
+            )
             entry += bytes(-len(entry) % 8)
             if len(answer) + len(entry) > size:
                 break

@@ -145,6 +145,11 @@ def makes_times_up(fd: int) -> bool:
     return False
 
 
+def makes_numbers_up(fd: int) -> bool:
+    """Whether the inode number of *fd* is another one at each look, as that of some files in user space."""
+    return numbers_of(fd) is Numbers.INVENTED and look(fd).inode != look(fd).inode
+
+
 def was_mounted(dir_fd: int, name: bytes, fd: int) -> bool:
     """Whether the directory *fd*, opened as *name*, was mounted there by opening it, and lies there still."""
     there, opened = look(dir_fd, name), look(fd)

@@ -190,7 +190,8 @@ static int is_ordinary(const struct timespec *time) { return time->tv_sec >= 0 &
 static int is_plain(const struct maker *maker, const struct entry *entry) {
     const struct stat *s = &entry->status;
     return !entry->failed && !entry->unsure && (S_ISREG(s->st_mode) || S_ISLNK(s->st_mode)) &&
-           (maker->links == 0 || (maker->links == 1 && s->st_nlink < 2)) && is_ordinary(&s->st_mtim) && is_ordinary(&s->st_ctim);
+           (maker->links == 0 || (maker->links == 1 && s->st_nlink < 2)) && is_ordinary(&s->st_mtim) &&
+           is_ordinary(&s->st_ctim);
 }
 
 /* The attributes of an entry, borrowed; NULL without an exception if these were not met before. */
@@ -411,7 +412,9 @@ static int read_names(int directory, struct names *names) {
     while ((got = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0)
         for (long at = 0; at < got;) {
             const struct dirent64_v0 *entry = (const void *)(buffer + at);
-            if (strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0 && add_name(names, entry->name))
+            /* The C library passes over names without a number, as those of files that are gone. */
+            if (entry->inode != 0 && strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0 &&
+                add_name(names, entry->name))
                 return ENOMEM;
             at += entry->size;
         }

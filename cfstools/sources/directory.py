@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error, shown_path
 from cfstools.linux.files import close
-from cfstools.linux.numbers import Numbers, numbers_of, was_mounted
+from cfstools.linux.numbers import Numbers, makes_numbers_up, numbers_of, was_mounted
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress
 from cfstools.sources.files import DirectorySource
@@ -304,7 +304,8 @@ class _Walk:
             fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
             self._stack.append(frame := _Frame(path, fd, os.fstat(fd)))
             number = (frame.status.st_dev, frame.status.st_ino)
-            if met is not None and met[5:7] != number and not was_mounted(dir_fd, name, fd):
+            is_steady = met is None or met[5:7] == number or not makes_numbers_up(fd)
+            if met is not None and is_steady and met[5:7] != number and not was_mounted(dir_fd, name, fd):
                 raise self._place.changed(path, "was replaced")
             what = "cannot list directory"
             names = native.list_names(fd)
@@ -318,7 +319,7 @@ class _Walk:
         frame.true_device = frame.status.st_dev if frame.numbers is Numbers.TRUE else -1
         if self._use_epoch or frame.numbers is Numbers.INVENTED:
             frame.listing = Listing(names, frame.status)
-        if met is not None and (listing := self._stack[-2].listing) is not None:
+        if met is not None and is_steady and (listing := self._stack[-2].listing) is not None:
             listing.subdirectories[name] = number
         xattrs = self._read_xattrs(fd, path, follow=True) if frame.reads_xattrs else NO_XATTRS
         frame.directory = self._inodes.directory(frame.status, xattrs)
@@ -347,7 +348,7 @@ class _Walk:
             try:
                 known = self._numbers[device] = numbers_of(fd)
             except OSError as error:
-                raise self._place.failed(error, "cannot look up the file system of", path) from error
+                raise self._place.failed(error, "cannot look up the file system", path) from error
         return known
 
     def _has_true_number(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> bool:
@@ -402,7 +403,7 @@ class _Walk:
         try:
             parent.fd = os.open(b"..", _DIRECTORY, dir_fd=child.fd)
             self._first_open -= 1
-            moved = not os.path.samestat(os.fstat(parent.fd), parent.status)
+            moved = not os.path.samestat(os.fstat(parent.fd), parent.status) and not makes_numbers_up(parent.fd)
         except OSError as error:
             raise self._place.failed(error, "cannot open directory", parent.path) from error
         if moved:

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from cfstools.linux.files import close, open_below
-from cfstools.linux.numbers import Numbers, makes_times_up, numbers_of
+from cfstools.linux.numbers import Numbers, makes_numbers_up, makes_times_up, numbers_of
 from cfstools.sources.inodes import Place, is_there, stamp_of
-from cfstools.tree import Directory, Unread
+from cfstools.tree import Directory, Stamp, Unread
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -66,8 +66,19 @@ class DirectorySource:
         now = stamp_of(status)
         if now == unread.stamp and stat.S_ISREG(status.st_mode):
             return
-        if now[:3] != unread.stamp[:3] or not stat.S_ISREG(status.st_mode) or self.times_matter(fd):
+        if not stat.S_ISREG(status.st_mode) or not self._is_same(unread.stamp, now, fd):
             raise self._place.changed(unread.path)
+
+    def _is_same(self, met: Stamp, now: Stamp, fd: int) -> bool:
+        """Whether *now* differs from what was *met* only in what does not tell of the file *fd*."""
+        try:
+            if (met.device, met.size) != (now.device, now.size):
+                return False
+            if met.inode != now.inode and not makes_numbers_up(fd):
+                return False
+        except OSError:
+            return False
+        return met[3:] == now[3:] or not self.times_matter(fd)
 
     def times_matter(self, fd: int) -> bool:
         """Whether the file *fd* has changed if its times have.

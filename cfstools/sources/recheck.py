@@ -12,7 +12,7 @@ _TOGETHER = 1024
 
 
 class Listing:
-    """A directory when it was listed: the names in it, and which subdirectories they led to."""
+    """A directory when it was listed: the names in it, and which subdirectories they led to, as far as numbers tell."""
 
     __slots__ = ("names", "status", "subdirectories")
 
@@ -46,7 +46,7 @@ def _is_same(entry: Entry, met: NameStatus, number: tuple[int, int] | None) -> b
         return False
     match inode:
         case Directory():
-            return met[5:7] == number
+            return number is None or met[5:7] == number
         case RegularFile():
             return inode.size == met[7]
         case Symlink():

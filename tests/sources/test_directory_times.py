@@ -127,6 +127,23 @@ def test_contents_that_change_where_times_are_made_up(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("times", [1, "now"])
+def test_inode_numbers_that_are_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int | str) -> None:
+    """Nothing has changed where they are others at each look; no two names are links then."""
+    monkeypatch.setattr("cfstools.sources.directory.MAX_OPEN", 1)
+    nodes = [replace(node, ino=0, times=times) for node in made_up("now")]
+    nodes += [Node(f"d/e{end}", DIR, 0, times=times) for end in ("", "/e", "/e/e")]
+    nodes += [Node(name, FILE, 0, nlink=2, content=b"x", times=times) for name in "xy"]
+    with fuse.mounted(tmp_path, nodes) as mounted:
+        root = walk(mounted.path, use_epoch=True)
+        assert get(root, b"x") is not get(root, b"y")
+        digests = {digest(mounted.path, use_epoch=True) for _ in range(3)}
+        mounted.set([replace(node, ino=number, nlink=1, times=0) for number, node in enumerate(nodes, 2)])
+        digests.add(digest(mounted.path))
+        assert len(digests) == 1
+
+
+@pytest.mark.root
 def test_steady_times_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In user space as well, a file has changed if its times have once and do not again."""
     monkeypatch.setattr(numbers, "_PAUSE", 0)
@@ -306,6 +323,14 @@ def test_a_mount_that_comes_between_look_and_opening(
 
 
 # What cannot be opened, and has not changed
+
+
+@pytest.mark.root
+def test_a_name_that_is_listed_without_a_number(tmp_path: Path) -> None:
+    """It is none, as for the C library and all that lists with it."""
+    nodes = [Node("a", FILE, 2), Node("b", FILE, 3, unnumbered=True)]
+    with fuse.mounted(tmp_path, nodes) as mounted:
+        assert [os.fsencode(f"/{name}") for name in os.listdir(mounted.path)] == paths(walk(mounted.path))[1:]
 
 
 @pytest.mark.root
