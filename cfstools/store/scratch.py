@@ -19,6 +19,7 @@ from cfstools import native
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
+from cfstools.linux.places import make_directory
 from cfstools.store.base import FsVerity, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.verity import Params
@@ -117,11 +118,9 @@ class Scratch:
                 raise OSError(errno.EBADF, "the writer is closed")
             if self._stage_fd < 0:
                 name = STAGE_PREFIX + os.urandom(8).hex().encode()
-                os.mkdir(name, 0o700, dir_fd=self._store.fd)
+                # Who else may write to the store could put another directory in its place, whose files would go.
+                self._stage_fd = make_directory(self._store.fd, name)
                 self._stage_name = name
-                self._stage_fd = os.open(
-                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._store.fd
-                )
             return self._stage_fd
 
     def seal(self, temporary: Temporary) -> None:

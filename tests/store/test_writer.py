@@ -682,3 +682,30 @@ def test_nothing_is_published_early_for_want_of_descriptors(
         with pytest.raises(Exhausted, match="cannot make a temporary file in the store: Too many open files"):
             writer.add_bytes(b"second")
         assert list(store.objects()) == []
+
+
+@pytest.mark.parametrize("kind", ["full", "link"])
+def test_a_stage_is_swapped_before_it_is_open(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whoever may write to the store can have nothing of others' removed by it."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    real = os.mkdir
+
+    def mkdir(name: bytes, mode: int = 0o777, *, dir_fd: int) -> None:
+        real(name, mode, dir_fd=dir_fd)
+        if b"tmp" in name:
+            os.rename(name, b"taken", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            if kind == "full":
+                os.rename(precious, name, dst_dir_fd=dir_fd)
+            else:
+                os.symlink(precious, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(StoreError), StoreWriter(store, deferred=True) as writer:
+        writer.add_bytes(b"x" * 5000)
+    monkeypatch.undo()
+    (found,) = [*tmp_path.rglob("precious/file"), *Path(store.path).glob(".mkcfs-tmp-*/file")][:1]
+    assert found.exists()
