@@ -20,7 +20,7 @@ from cfstools.progress import SILENT, Progress
 from cfstools.store import Store
 from cfstools.tree import Directory, External, Leaf, RegularFile, Symlink, Unread
 from cfstools.tree.walk import inode_of
-from cfstools.verity import Algorithm, MerkleHasher, Params, hash_fd, object_path
+from cfstools.verity import Algorithm, CopyFailed, MerkleHasher, Params, hash_fd, object_path
 
 MAX_HOPS = 40
 """How many symbolic links one lookup follows, as Linux does."""
@@ -190,6 +190,32 @@ class Contents:
                 self._judge(size, digest)
         except (OSError, InputError) as error:
             raise self._unreadable(error) from error
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether the object takes less room than its length says."""
+        if self.fd is None:
+            return False
+        try:
+            status = os.fstat(self.fd)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return status.st_blocks * 512 < status.st_size
+
+    def copy_to(self, fd: int, *, progress: Progress = SILENT) -> None:
+        """Copy the object to *fd*, a new file, which then has its holes as well.
+
+        Only afterwards is it known to be right: raises as :meth:`check`, and OSError for what cannot be written.
+        """
+        assert self.fd is not None
+        try:
+            self._judge(os.fstat(self.fd).st_size, self._digest)
+            digest, size = hash_fd(self.fd, self._params, copy_fd=fd, progress=progress)
+        except CopyFailed:
+            raise
+        except (OSError, InputError) as error:
+            raise self._unreadable(error) from error
+        self._judge(size, self._digest and digest)
 
     @property
     def _params(self) -> Params:

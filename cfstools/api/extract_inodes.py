@@ -104,7 +104,6 @@ class InodeWriter:
     def __init__(self, view: View, options: InodeOptions, progress: Progress = SILENT) -> None:
         self._view = view
         self._options = options
-        self._advance = progress.advance
         self._progress = progress
         self._accepts = options.xattrs.accepts
         self._user = os.geteuid()
@@ -112,6 +111,12 @@ class InodeWriter:
         # File systems whose objects cannot be cloned.
         self._no_clones: set[int] = set()
         self.stopped = False
+
+    def advance(self, amount: int) -> None:
+        """Count so many bytes as copied. Raises Interrupted if the others have stopped."""
+        if self.stopped:
+            raise Interrupted("interrupted")
+        self._progress.advance(amount)
 
     def make(self, spot: Spot, inode: Leaf, tally: Tally) -> None:
         """Make *inode*. Raises ``OSError`` for what the file system refuses."""
@@ -171,11 +176,12 @@ class InodeWriter:
             contents.check(fd, progress=self._progress)
             tally.done["bytes_cloned"] += contents.size
             return
-        for piece in contents.pieces():
-            if self.stopped:
-                raise Interrupted("interrupted")
-            files.write_all(fd, piece)
-            self._advance(len(piece))
+        if contents.has_holes:
+            contents.copy_to(fd, progress=_Stoppable(self))
+        else:
+            for piece in contents.pieces():
+                files.write_all(fd, piece)
+                self.advance(len(piece))
         tally.done["bytes_copied"] += contents.size
 
     def _clone(self, source: int, fd: int) -> bool:
@@ -322,6 +328,19 @@ class InodeWriter:
             text = shown_path(key)
             hint = "--skip-xattrs leaves extended attributes out"
             raise os_error(error, f"cannot set extended attribute {text}", hint=hint) from error
+
+
+class _Stoppable:
+    """The progress of one large copy: the stage is the writer's."""
+
+    def __init__(self, writer: InodeWriter) -> None:
+        self.advance = writer.advance
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        """Nothing: it goes on in the stage that there is."""
+
+    def finish(self) -> None:
+        """Nothing, as well."""
 
 
 def _leave_out_xattr(tally: Tally, key: bytes, path: bytes) -> None:
