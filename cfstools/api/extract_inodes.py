@@ -292,12 +292,12 @@ class InodeWriter:
 
     def _compare(self, fd: int, dirfd: int, inode: Leaf) -> None:
         """Raise OSError unless *fd* is what was just made in *dirfd* for *inode*."""
-        status, around = os.fstat(fd), os.fstat(dirfd)
+        status = os.fstat(fd)
         same = (
             stat.S_IFMT(status.st_mode) == stat.S_IFMT(inode.mode)
             and status.st_nlink == 1
             # Others cannot make anything in our name, but where new files have an owner of the file system's choice.
-            and status.st_uid in (self._user, around.st_uid)
+            and (status.st_uid == self._user or status.st_uid == os.fstat(dirfd).st_uid)
             and (not isinstance(inode, Device) or status.st_rdev == inode.rdev)
             and (not isinstance(inode, Symlink) or os.readlink(b"", dir_fd=fd) == inode.target)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,11 +97,11 @@ def test_a_hole_larger_than_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Iterator[tuple[Path, External]]:
+def damaged(tmp_path: Path) -> tuple[Path, External]:
     """A sparse object, and its path, to be damaged."""
     sparse(tmp_path / "made", [MIB], 20 * MIB)
     content = put_object(tmp_path / "store", tmp_path / "made")
-    yield tmp_path / "store" / os.fsdecode(object_path(content.digest or b"")), content
+    return tmp_path / "store" / os.fsdecode(object_path(content.digest or b"")), content
 
 
 @pytest.mark.parametrize("how", ["data in a hole", "hole for data", "longer", "shorter", "much longer"])
