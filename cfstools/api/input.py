@@ -6,34 +6,43 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from cfstools.errors import CheckFailed, ImageError, InputError, naming, os_error, shown_path
-from cfstools.formats.erofs.reader import check_head
-from cfstools.linux.contents import MAX_FILE, read_regular
-from cfstools.linux.files import close
+from cfstools.formats.erofs.reader import check_head, declared_length
+from cfstools.linux.contents import MAX_FILE, read_regular, whole_file
+from cfstools.linux.files import close, data_ranges
+from cfstools.linux.lookup import file_type
+from cfstools.signing import MAX_TRAILER
+from cfstools.signing.attach import has_trailer
+from cfstools.verity import Algorithm, MerkleHasher, Params
 
 MAX_IMAGE_FILE = MAX_FILE
 LARGE_IMAGE = 1 << 26
 HEAD = 1 << 12
 _PIECE = 1 << 16
+_BLOCKS = 1 << 20
 
 
-def read_image_file(path: bytes) -> memoryview:
-    """All bytes of the regular file *path*, read exactly once.
+def read_image_file(path: bytes, *, devices: bool = False) -> memoryview:
+    """The image in the regular file *path*, or with *devices* block device, read exactly once; see :func:`read_image`.
 
     They stay the same when somebody writes to the file afterwards. Raises InputError, SourceChanged, and LimitExceeded
     for more than ``MAX_IMAGE_FILE`` bytes.
     """
-    with opened_image(path) as fd:
-        return read_image(fd)
+    with opened_image(path, devices=devices) as fd:
+        return read_image(fd).data
 
 
 @contextmanager
-def opened_image(path: bytes) -> Iterator[int]:
-    """The regular file *path*, open for reading; errors inside the block are named after it. Raises InputError."""
+def opened_image(path: bytes, *, devices: bool = False) -> Iterator[int]:
+    """The regular file *path*, or with *devices* a block device, open for reading. Raises InputError.
+
+    Errors inside the block are named after it.
+    """
     with naming(path):
         try:
-            fd = _open_regular(path)
+            fd = _open_regular(path, devices=devices)
         except OSError as error:
             raise os_error(error, "cannot read") from error
         try:
@@ -42,9 +51,92 @@ def opened_image(path: bytes) -> Iterator[int]:
             close(fd)
 
 
-def read_image(fd: int) -> memoryview:
-    """All bytes of the open regular file *fd*. Raises InputError, SourceChanged and LimitExceeded."""
-    return read_regular(fd, most=MAX_IMAGE_FILE)
+class ImageBytes(NamedTuple):
+    """An image with the signature that may be behind it.
+
+    ``left_out`` says how many bytes of its file or device follow; ``other_bytes`` whether they are not all zeros.
+    """
+
+    data: memoryview
+    left_out: int = 0
+    other_bytes: bool = False
+
+    def whole_digest(self, algorithm: Algorithm) -> bytes:
+        """The fs-verity digest of the file as it lies there, with a signature and zeros behind the image."""
+        hasher = MerkleHasher(Params(algorithm=algorithm))
+        hasher.update(self.data)
+        hasher.update_zeros(self.left_out)
+        return hasher.digest()
+
+
+def read_image(fd: int) -> ImageBytes:
+    """The image in the open file or block device *fd*, whose offset is not used.
+
+    Files may be padded with zeros and devices are larger than what is on them, so the number of blocks in the
+    superblock decides how many bytes are taken, if more are there. Where a regular file has anything but a signature
+    and zeros behind that, all of it is taken, which is then no image. What comes behind on a device is no part of it.
+    Raises InputError, SourceChanged and LimitExceeded.
+    """
+    try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        own = declared_length(os.pread(fd, HEAD, 0))
+        if own is None or own >= size or own > MAX_IMAGE_FILE:
+            return ImageBytes(read_regular(fd, most=MAX_IMAGE_FILE, size=None if regular else size))
+        behind = _read_range(fd, own, min(size, own + MAX_TRAILER))
+        end = own + len(behind.rstrip(b"\0"))
+        other = end > own and not has_trailer(behind)
+        if regular and (other or end == size or not _is_zero(fd, own + len(behind), size)):
+            return ImageBytes(read_regular(fd, most=MAX_IMAGE_FILE))
+        if other:
+            return ImageBytes(read_regular(fd, size=own), size - own, other_bytes=True)
+        return ImageBytes(read_regular(fd, size=end), size - end)
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
+
+
+def image_length(fd: int) -> int:
+    """How many bytes the image in *fd* says it has, or else how many there are. Raises InputError."""
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        own = declared_length(os.pread(fd, HEAD, 0))
+    except OSError as error:
+        raise os_error(error, "cannot read") from error
+    return size if own is None else min(own, size)
+
+
+@contextmanager
+def image_view(path: bytes) -> Iterator[memoryview]:
+    """The bytes of :func:`read_image`, or all of a pipe; good inside the block. Raises as :func:`whole_file`."""
+    with naming(path):
+        if file_type(path) not in (stat.S_IFREG, stat.S_IFBLK):
+            with whole_file(path) as data:
+                yield data
+            return
+        with opened_image(path, devices=True) as fd:
+            found = read_image(fd)
+        yield found.data
+
+
+def _read_range(fd: int, start: int, end: int) -> bytes:
+    data = bytearray()
+    while start + len(data) < end and (piece := os.pread(fd, end - start - len(data), start + len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _is_zero(fd: int, start: int, end: int) -> bool:
+    """Whether a regular file has nothing but zeros there; holes are not read."""
+    for first, last in data_ranges(fd, end):
+        at = max(first, start)
+        while at < last:
+            piece = os.pread(fd, min(_BLOCKS, last - at), at)
+            if not piece:
+                break
+            if piece.count(0) != len(piece):
+                return False
+            at += len(piece)
+    return True
 
 
 def check_large_image(fd: int) -> None:
@@ -55,7 +147,7 @@ def check_large_image(fd: int) -> None:
     """
     try:
         size = os.fstat(fd).st_size
-        if size > LARGE_IMAGE:
+        if LARGE_IMAGE < size <= MAX_IMAGE_FILE:  # what is larger may have zeros behind it, and is refused otherwise
             check_head(os.pread(fd, HEAD, 0), size)
     except OSError as error:
         raise os_error(error, "cannot read") from error
@@ -117,10 +209,11 @@ def read_descriptor(fd: int, most: int) -> bytes:
     return bytes(data)
 
 
-def _open_regular(path: bytes) -> int:
+def _open_regular(path: bytes, *, devices: bool = False) -> int:
     # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if kind != stat.S_IFREG and not (devices and kind == stat.S_IFBLK):
         close(fd)
         raise InputError("is not a regular file")
     return fd

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from cfstools.api.envelopes import PlacedSignature, signed_file
+from cfstools.api.input import image_view
 from cfstools.errors import InputError, shown_path
 from cfstools.formats.composefs_info import ImageInfo, image_info
 from cfstools.formats.composefs_reader import read_image
@@ -16,7 +17,6 @@ from cfstools.formats.erofs.regions import Region, regions
 from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import format_word
 from cfstools.lasting import keep
-from cfstools.linux.contents import whole_file
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
@@ -49,7 +49,7 @@ class InspectReport(Report):
 
 def inspect(path: bytes) -> InspectReport:
     """Read the whole image at *path* and say what it is. Raises InputError and ImageError."""
-    with whole_file(path) as data:
+    with image_view(path) as data:
         info = image_info(data, allow_tail=True)
         algorithm = info.algorithm or Algorithm.SHA256
         with data[: info.size] as image:
@@ -120,7 +120,7 @@ def tree_report(path: bytes, start: bytes = b"/") -> TreeReport:
 
 def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     """The root of the image at *path* and its entry *start*."""
-    with whole_file(path) as data:
+    with image_view(path) as data:
         root = read_image(data, allow_tail=True)
     keep(root)
     entry = lookup(root, start)
@@ -155,5 +155,5 @@ def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
 
 def layout(path: bytes) -> Iterator[Region]:
     """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
-    with whole_file(path) as data:
+    with image_view(path) as data:
         yield from regions(data, allow_tail=True)

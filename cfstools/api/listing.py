@@ -5,13 +5,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Collection, Iterator, Sequence
 
+from cfstools.api.input import image_view
 from cfstools.api.stores import missing_objects
 from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape_text
 from cfstools.formats.listing import ls_lines, object_sizes
 from cfstools.lasting import keep
-from cfstools.linux.contents import whole_file
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, linked_inodes
@@ -46,7 +46,7 @@ class ObjectReport(Report):
 
 def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
     """The tree of the image at *path*, or only the named children of its root. Raises InputError and ImageError."""
-    with whole_file(path) as data:
+    with image_view(path) as data:
         return read_image(data, filters=frozenset(filters) or None, allow_tail=True)
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 
 from cfstools.api.envelopes import SignedFile, signed_file
-from cfstools.api.input import opened_image, read_image
+from cfstools.api.input import ImageBytes, image_length, opened_image, read_image
 from cfstools.api.output import refused
 from cfstools.errors import (
     CheckFailed,
@@ -105,18 +105,18 @@ def mount(
     from writing to it afterwards. Signatures are those of ``verify``. Raises CheckFailed, InputError, StoreError,
     Unsupported and UsageError.
     """
-    with opened_image(image) as fd:
+    with opened_image(image, devices=True) as fd:
         measured = kernel_verity.measure(fd)
-        size = os.fstat(fd).st_size
+        size = image_length(fd)
         verified_by: tuple[str, ...] = ()
         if digest is not None or keys:
-            data = read_image(fd)
-            file = signed_file(image, data)
+            found = read_image(fd)
+            file = signed_file(image, found.data)
             size = len(file.image)
-            _check_digest(file, digest)
+            _check_digest(file, found, digest)
             verified_by = _check_signature(file, keys)
             if verity is VerityMode.REQUIRE:
-                _check_measurement(data, measured)
+                _check_measurement(found, measured)
         objects = _object_check(verity, layers.stores, sealed=measured is not None)
         layers = _protected(layers._replace(objects=objects), protection, checked=digest is not None or bool(keys))
         with _target(directory) as target:
@@ -181,11 +181,12 @@ def _found(directory: bytes) -> Iterator[Place]:
         close(place.directory)
 
 
-def _check_digest(file: SignedFile, expected: bytes | None) -> None:
+def _check_digest(file: SignedFile, found: ImageBytes, expected: bytes | None) -> None:
     if expected is None:
         return
-    actual = _digest(file.image, Algorithm.from_digest_size(len(expected)))
-    if actual != expected:
+    algorithm = Algorithm.from_digest_size(len(expected))
+    actual = _digest(file.image, algorithm)
+    if expected not in (actual, found.whole_digest(algorithm)):
         raise CheckFailed(f"the image has the fs-verity digest {actual.hex()}, not {expected.hex()}: not mounted")
 
 
@@ -203,15 +204,15 @@ def _check_signature(file: SignedFile, keys: Sequence[Verifier]) -> tuple[str, .
     return verified[0].verified_by
 
 
-def _check_measurement(data: memoryview, measured: tuple[int, bytes] | None) -> None:
-    """The kernel must enforce exactly the bytes that were checked, those of a signature behind the image included."""
+def _check_measurement(found: ImageBytes, measured: tuple[int, bytes] | None) -> None:
+    """The kernel must enforce exactly the bytes that were checked, with what is behind them."""
     if measured is None:
         raise CheckFailed(
             "the image has no fs-verity, which --verity require asks for", hint="`fsverity enable` seals a file"
         )
     number, digest = measured
     known = [algorithm for algorithm in Algorithm if algorithm.number == number]
-    if not known or _digest(data, known[0]) != digest:
+    if not known or found.whole_digest(known[0]) != digest:
         raise CheckFailed("the kernel enforces another fs-verity digest than that of the bytes that were checked")
 
 

@@ -26,7 +26,7 @@ def image_needs(path: bytes) -> ImageNeeds:
     """
     needed: dict[bytes, int] = {}
     with naming(path):
-        data = read_image_file(path)
+        data = read_image_file(path, devices=True)
         for use in object_uses(data, allow_tail=True):
             if use.digest is not None:
                 needed[use.digest] = use.size

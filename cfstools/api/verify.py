@@ -8,7 +8,7 @@ from enum import Enum
 
 from cfstools.api.canonical import canonical_difference
 from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
-from cfstools.api.input import check_large_image, opened_image, read_image
+from cfstools.api.input import ImageBytes, check_large_image, opened_image, read_image
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
@@ -84,8 +84,9 @@ def verify(
 ) -> VerifyReport:
     """Check the image at *image* and, if there are *stores*, every object it needs.
 
-    The file is read once. First come its fs-verity *digest*, if one is expected, and its signature, if there are
-    *keys*; with either, nothing in it is interpreted before they hold. Then its structure (composefs format, section
+    The file or block device is read once; of one with zeros behind the image only that. First come its fs-verity
+    *digest*, if one is expected, and its signature, if there are *keys*; with either, nothing in it is interpreted
+    before they hold, but for its length. Then its structure (composefs format, section
     10.2) and, with *canonical*, whether a careful writer would have made exactly these bytes. Then its objects: present
     in a store with the right size and, if *deep*, the right digest. The envelope is looked for behind the image, and in
     *signature* or else ``IMAGE.sig``: signatures of *threshold* different keys must hold in one of the two places, and
@@ -102,11 +103,11 @@ def verify(
     judge(None, ImageDigests(size=0), keys, threshold=threshold)  # a threshold that cannot be reached is found early
     with ExitStack() as stack:
         opened = [stack.enter_context(DirectoryStore(path)) for path in stores]
-        with opened_image(image) as fd:
+        with opened_image(image, devices=True) as fd:
             if not (keys or digest):
                 check_large_image(fd)
-            data = read_image(fd)
-        run = _Verification(image, signed_file(image, data, signature))
+            found = read_image(fd)
+        run = _Verification(image, signed_file(image, found.data, signature), found)
         if threads > 1 and digest is None:
             run.hash_meanwhile(stack)
         trusted = run.check_digest(digest)
@@ -119,9 +120,10 @@ def verify(
 class _Verification:
     """The state of one check, stage by stage."""
 
-    def __init__(self, path: bytes, file: SignedFile) -> None:
+    def __init__(self, path: bytes, file: SignedFile, found: ImageBytes) -> None:
         self._subject = shown_path(path)
         self._file = file
+        self._found = found
         self._image = file.image
         self._hashing: Call[None] | None = None
         self._sha256 = b""
@@ -138,6 +140,9 @@ class _Verification:
         self._tally = ObjectTally()
         self._problems = Problems()
         self._warnings: list[str] = []
+        if found.other_bytes:
+            rest = f"{found.left_out} bytes follow on the device, not all of them zeros"
+            self._warnings.append(f"{rest}; they are no part of the image, and nobody looks at them")
 
     def hash_meanwhile(self, stack: ExitStack) -> None:
         """Hash the image in another thread while it is looked at, if nothing depends on what comes out."""
@@ -163,7 +168,7 @@ class _Verification:
             return True
         self._algorithm = Algorithm.from_digest_size(len(expected))
         actual = self._digest(self._algorithm)
-        if actual == expected:
+        if actual == expected or self._found.whole_digest(self._algorithm) == expected:
             self._digest_check = Outcome.OK
             return True
         self._digest_check = Outcome.WRONG

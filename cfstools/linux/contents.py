@@ -56,15 +56,16 @@ def whole_file(path: bytes) -> Iterator[memoryview]:
                     memory.close()
 
 
-def read_regular(fd: int, *, most: int = MAX_FILE) -> memoryview:
-    """All bytes of the regular file *fd*, which must not change meanwhile. The offset is not used.
+def read_regular(fd: int, *, most: int = MAX_FILE, size: int | None = None) -> memoryview:
+    """All bytes of the regular file *fd*, which must not change meanwhile, or its first *size*. The offset is not used.
 
-    Holes take no memory as long as they are only read. Raises InputError with the offset of what cannot be read,
-    SourceChanged, and LimitExceeded for more than *most* bytes.
+    Of a block device, which tells no changes, *size* has to be given. Holes take no memory as long as they are only
+    read. Raises InputError with the offset of what cannot be read, SourceChanged, and LimitExceeded for more than
+    *most* bytes.
     """
     try:
         before = state_of(fd)
-        size = before[0]
+        size = before[0] if size is None else size
         if size > most:
             raise LimitExceeded(f"has {size} bytes, at most {most} are read")
         if not size:
@@ -72,7 +73,7 @@ def read_regular(fd: int, *, most: int = MAX_FILE) -> memoryview:
         # Memory that is given out when it is written to, so that a file that is all hole costs nothing.
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with memoryview(memory) as view:
-            for start, end in data_ranges(fd, size):
+            for start, end in data_ranges(fd, size) if stat.S_ISREG(os.fstat(fd).st_mode) else [(0, size)]:
                 _fill(fd, view, start, end)
         after = state_of(fd)
     except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import os
+import stat
 import struct
 
 from cfstools.linux.ioctl import IOC_READ, IOC_WRITE, ioctl_number
@@ -21,6 +23,8 @@ FS_IOC_MEASURE_VERITY = ioctl_number(IOC_READ | IOC_WRITE, ord("f"), 134, _DIGES
 
 # No fs-verity on this file; or the file system, or the kernel, does not have it.
 _NONE = frozenset({errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS})
+# What block devices answer to requests that they do not know.
+_NONE_OF_DEVICES = _NONE | {errno.EINVAL}
 
 
 def measure(fd: int) -> tuple[int, bytes] | None:
@@ -29,7 +33,7 @@ def measure(fd: int) -> tuple[int, bytes] | None:
     try:
         fcntl.ioctl(fd, FS_IOC_MEASURE_VERITY, argument)
     except OSError as error:
-        if error.errno in _NONE:
+        if error.errno in (_NONE_OF_DEVICES if stat.S_ISBLK(os.fstat(fd).st_mode) else _NONE):
             return None
         raise
     algorithm, size = _DIGEST_ARG.unpack_from(argument)

@@ -107,6 +107,11 @@ def starts_trailer(data: bytes) -> bool:
     return data.startswith(_START)
 
 
+def has_trailer(behind: bytes) -> bool:
+    """Whether *behind*, what follows an image, is the whole of a trailer, or what is left of one."""
+    return behind.startswith(_START)
+
+
 def has_trailer_marks(tail: bytes, file_size: int) -> bool:
     """Whether *tail*, the end of a file, has the start or the end of a trailer, whole or not, with zeros behind it."""
     if tail.rstrip(b"\0").endswith(_MAGIC):

@@ -577,7 +577,14 @@ def test_what_cannot_be_measured_or_read(place: Place, monkeypatch: pytest.Monke
     assert verify(place.image, stores=[place.store]).ok
     monkeypatch.setattr(native, "check_objects", lambda _fds, _digests, _ends, first, end, *_: bytes(end - first))
     assert verify(place.image, stores=[place.store]).ok
-    monkeypatch.setattr(os, "pread", broken)
+    reading = os.pread
+
+    def of_the_image(fd: int, size: int, offset: int) -> bytes:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) != "image.cfs":
+            broken()
+        return reading(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", of_the_image)
     monkeypatch.setattr(native, "digest_range", broken)
     report = verify(place.image, stores=[place.store])
     assert [problem.kind for problem in report.problems] == [ProblemKind.UNREADABLE] * len(EXTERNAL)

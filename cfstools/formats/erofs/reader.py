@@ -121,6 +121,21 @@ def check_head(head: Buffer, size: int) -> None:
     _own_length(_read_superblock(view), size)
 
 
+def declared_length(head: Buffer) -> int | None:
+    """How many bytes the image has of whose file *head* is the first block; ``None`` where that is no EROFS.
+
+    Only the magic, the block size and the number of blocks in the superblock are looked at, and nothing is believed:
+    whoever asks checks what so many bytes are.
+    """
+    view = memoryview(head).cast("B")
+    if len(view) < BLOCK_SIZE:
+        return None
+    superblock = fmt.Superblock._make(fmt.SUPERBLOCK.unpack_from(view, fmt.SUPERBLOCK_OFFSET))
+    if superblock.magic != fmt.EROFS_MAGIC or superblock.block_bits != fmt.BLOCK_BITS or not superblock.blocks:
+        return None
+    return superblock.blocks * BLOCK_SIZE
+
+
 def _own_length(superblock: fmt.Superblock, length: int) -> int:
     """How long the image is of whose file *length* bytes are there."""
     own = superblock.blocks * BLOCK_SIZE
