@@ -170,7 +170,6 @@ class _Members:
         self._content = content
         self._on_warning = on_warning
         self._require_end = require_end
-        self._acls = AclSettler(options.xattrs.keeps, self._warn, safe_modes=options.safe_modes)
 
     def stage(self, read: Read) -> int:
         """Stage every member of the tar archive; the result is how many there are."""
@@ -182,12 +181,14 @@ class _Members:
             require_end=self._require_end,
             on_warning=self._warn,
         )
+        # Not an attribute: it holds this object, and the two would keep the staged layer until the next collection.
+        acls = AclSettler(options.xattrs.keeps, self._warn, safe_modes=options.safe_modes)
         add, content, file_type = layer.add, self._content, MemberType.FILE
         count = 0
         for member in reader:
             count += 1
             if member.acls is not None or member.xattrs:
-                self._acls.settle(member)
+                acls.settle(member)
             if member.type is file_type:
                 inode = RegularFile(
                     mode=0o100000 | member.mode,
