@@ -140,8 +140,7 @@ class Layer:
         self._whiteouts: list[_Whiteout] = []
         self._symlinks: dict[bytes, Symlink] = {}
         self._hidden: dict[bytes, Leaf] = {}
-        # What this layer put in place, by identity; the values keep the identities from being reused.
-        self._placed: dict[int, Entry] = {}
+        self._placed: set[Entry] = set()  # what this layer put in place; entries are equal to nothing but themselves
         self._removed: dict[tuple[int, bytes], tuple[Entry, Directory]] = {}
         self._implicit: dict[int, _Implicit] = {}
         self._followed: dict[int, Symlink] = {}
@@ -230,7 +229,7 @@ class Layer:
                 raise self._error(f"hard link to {shown(b'/'.join(link.target))}, which does not exist", path)
             self._warn(path, "hard link to a later entry of the layer: other tools refuse it")
         for implicit in self._implicit.values():
-            if id(implicit.directory) not in self._placed:
+            if implicit.directory not in self._placed:
                 self._warn(self._implicit_path(implicit) if self._tree.keeps_warnings else b"", implicit.text)
 
     def _implicit_path(self, implicit: _Implicit) -> bytes:
@@ -261,25 +260,25 @@ class Layer:
         existing = entries.get(name)
         if existing is not None:
             both = isinstance(existing, Directory) and isinstance(entry, Directory)
-            if id(existing) in self._placed:
+            if existing in self._placed:
                 self._duplicate(path, allowed=both)
             if isinstance(existing, Directory):
                 if isinstance(entry, Directory):
                     take_attributes(existing, entry)
-                    self._placed[id(existing)] = existing
+                    self._placed.add(existing)
                     return
                 self._check_bare(existing, path)
             # What was reached by way of the old entry, a directory or a link, is no longer there.
             self._parent_path = None
         entries[name] = entry
-        self._placed[id(entry)] = entry
+        self._placed.add(entry)
 
     def _take_root(self, entry: Entry) -> None:
         assert isinstance(entry, Directory)
-        if id(self._tree.root) in self._placed:
+        if self._tree.root in self._placed:
             self._duplicate(b"", allowed=True)
         take_attributes(self._tree.root, entry)
-        self._placed[id(self._tree.root)] = self._tree.root
+        self._placed.add(self._tree.root)
 
     def _duplicate(self, path: bytes, *, allowed: bool = False) -> None:
         if not (allowed or self._tree.rules.allow_duplicates):
@@ -295,7 +294,7 @@ class Layer:
         pending = [directory]
         while pending:
             for entry in pending.pop().entries.values():
-                if id(entry) in self._placed:
+                if entry in self._placed:
                     self._duplicate(path)
                     return
                 if isinstance(entry, Directory):
@@ -321,7 +320,7 @@ class Layer:
             found = self._lookup(target, self._before)
             if found is not None:
                 self._warn(path, "hard link to a file that this layer removes: some tools refuse it")
-        elif found is not None and id(found) not in self._placed:
+        elif found is not None and found not in self._placed:
             self._warn(path, "hard link to a file of a lower layer: some tools refuse it")
         if isinstance(found, HardLink):
             return found.inode
@@ -432,7 +431,7 @@ class Layer:
         if id(link) in self._followed:
             return
         self._followed[id(link)] = link
-        if id(link) in self._placed or self._symlinks.get(path) is link:
+        if link in self._placed or self._symlinks.get(path) is link:
             self._warn(
                 path, "a symbolic link of this layer stands for a parent directory: followed, some tools refuse it"
             )

@@ -19,7 +19,7 @@ from cfstools.formats.overlay import HIDING_NAMES
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
 from cfstools.signing.keys import PrivateKey
 from tests.fuzz.trust import Trusting
-from tests.oci import making
+from tests.oci import making, tarbytes
 from tests.signing import test_key_forms
 
 _TESTS = Path(__file__).parent.parent
@@ -139,7 +139,23 @@ def _documents() -> list[bytes]:
 def _tars() -> list[bytes]:
     paths = sorted((_TESTS / "fixtures/tar-edge").glob("*.tar"))
     small = [path.read_bytes() for path in paths if path.stat().st_size <= _LARGEST]
-    return [*small, *(making.tar(*members) for members in _members())]
+    return [*small, *(making.tar(*members) for members in _members()), *_odd_headers()]
+
+
+def _odd_headers() -> list[bytes]:
+    """Headers that other readers understand in another way, and access control lists."""
+    acl = (b"SCHILY.acl.access", b"user::rw-,user:x:r--:7,group::r--,mask::rw-,other::---")
+    encoded = [(b"SCHILY.xattr.user.a%3Db", b"v"), (b"LIBARCHIVE.xattr.user.a%253Db", b"dg")]
+    return [
+        tarbytes.pax(acl, (b"SCHILY.acl.default", b"u::7"), (b"SCHILY.acl.ace", b"owner@:r:allow"))
+        + file
+        + tarbytes.END
+        for file in (tarbytes.file(b"f", b"abc"), tarbytes.header(b"d/", b"5"))
+    ] + [
+        tarbytes.pax(*records, kind=kind) + tarbytes.file(b"f", b"abc") + tarbytes.END
+        for kind in (b"x", b"g")
+        for records in (encoded, [(b"comment", b"x")], [(b"SCHILY.realsize", b"3")], [(b"SCHILY.devmajor", b"1")])
+    ]
 
 
 def _layers() -> list[bytes]:
