@@ -21,7 +21,7 @@ it to directories. The root itself is never matched, and a directory that matche
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from cfstools.errors import UsageError, shown_path
 
@@ -30,6 +30,8 @@ MAX_PATTERN = 8192
 _Match = Callable[[bytes], object]
 _SLASH = ord("/")
 _NOTHING = b"(?!)"
+_STAR = rb"[^/]*"
+_ANY_PARENTS = rb"(?:[^/]+/)*"
 
 
 class GlobSet:
@@ -77,9 +79,22 @@ def _translate(pattern: bytes) -> tuple[bool, bool, bytes]:
     if not {b"", b".", b".."}.isdisjoint(components):
         raise _bad(pattern, "a component that is empty, '.' or '..' matches nothing")
     *parents, last = components
-    parts = [rb"(?:[^/]+/)*" if name == b"**" else _Component(pattern, name).translate() + b"/" for name in parents]
-    parts.append(rb".+" if last == b"**" else _Component(pattern, last).translate())
-    return anchored, body != pattern, b"".join(parts)
+    if any(b"**" in name and name != b"**" for name in components):
+        # What crosses slashes in the middle of a name may have to go on behind its first match.
+        parts = [_ANY_PARENTS if name == b"**" else _Component(pattern, name).plain() + b"/" for name in parents]
+        parts.append(rb".+" if last == b"**" else _Component(pattern, last).plain())
+        return anchored, body != pattern, b"".join(parts)
+    runs: list[list[bytes]] = [[]]
+    for name in parents:
+        if name == b"**":
+            runs.append([])
+        else:
+            runs[-1].append(_Component(pattern, name).translate() + b"/")
+    end = rb".+" if last == b"**" else _Component(pattern, last).translate()
+    if len(runs) > 1:
+        end = _ANY_PARENTS + b"".join(runs.pop()) + end
+    first, *middle = (b"".join(run) for run in runs)
+    return anchored, body != pattern, first + b"".join(b"(?>(?:[^/]+/)*?%b)" % run for run in middle) + end
 
 
 def _bad(pattern: bytes, why: str) -> UsageError:
@@ -95,21 +110,45 @@ class _Component:
         self._at = 0
 
     def translate(self) -> bytes:
-        parts = []
+        """The expression: what stands between two stars is taken where it first fits, which is never wrong.
+
+        The stars after it have the most room then. Names are chosen by others, and to try all places of all stars
+        would take a power of their length.
+        """
+        first, *middle = self._pieces()
+        if not middle:
+            return first
+        last = middle.pop()
+        return first + b"".join(b"(?>[^/]*?%b)" % piece for piece in middle if piece) + _STAR + last
+
+    def plain(self) -> bytes:
+        """The same, and with runs that cross slashes."""
+        return b"".join(self._tokens())
+
+    def _pieces(self) -> list[bytes]:
+        """What stands before, between and behind the stars."""
+        pieces = [b""]
+        for token in self._tokens():
+            if token == _STAR:
+                pieces.append(b"")
+            else:
+                pieces[-1] += token
+        return pieces
+
+    def _tokens(self) -> Iterator[bytes]:
         while self._at < len(self._component):
             byte = self._next()
             match byte:
                 case b"*":
-                    parts.append(self._star())
+                    yield self._star()
                 case b"?":
-                    parts.append(rb"[^/]")
+                    yield rb"[^/]"
                 case b"[":
-                    parts.append(self._set())
+                    yield self._set()
                 case b"\\":
-                    parts.append(re.escape(self._quoted()))
+                    yield re.escape(self._quoted())
                 case _:
-                    parts.append(re.escape(byte))
-        return b"".join(parts)
+                    yield re.escape(byte)
 
     def _peek(self) -> bytes:
         return self._component[self._at : self._at + 1]
@@ -126,7 +165,7 @@ class _Component:
         return byte
 
     def _star(self) -> bytes:
-        expression = rb"[^/]*"
+        expression = _STAR
         while self._peek() == b"*":
             self._at += 1
             expression = rb".*"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cfstools.errors import UsageError
 from cfstools.tree.globs import MAX_PATTERN, GlobSet
+from tests.bounds import bounded
 
 ROWS = [
     # pattern, paths it matches, paths it does not match
@@ -151,3 +152,49 @@ def test_a_quoted_name_matches_only_itself(name: bytes) -> None:
     globs = GlobSet([quoted])
     assert globs.matches(name, name)
     assert not globs.matches(name + b"x", name + b"x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        (b"*a" * 100 + b"*b", b"a" * 255),
+        (b"*?" * 60 + b"*b", b"a" * 255),
+        (b"**/a/" * 50 + b"**/b", b"a/" * 2000 + b"c"),
+        (b"x/**/" + b"*a" * 30 + b"b", b"x/" + b"a" * 255),
+        (b"**/*a*a*a*b/**/c", (b"a" * 200 + b"/") * 20 + b"d"),
+    ],
+)
+def test_names_that_nearly_match_cost_little(pattern: bytes, path: bytes) -> None:
+    globs = GlobSet([pattern])
+    with bounded(len(path)):
+        for _ in range(20):
+            assert not globs.matches(path, path.rpartition(b"/")[2])
+
+
+pieces = st.lists(st.sampled_from([b"*", b"?", b"a", b"b", b"[ab]", b"/", b"**/", b"/**/"]), min_size=1, max_size=9)
+
+
+@given(pieces.map(b"".join), st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=5))
+def test_the_first_place_that_fits_is_enough(pattern: bytes, names: list[str]) -> None:
+    path = "/".join(names).encode()
+    try:
+        globs = GlobSet([pattern])
+    except UsageError:
+        return
+    body = pattern.removesuffix(b"/")
+    anchored, *components = (b"/" in body), *body.removeprefix(b"/").split(b"/")
+    if any(b"**" in name and name != b"**" for name in components):
+        return
+    wanted = fits(components, path.split(b"/")) if anchored else fits(components, [path.rpartition(b"/")[2]])
+    assert globs.matches_directory(path, path.rpartition(b"/")[2]) == wanted
+
+
+def fits(pattern: list[bytes], names: list[bytes]) -> bool:
+    """By trying all there is."""
+    if not pattern:
+        return not names
+    if pattern[0] == b"**":
+        if len(pattern) == 1:
+            return bool(names)
+        return any(fits(pattern[1:], names[at:]) for at in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and fits(pattern[1:], names[1:])
