@@ -16,7 +16,7 @@ UUID = "01234567-89ab-4def-8123-456789abcdef"
 
 
 def made(directory: Path, kind: str, *, tree: Path | None = None, name: str = "image") -> Path:
-    """An image of *kind* in *directory*, of *tree* if there is one: the same of the same tree, UUID and times alike."""
+    """An image of *kind* in *directory*; squashfs, erofs and ext4 hold *tree*, with one UUID and one time for all."""
     need_mounts(kind)
     image = directory / f"{name}.{kind}"
     image.unlink(missing_ok=True)
@@ -28,8 +28,9 @@ def made(directory: Path, kind: str, *, tree: Path | None = None, name: str = "i
         "squashfs": ["mksquashfs", source, image, "-all-root", "-no-progress", "-quiet"],
         "erofs": ["mkfs.erofs", "-U", UUID, "-T1700000000", image, source],
         "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-U", UUID, "-E", f"hash_seed={UUID}", "-d", source, image],
-        "xfs": ["mkfs.xfs", "-q", "-f", "-m", f"uuid={UUID}", image],
-        "btrfs": ["mkfs.btrfs", "-q", "-f", "-U", UUID, image],
+        # Of these the kernel mounts no two with one UUID.
+        "xfs": ["mkfs.xfs", "-q", "-f", image],
+        "btrfs": ["mkfs.btrfs", "-q", "-f", image],
     }
     command = commands[kind]
     need_command(str(command[0]))
