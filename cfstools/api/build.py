@@ -30,7 +30,7 @@ from cfstools.verity import Algorithm, Params
 if TYPE_CHECKING:
     from cfstools.sources.oci import OciReport
     from cfstools.store import Blobs, StoreWriter
-    from cfstools.store.base import FsVerity
+    from cfstools.store.base import FsVerity, Sync
     from cfstools.store.cache import DigestCache
 from cfstools.tree import Directory
 
@@ -85,12 +85,14 @@ class ObjectOptions(NamedTuple):
     ``cache`` is the directory of the digest cache, which must be the user's own (``docs/store.md``), or is made.
     Without it every file is read, and nothing is remembered.
     ``waiting`` says how long to wait for someone who removes objects from a store.
+    ``sync`` says how objects are brought to stable storage; ``none`` is for stores that need not survive a power cut.
     """
 
     mode: int = 0o644
     fs_verity: FsVerity = "auto"
     cache: bytes | None = None
     waiting: Waiting = PATIENT
+    sync: Sync = "auto"
 
 
 class BuildReport(Report):
@@ -329,6 +331,7 @@ def _writer(
                 deferred=deferred,
                 object_mode=objects.mode,
                 fs_verity=objects.fs_verity,
+                sync=objects.sync,
                 waiting=objects.waiting,
             )
         )

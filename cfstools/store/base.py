@@ -20,6 +20,10 @@ KEPT_NAME = b".mkcfs-images"
 NEW_KEPT_NAME = KEPT_NAME + b".new"
 """The same while it is written."""
 
+Sync = Literal["auto", "batch", "object", "none"]
+"""How new objects are brought to stable storage before they get names: with one ``syncfs`` for a batch, an ``fsync``
+for each object, whichever is likely to be faster, or not at all."""
+
 _PREFIX = re.compile(rb"[0-9a-f]{2}")
 # The rest of a SHA-256 or SHA-512 digest, lower case.
 _REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")

@@ -188,6 +188,10 @@ class DirectoryStore:
         """Whether the directory holds nothing at all but what the care of it leaves there."""
         return not set(self._names(self.fd)) - {LOCK_NAME, KEPT_NAME}
 
+    def has_prefixes(self) -> bool:
+        """Whether there is any directory of objects."""
+        return any(map(is_prefix, self._names(self.fd)))
+
     @property
     def prefix_fds(self) -> array[int]:
         """The descriptors of :meth:`prefix_fd` by number, -1 where there is none, as the native functions take them.

@@ -1,7 +1,7 @@
 """Objects on their way into a store: looked up, queued, and published in batches.
 
-Every few thousand are published together: one ``syncfs`` makes the contents durable, then each gets its name, and
-the last batch is followed by one more ``syncfs`` for the names. So no object is ever visible before it is whole and
+Every few thousand are published together: first their contents are made durable, then each gets its name, and after the
+last batch the names are made durable (``durability`` says how). So no object is ever visible before it is whole and
 durable, and after a crash every object that is visible is whole. Existing objects are never rewritten.
 """
 
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfstools.errors import CfsError, StoreError
 from cfstools.linux import files
 from cfstools.report import Report
-from cfstools.store.base import Store, split_digest, store_error
+from cfstools.store.base import Store, Sync, split_digest, store_error
 from cfstools.store.directory import DirectoryStore
+from cfstools.store.durability import Durability
 from cfstools.store.locking import in_turn
 from cfstools.store.scratch import Scratch, Temporary
 from cfstools.store.waiting import PATIENT, Waiting
@@ -63,6 +64,7 @@ class Publisher:
         batch_files: int,
         batch_bytes: int,
         deferred: bool,
+        sync: Sync = "batch",
         waiting: Waiting = PATIENT,
     ) -> None:
         self._store = store
@@ -75,7 +77,6 @@ class Publisher:
         self._deferred = deferred
         self._closed = False
         self._failure: CfsError | None = None
-        self._unsynced = False
         self._lock = threading.Lock()
         self._publish_lock = threading.Lock()
         self._pending: dict[bytes, Temporary] = {}
@@ -87,6 +88,7 @@ class Publisher:
         self._new = [0, 0]
         self._shared = [0, 0]
         self._was_empty = store.is_empty()
+        self._durability = Durability(store, sync)
         self._exit = ExitStack()
         # The others as well: what is found there must not be collected before the image that needs it is in place.
         for locked in (store, *(other for other in self._others if isinstance(other, DirectoryStore))):
@@ -239,7 +241,9 @@ class Publisher:
     def _begin_write_back(self) -> None:
         """Have the disk write what waits for a late commit, so that this finds little to wait for."""
         with self._lock:
-            if self._pending_bytes - self._written_back_bytes < _WRITE_BACK_BYTES:
+            if self._pending_bytes - self._written_back_bytes < _WRITE_BACK_BYTES or not self._durability.is_wanted:
+                return
+            if self._durability.by_object(len(self._pending), self._pending_bytes):
                 return
             self._written_back_bytes = self._pending_bytes
             if self._write_back is None:
@@ -265,9 +269,7 @@ class Publisher:
             for digest in [digest for digest in self._pending if digest not in keep]:
                 self.discard(digest)
         self._publish_batch()
-        if self._unsynced:
-            self._sync()
-            self._unsynced = False
+        self._durability.names()
         return self.report
 
     def close(self) -> None:
@@ -304,8 +306,9 @@ class Publisher:
                 self._publishing, self._pending = self._pending, {}
                 self._pending_bytes = 0
             try:
-                self._sync()
-                self._unsynced = True
+                self._await_write_back()
+                self._durability.contents([(self._scratch, one) for one in self._publishing.values()])
+                self._durability.will_name({split_digest(digest)[0] for digest in self._publishing})
                 self._publish_all(self._publishing)
             except BaseException as error:
                 # What is left of the batch goes with close(); no other batch may take its place.
@@ -338,11 +341,10 @@ class Publisher:
         else:
             raise StoreError("the object vanished while it was added", subject=self._store.describe(digest))
 
-    def _sync(self) -> None:
+    def _await_write_back(self) -> None:
         try:
             # An error of writing is told once, which may have been then.
             while self._written_back:
                 self._written_back.pop().result()
-            files.syncfs(self._store.fd)
         except OSError as error:
             raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error

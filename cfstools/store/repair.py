@@ -1,7 +1,7 @@
 """Putting right what a check of a store found.
 
 Nothing that was there is given up before what takes its place is whole and durable: good contents are gathered in a
-directory of temporaries, one ``syncfs`` makes a batch of them durable, then each replaces what has its name in one
+directory of temporaries, a batch of them is made durable, then each replaces what has its name in one
 step. Objects in wrong places share their inode with the temporary, so that a repair that is killed between two
 renames leaves them there; the next one looks into what was left behind before it removes it.
 """
@@ -17,9 +17,10 @@ from cfstools.errors import InputError, StoreError, raise_exhausted
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT, Progress
-from cfstools.store.base import split_digest, store_error
+from cfstools.store.base import Sync, split_digest, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor, search
+from cfstools.store.durability import Durability
 from cfstools.store.fsck import (
     OBJECT_MODE,
     Fault,
@@ -50,10 +51,12 @@ class RepairOptions(Value):
 
     ``replace``: put good contents in the place of damaged ones and objects where they belong; *donors* are directories
     to look for contents in. ``remove_damaged``: take away what is damaged and was not replaced.
-    ``remove_temporaries``: take away what killed writers left behind.
+    ``remove_temporaries``: take away what killed writers left behind. ``sync`` says how what is put there is brought to
+    stable storage.
     """
 
     replace: bool = False
+    sync: Sync = "batch"
     donors: Sequence[bytes] = ()
     remove_damaged: bool = False
     remove_temporaries: bool = False
@@ -78,7 +81,7 @@ def repair(
     with alone(store, waiting):
         contents = _look_again(store, result)
         if options.replace:
-            with _Replacing(store, contents, progress) as replacing:
+            with _Replacing(store, contents, options.sync, progress) as replacing:
                 replacing.run(options.donors)
         if options.remove_damaged:
             _remove_damaged(store, contents)
@@ -112,8 +115,9 @@ def _is_about_object(problem: Problem) -> bool:
 class _Replacing:
     """Gathers good contents and puts them in place; a context manager."""
 
-    def __init__(self, store: DirectoryStore, problems: list[Problem], progress: Progress) -> None:
+    def __init__(self, store: DirectoryStore, problems: list[Problem], sync: Sync, progress: Progress) -> None:
         self._store = store
+        self._durability = Durability(store, sync)
         self._problems = problems
         self._progress = progress
         self._exit = ExitStack()
@@ -146,7 +150,7 @@ class _Replacing:
             if self._wanted:
                 self._take_from(path)
         self._flush()
-        self._sync()
+        self._durability.names()
         self._settle()
 
     def _want(self) -> None:
@@ -248,7 +252,8 @@ class _Replacing:
         """Make what waits durable and put it in place."""
         if not self._waiting:
             return
-        self._sync()
+        self._durability.contents(list(self._waiting.values()))
+        self._durability.will_name({split_digest(digest)[0] for digest in self._waiting})
         for digest in sorted(self._waiting):
             bench, temporary = self._waiting.pop(digest)
             prefix, name = split_digest(digest)
@@ -268,12 +273,6 @@ class _Replacing:
         for problem in self._problems:
             if digest in (problem.digest, problem.actual):
                 problem.what += why
-
-    def _sync(self) -> None:
-        try:
-            files.syncfs(self._store.fd)
-        except OSError as error:
-            raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error
 
     def _settle(self) -> None:
         """Say what was done, and take away the wrong names of objects that are in their place now."""

@@ -159,6 +159,18 @@ class Scratch:
                 # Not on this file system: do not try again.
                 self._fs_verity = "off"
 
+    def sync(self, temporary: Temporary) -> None:
+        """Make the contents of a sealed temporary durable. Raises ``OSError``."""
+        if temporary.fd >= 0:
+            os.fsync(temporary.fd)
+            return
+        assert temporary.name is not None
+        fd = os.open(temporary.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._stage_fd)
+        try:
+            os.fsync(fd)
+        finally:
+            files.close(fd)
+
     def create_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
         """Temporaries that hold these spans (offset, size) of *arena*; fewer when one could not be made this way."""
         directory, number = self._store.fd, -1

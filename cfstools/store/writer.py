@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from cfstools.errors import InputError, os_error
 from cfstools.linux import files
 from cfstools.progress import SILENT, Progress
-from cfstools.store.base import FsVerity, Store, store_error
+from cfstools.store.base import FsVerity, Store, Sync, store_error
 from cfstools.store.batch import digest_many
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.publisher import Publisher, StoredObject, StoreReport
@@ -31,7 +31,8 @@ class StoreWriter:
     """Adds objects to *store*; may be used from several threads.
 
     Contents that any of *others* has are not added, an object there with another length than the contents counts
-    as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose.
+    as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose. *sync* says how objects are
+    brought to stable storage.
     Leaving a ``with`` block commits (unless ``deferred``); an error drops what was not published yet.
     All of these stores are locked shared until the end, so that nobody removes objects meanwhile; *waiting* says how
     long to wait for someone who does.
@@ -49,6 +50,7 @@ class StoreWriter:
         object_mode: int = 0o644,
         fs_verity: FsVerity = "off",
         deferred: bool = False,
+        sync: Sync = "batch",
         waiting: Waiting = PATIENT,
     ) -> None:
         self.store = store
@@ -64,6 +66,7 @@ class StoreWriter:
             batch_files=batch_files,
             batch_bytes=batch_bytes,
             deferred=deferred,
+            sync=sync,
             waiting=waiting,
         )
 

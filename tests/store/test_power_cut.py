@@ -33,14 +33,19 @@ INNER = {
     "xfs": (["-q"], "noatime", "nouuid"),
 }
 
-# Adds objects without end; "careless" leaves out what makes their contents durable.
+# Adds objects without end, in batches or synced one by one; "careless" leaves out what makes their contents durable.
 PROGRAM = """
-import sys
+import os, sys
 from cfstools.linux import files
 from cfstools.store import DirectoryStore, StoreWriter
-if sys.argv[2] == "careless":
-    files.syncfs = lambda _fd: None
-with DirectoryStore(sys.argv[1] + "/store", create=True) as store, StoreWriter(store, batch_files=150) as writer:
+manner, _, sync = sys.argv[2].partition(" ")
+if manner == "careless":
+    files.syncfs = os.fsync = lambda _fd: None
+batch = 150 if sync == "batch" else 20
+with (
+    DirectoryStore(sys.argv[1] + "/store", create=True) as store,
+    StoreWriter(store, sync=sync, batch_files=batch) as writer,
+):
     number = 0
     while True:
         writer.add_bytes(b"%09d" % number * 900)
@@ -51,7 +56,8 @@ with DirectoryStore(sys.argv[1] + "/store", create=True) as store, StoreWriter(s
 BUILDS = """
 import itertools, pathlib, shutil, subprocess, sys
 from cfstools.api.build import build
-disk, place, manner = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+disk, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+manner, _, sync = sys.argv[3].partition(" ")
 command = [sys.executable, "-c", "from cfstools.cli import main; main()"]
 if manner == "careless":
     careless = "import os; from cfstools.linux import files; os.fsync = files.syncfs = lambda fd: None; "
@@ -59,11 +65,11 @@ if manner == "careless":
 for number in itertools.count():
     source = place / f"source{number}"
     source.mkdir()
-    for name in range(300):
+    for name in range(300 if sync == "batch" else 30):
         (source / str(name)).write_bytes(b"%09d" % (number * 1000 + name) * 900)
     with (place / "notes").open("a") as notes:
         print("begin", build(bytes(source), None).digest, file=notes, flush=True)
-        words = ["build", source, disk / "image.cfs", "--store", disk / "store", "-j", "1"]
+        words = ["build", source, disk / "image.cfs", "--store", disk / "store", "-j", "1", "--sync", sync]
         subprocess.run([*command, *words], check=True)
         print("end", file=notes, flush=True)
     shutil.rmtree(source)
@@ -145,9 +151,10 @@ def disks(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(INNER))
-def test_only_whole_objects_are_visible_after_a_power_cut(disks: Path, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["batch", "object"])
+def test_only_whole_objects_are_visible_after_a_power_cut(disks: Path, kind: str, sync: str, tmp_path: Path) -> None:
     counts = []
-    for store in stores(disks, kind, "careful", tmp_path):
+    for store in stores(disks, kind, f"careful {sync}", tmp_path):
         counts.append(assert_whole(store) if store.exists() else 0)
         # Life goes on with what is left.
         with DirectoryStore(str(store), create=True) as opened, StoreWriter(opened) as writer:
@@ -161,10 +168,11 @@ def test_only_whole_objects_are_visible_after_a_power_cut(disks: Path, kind: str
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_a_careless_writer_is_found_out(disks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["batch", "object"])
+def test_a_careless_writer_is_found_out(disks: Path, sync: str, tmp_path: Path) -> None:
     """Without the sync before names are given, the same cuts do leave torn objects: the test above can fail."""
     torn = 0
-    for store in stores(disks, "ext4", "careless", tmp_path):
+    for store in stores(disks, "ext4", f"careless {sync}", tmp_path):
         if store.exists():
             try:
                 assert_whole(store)
@@ -225,13 +233,16 @@ def assert_image(disk: Path, notes: Notes) -> str | None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(INNER))
-def test_an_image_that_is_visible_after_a_power_cut_is_complete(disks: Path, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["batch", "object"])
+def test_an_image_that_is_visible_after_a_power_cut_is_complete(
+    disks: Path, kind: str, sync: str, tmp_path: Path
+) -> None:
     seen: list[str | None] = []
     ended = 0
     source = tmp_path / "more"
     source.mkdir()
     (source / "file").write_bytes(b"more" * 1000)
-    for disk, notes in builds(disks, kind, "careful", tmp_path):
+    for disk, notes in builds(disks, kind, f"careful {sync}", tmp_path):
         seen.append(assert_image(disk, notes))
         ended = notes.ended
         # Life goes on with what is left.
@@ -247,7 +258,7 @@ def test_an_image_that_is_visible_after_a_power_cut_is_complete(disks: Path, kin
 def test_careless_builds_are_found_out(disks: Path, tmp_path: Path) -> None:
     """Without the syncs the same cuts do leave broken objects or images: the test above can fail."""
     broken = 0
-    for disk, notes in builds(disks, "ext4", "careless", tmp_path):
+    for disk, notes in builds(disks, "ext4", "careless batch", tmp_path):
         try:
             assert_image(disk, notes)
         except AssertionError:

@@ -50,7 +50,8 @@ def full(store: DirectoryStore) -> DirectoryStore:
 def mend(store: DirectoryStore, *donors: Path, **options: bool) -> FsckResult:
     """Check and repair; with the default options what ``--repair`` does."""
     result = fsck(store, now=NOW, threads=1)
-    chosen = RepairOptions(donors=[os.fsencode(donor) for donor in donors], **(options or {"replace": True}))
+    donating = [os.fsencode(donor) for donor in donors]
+    chosen = RepairOptions(donors=donating, **(options or {"replace": True}))  # type: ignore[arg-type]
     repair(store, result, chosen, now=NOW)
     return result
 

@@ -21,7 +21,7 @@ from cfstools.cli.text import size_text
 from cfstools.cli.waiting import lock_timeout_option, waiting
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
-from cfstools.store.base import FsVerity
+from cfstools.store.base import FsVerity, Sync
 from cfstools.text import counted
 from cfstools.verity import Algorithm
 
@@ -52,6 +52,14 @@ _STDIO = b"-"
     default="auto",
     show_default=True,
     help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
+)
+@click.option(
+    "--sync",
+    type=click.Choice(get_args(Sync)),
+    default="auto",
+    show_default=True,
+    help="Bring new objects to stable storage in batches, object by object, whichever is faster (auto), or not at all "
+    "(none: for stores that end with the job; a power cut may leave objects that are not whole).",
 )
 @click.option(
     "--object-mode", type=MODE, default="0644", show_default=True, metavar="OCTAL", help="Permissions of new objects."
@@ -106,6 +114,7 @@ def build(
     image: bytes | None,
     stores: list[bytes],
     verity: FsVerity,
+    sync: Sync,
     object_mode: int,
     from_file: bool,
     strict: bool,
@@ -153,7 +162,9 @@ def build(
         signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
     elif attach or passphrase_file is not None or passphrase_fd is not None:
         raise UsageError("--attach and passphrases are about a signature: add --sign-key")
-    if not stores and (asked := given(context, {"verity", "object_mode", "cache_dir", "no_cache", "lock_timeout"})):
+    if not stores and (
+        asked := given(context, {"verity", "sync", "object_mode", "cache_dir", "no_cache", "lock_timeout"})
+    ):
         raise UsageError(f"{', '.join(asked)} is about objects: add --store")
     if no_cache and given(context, {"cache_dir"}):
         raise UsageError("--no-cache and --cache-dir contradict each other")
@@ -181,6 +192,7 @@ def build(
         objects=ObjectOptions(
             mode=object_mode,
             fs_verity=verity,
+            sync=sync,
             cache=None if no_cache else cache_dir or default_cache(),
             waiting=waiting(session, lock_timeout),
         ),

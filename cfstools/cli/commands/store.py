@@ -89,6 +89,7 @@ def fsck(
         raise UsageError("--from says where --repair finds contents: it does nothing alone")
     options = RepairOptions(
         replace=repair,
+        sync="auto",
         donors=donors,
         remove_damaged=remove_damaged,
         remove_temporaries=repair or remove_temporaries,
