@@ -162,7 +162,11 @@ def build(
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
         _writer(stores, params, objects, deferred=container) as writer,
-        closing(_Reading(writer, params, cache=objects.cache, threads=threads, progress=progress)) as reading,
+        closing(
+            _Reading(
+                writer, params, cache=objects.cache, remember=objects.sync != "none", threads=threads, progress=progress
+            )
+        ) as reading,
         open_source(
             source,
             place=place,
@@ -217,11 +221,19 @@ class _Reading:
     """Reads the files of a directory while it is still being walked."""
 
     def __init__(
-        self, writer: StoreWriter | None, params: Params, *, cache: bytes | None, threads: int, progress: Progress
+        self,
+        writer: StoreWriter | None,
+        params: Params,
+        *,
+        cache: bytes | None,
+        remember: bool,
+        threads: int,
+        progress: Progress,
     ) -> None:
         self._writer = writer
         self._params = params
         self._cache_path = cache
+        self._remember = remember
         self._threads = threads
         self._progress = progress
         self._cache: DigestCache | None = None
@@ -233,6 +245,8 @@ class _Reading:
             from cfstools.store.cache import DigestCache
 
             self._cache = DigestCache.open(self._cache_path, blobs.root_fd, self._params.algorithm)
+            if self._cache is not None and not self._remember:
+                self._cache.forgo()
         self._run = Ingest(
             blobs,
             self._writer,

@@ -135,6 +135,11 @@ class DigestCache:
             self._add((stamp, found[0]) for stamp, found in zip(stamps, results, strict=True) if type(found) is tuple)
         return Recalled(results, objects, object_bytes)
 
+    def forgo(self) -> None:
+        """Remember nothing from here on, which spares the sync of the source's file system."""
+        with self._lock:
+            self._settled = _NEVER
+
     def settle(self) -> None:
         """Call before reading files to be remembered: from here on every change gives a new ctime.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cfstools import native
+from cfstools.api.build import ObjectOptions, build
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.native import _pure
@@ -186,3 +187,15 @@ def test_the_option(tmp_path: Path, sync: str) -> None:
 
 def test_how_much_is_dirty() -> None:
     assert 0 <= files.dirty_bytes() < 1 << 50
+
+
+@pytest.mark.parametrize("sync", ["none", "batch"])
+def test_a_build_that_syncs_nothing(tmp_path: Path, calls: Calls, sync: Sync) -> None:
+    """Neither the store nor, for the digest cache, the source; only the image, which may leave the job."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_bytes(OBJECTS[0])
+    (tmp_path / "cache").mkdir(mode=0o700)
+    options = ObjectOptions(cache=bytes(tmp_path / "cache"), sync=sync)
+    build(bytes(tmp_path / "source"), bytes(tmp_path / "image"), stores=[bytes(tmp_path / "store")], objects=options)
+    assert bool(calls.of("syncfs")) == (sync == "batch")
+    assert len(calls.of("fsync")) == 2
