@@ -162,11 +162,7 @@ def build(
     select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
     with (
         _writer(stores, params, objects, deferred=container) as writer,
-        closing(
-            _Reading(
-                writer, params, cache=objects.cache, remember=objects.sync != "none", threads=threads, progress=progress
-            )
-        ) as reading,
+        closing(_Reading(writer, params, objects, threads=threads, progress=progress)) as reading,
         open_source(
             source,
             place=place,
@@ -221,19 +217,12 @@ class _Reading:
     """Reads the files of a directory while it is still being walked."""
 
     def __init__(
-        self,
-        writer: StoreWriter | None,
-        params: Params,
-        *,
-        cache: bytes | None,
-        remember: bool,
-        threads: int,
-        progress: Progress,
+        self, writer: StoreWriter | None, params: Params, objects: ObjectOptions, *, threads: int, progress: Progress
     ) -> None:
         self._writer = writer
         self._params = params
-        self._cache_path = cache
-        self._remember = remember
+        self._cache_path = objects.cache
+        self._remember = objects.sync != "none"
         self._threads = threads
         self._progress = progress
         self._cache: DigestCache | None = None

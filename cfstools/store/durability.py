@@ -16,8 +16,7 @@ from cfstools.store.base import Sync, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.scratch import Scratch, Temporary
 
-# Measured on ext4 (docs/store.md): an fsync of a small object takes about as long as syncfs takes for so many bytes that
-# other programs have written.
+# Measured on ext4 (docs/store.md): an fsync of a small object takes as long as syncfs for so many bytes of others.
 _COST = 5 << 19
 # However much that is: more are never synced one by one of our own accord.
 _MOST = 64
