@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from cfstools.api.emptying import clean_up, remove_file
-from cfstools.api.output import refused
+from cfstools.api.output import opened_directory
 from cfstools.errors import naming, os_error, shown_path
 from cfstools.linux.files import close, write_all
-from cfstools.linux.places import Doubt, open_directory
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
 
@@ -43,7 +40,8 @@ def keygen(
     """
     private = generate(kind, rsa_bits=rsa_bits)
     private_path, public_path = name + PRIVATE_SUFFIX, name + PUBLIC_SUFFIX
-    with _directory(name) as directory:
+    # One directory for both, so that neither is made, nor removed, elsewhere than the other.
+    with opened_directory(os.path.dirname(name) or b".", private_path, "cannot write") as directory:
         _create(directory, private_path, private.pem(passphrase), 0o600)
         try:
             _create(directory, public_path, private.verifier.pem(), 0o644)
@@ -57,22 +55,6 @@ def keygen(
         key_id=private.key_id,
         encrypted=passphrase is not None,
     )
-
-
-@contextmanager
-def _directory(name: bytes) -> Iterator[int]:
-    """The directory of both files, so that neither is made, nor removed, elsewhere than the other."""
-    path = name + PRIVATE_SUFFIX
-    try:
-        fd = open_directory(os.path.dirname(name) or b".")
-    except Doubt as doubt:
-        raise refused(doubt, path) from doubt
-    except OSError as error:
-        raise os_error(error, "cannot write", subject=shown_path(path)) from error
-    try:
-        yield fd
-    finally:
-        close(fd)
 
 
 def _create(directory: int, path: bytes, data: bytes, mode: int) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 
 from cfstools.api.envelopes import SignedFile, signed_file
 from cfstools.api.input import ImageBytes, image_length, opened_image, read_image
-from cfstools.api.output import refused
+from cfstools.api.output import opened_directory, refused
 from cfstools.errors import (
     CheckFailed,
     InputError,
@@ -25,7 +25,7 @@ from cfstools.errors import (
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
-from cfstools.linux.places import Doubt, Place, find, open_directory
+from cfstools.linux.places import Doubt, Place, find
 from cfstools.mount import Layers, ObjectCheck, mount_image
 from cfstools.mount.overlay import SOURCE
 from cfstools.report import Report
@@ -119,7 +119,7 @@ def mount(
                 _check_measurement(found, measured)
         objects = _object_check(verity, layers.stores, sealed=measured is not None)
         layers = _protected(layers._replace(objects=objects), protection, checked=digest is not None or bool(keys))
-        with _target(directory) as target:
+        with opened_directory(directory, directory, "cannot open") as target:
             done = mount_image(fd, layers, target, size=size - size % _BLOCK)
     return MountReport(
         image=shown_path(image),
@@ -239,21 +239,6 @@ def _object_check(verity: VerityMode, stores: Sequence[bytes], *, sealed: bool) 
 def _offers_verity(store: bytes) -> bool:
     with _directory(store, StoreError) as fd:
         return kernel_verity.offered(fd)
-
-
-@contextmanager
-def _target(path: bytes) -> Iterator[int]:
-    """The directory to mount on: where links of others lead, nothing is mounted."""
-    try:
-        fd = open_directory(path)
-    except Doubt as doubt:
-        raise refused(doubt, path) from doubt
-    except OSError as error:
-        raise os_error(error, "cannot open", subject=shown_path(path)) from error
-    try:
-        yield fd
-    finally:
-        close(fd)
 
 
 @contextmanager

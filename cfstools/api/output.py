@@ -85,23 +85,32 @@ def _found(path: bytes) -> Iterator[Place]:
 def refused(doubt: Doubt, path: bytes) -> InputError:
     """The error for *path*, to which a link leads that another user may have put there."""
     hint = "name the place itself, or make the link anew as the user who runs this"
-    what = doubt.why if doubt.path == path else f"{shown_path(doubt.path)} {doubt.why}"
-    return InputError(what, subject=shown_path(path), hint=hint)
+    return InputError(doubt.about(path), subject=shown_path(path), hint=hint)
+
+
+@contextmanager
+def opened_directory(path: bytes, subject: bytes, what: str) -> Iterator[int]:
+    """The directory *path*, unless a link of another user leads there; errors say *what* failed with *subject*."""
+    try:
+        fd = open_directory(path)
+    except Doubt as doubt:
+        raise refused(doubt, subject) from doubt
+    except OSError as error:
+        raise os_error(error, what, subject=shown_path(subject)) from error
+    try:
+        yield fd
+    finally:
+        close(fd)
 
 
 def delete_file(path: bytes) -> None:
     """Delete the name *path*. Raises InputError."""
     directory, name = os.path.split(path)
-    try:
-        fd = open_directory(directory or b".")
+    with opened_directory(directory or b".", path, "cannot delete") as fd:
         try:
             remove_file(fd, name)
-        finally:
-            close(fd)
-    except Doubt as doubt:
-        raise refused(doubt, path) from doubt
-    except OSError as error:
-        raise os_error(error, "cannot delete", subject=shown_path(path)) from error
+        except OSError as error:
+            raise os_error(error, "cannot delete", subject=shown_path(path)) from error
 
 
 def _in_place(path: bytes, place: Place) -> Iterator[OutputFile]:

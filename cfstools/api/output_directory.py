@@ -61,8 +61,7 @@ def _opened(path: bytes, *, private: bool) -> int | None:
 
 def _refused(doubt: Doubt, path: bytes) -> InputError:
     hint = "as root, extract below directories that only root may write, or say --shared" if not os.geteuid() else None
-    what = doubt.why if doubt.path == path else f"{shown_path(doubt.path)} {doubt.why}"
-    return InputError(what, subject=shown_path(path), hint=hint)
+    return InputError(doubt.about(path), subject=shown_path(path), hint=hint)
 
 
 def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:

@@ -13,6 +13,7 @@ import stat
 from contextlib import suppress
 from typing import NamedTuple
 
+from cfstools.errors import shown_path
 from cfstools.linux import files
 from cfstools.linux.files import close
 
@@ -23,7 +24,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _PRIVATE = 0o700
 _PROC = 0x9FA0  # linux/magic.h
-_ALL_IDS = ["0", "0", "4294967295"]
+_ALL_IDS = [b"0", b"0", b"4294967295"]
 
 
 class Doubt(OSError):
@@ -33,6 +34,10 @@ class Doubt(OSError):
         super().__init__(errno.EACCES, why)
         self.path = path
         self.why = why
+
+    def about(self, path: bytes) -> str:
+        """What is wrong with *path*, the whole of which a step is doubtful."""
+        return self.why if self.path == path else f"{shown_path(self.path)} {self.why}"
 
 
 class Place(NamedTuple):
@@ -258,9 +263,9 @@ def _is_other(uid: int) -> bool:
 def _is_unmapped(uid: int) -> bool:
     """Whether this stands for every user outside of our user namespace, among them the machine's root."""
     try:
-        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as file:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
             unmapped = int(file.read())
-        with open("/proc/self/uid_map", encoding="ascii") as file:
+        with open("/proc/self/uid_map", "rb") as file:
             return uid == unmapped and file.read().split() != _ALL_IDS
     except (OSError, ValueError):
         return False

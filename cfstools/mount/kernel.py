@@ -44,8 +44,7 @@ def _hidden_place() -> Iterator[tuple[bytes, int]]:
             close(above)
     except Doubt as doubt:
         hint = "set TMPDIR to a directory that only root may write"
-        what = doubt.why if doubt.path == directory else f"{shown_path(doubt.path)} {doubt.why}"
-        raise InputError(what, subject=shown_path(directory), hint=hint) from doubt
+        raise InputError(doubt.about(directory), subject=shown_path(directory), hint=hint) from doubt
     except OSError as error:
         raise os_error(error, "cannot make a temporary directory") from error
     try:

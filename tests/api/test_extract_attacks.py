@@ -19,7 +19,7 @@ from cfstools.linux.places import Doubt, make_directory
 from cfstools.store import StoreChain
 from cfstools.tree import Device, Directory, Entry, Fifo, Socket, Symlink
 from cfstools.view import View
-from tests.mkcfs import unmeasured
+from tests.mkcfs import COMMAND, mkcfs, unmeasured
 
 NOBODY = 65534
 ROUNDS = int(os.environ.get("MKCFS_RACE_ROUNDS", "15"))
@@ -401,3 +401,16 @@ def test_file_systems_that_choose_owners(tmp_path: Path, monkeypatch: pytest.Mon
         make_directory(fd, b"theirs")
     assert os.listdir(tmp_path) == ["made"]
     os.close(fd)
+
+
+def test_root_of_a_user_namespace(tmp_path: Path, theirs: Path) -> None:
+    """Owners without a number there, as root of the machine often is, do not keep it from extracting."""
+    (tmp_path / "dump").write_text("/ 0 40755 2 0 0 0 0.0 - - -\n/f 1 100644 1 0 0 0 0.0 - x -\n")
+    mkcfs("build", "--from-file", tmp_path / "dump", tmp_path / "image")
+    (theirs / "below").mkdir()
+    words = ["extract", str(tmp_path / "image"), str(theirs / "below/out")]
+    done = mkcfs(*words, check=False)
+    assert (done.code, b"belongs to user" in done.stderr) == (1, True)
+    inside = ["unshare", "--user", "--map-root-user", *COMMAND, *words]
+    subprocess.run(inside, check=True, env=unmeasured(), stdin=subprocess.DEVNULL)
+    assert (theirs / "below/out/f").read_bytes() == b"x"
