@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from cfstools.errors import InputError, StoreError, os_error, raise_exhausted, shown_path
 from cfstools.linux.files import close
@@ -13,16 +14,23 @@ from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.verity import Algorithm, Params, hash_fd
 
-_Candidate = tuple[bytes, int, bytes]
+
+class Candidate(NamedTuple):
+    """A file that had the wanted contents when it was read: their digest and size, the open file, and its path."""
+
+    digest: bytes
+    size: int
+    fd: int
+    path: bytes
 
 
-def search(path: bytes, wanted: Mapping[bytes, int | None], *, progress: Progress = SILENT) -> Iterator[_Candidate]:
+def search(path: bytes, wanted: Mapping[bytes, int | None], *, progress: Progress = SILENT) -> Iterator[Candidate]:
     """Look below the directory *path* for the contents of the *wanted* digests.
 
-    Yields a digest, a descriptor of a file that has such contents, open until the next step, and the file's path. What
-    is taken must be taken out of *wanted* by then; the contents may have changed, so their digest is to be computed
-    once more while they are copied. First looks in the places where a store has its objects, then at the digests of
-    all files: those of a size that *wanted* gives for some digest first. Links are not followed, and what cannot be
+    What it yields is open until the next step, and has been hashed where it lies: nothing is copied to find out that it
+    is something else. What is taken must be taken out of *wanted* by then; the contents may have changed, so the digest
+    of the copy is to be computed as well. First looks in the places where a store has its objects, then at the digests
+    of all files: those of a size that *wanted* gives for some digest first. Links are not followed, and what cannot be
     read is passed over.
     """
     yield from _as_store(path, wanted)
@@ -30,7 +38,7 @@ def search(path: bytes, wanted: Mapping[bytes, int | None], *, progress: Progres
         yield from _as_tree(path, wanted, progress)
 
 
-def _as_store(path: bytes, wanted: Mapping[bytes, int | None]) -> Iterator[_Candidate]:
+def _as_store(path: bytes, wanted: Mapping[bytes, int | None]) -> Iterator[Candidate]:
     with suppress(StoreError), DirectoryStore(path) as store:
         for digest in list(wanted):
             try:
@@ -38,10 +46,12 @@ def _as_store(path: bytes, wanted: Mapping[bytes, int | None]) -> Iterator[_Cand
             except StoreError:
                 continue
             with _closing(fd):
-                yield digest, fd, os.fsencode(store.describe(digest))
+                for found, size in _digests(fd, [len(digest)]):
+                    if found == digest:
+                        yield Candidate(digest, size, fd, os.fsencode(store.describe(digest)))
 
 
-def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress) -> Iterator[_Candidate]:
+def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress) -> Iterator[Candidate]:
     files = list(_files(path))
     sizes = {size for size in wanted.values() if size is not None}
     # Contents of a known size first: with luck nothing else needs to be read. By path, so that runs are alike.
@@ -57,14 +67,14 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
             raise_exhausted(error, "cannot open", os.fsdecode(file))
             continue
         with _closing(fd):
-            for digest in _digests(fd, lengths):
+            for digest, there in _digests(fd, lengths):
                 if digest in wanted:
-                    yield digest, fd, file
+                    yield Candidate(digest, there, fd, file)
         progress.advance(size)
     progress.finish()
 
 
-def _digests(fd: int, lengths: list[int]) -> Iterator[bytes]:
+def _digests(fd: int, lengths: list[int]) -> Iterator[tuple[bytes, int]]:
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -73,7 +83,7 @@ def _digests(fd: int, lengths: list[int]) -> Iterator[bytes]:
         return
     for length in lengths:
         try:
-            yield hash_fd(fd, Params(algorithm=Algorithm.from_digest_size(length)))[0]
+            yield hash_fd(fd, Params(algorithm=Algorithm.from_digest_size(length)))
         except InputError:
             return
 

@@ -18,6 +18,7 @@ from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import Sync, split_digest, store_error
+from cfstools.store.copying import NoRoomError, copy_contents
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor, search
 from cfstools.store.durability import Durability
@@ -222,23 +223,28 @@ class _Replacing:
             yield fd
 
     def _take_from(self, path: bytes) -> None:
-        for digest, fd, file in search(path, self._wanted, progress=self._progress):
-            bench = self._bench(digest)
+        for found in search(path, self._wanted, progress=self._progress):
+            bench = self._bench(found.digest)
             try:
                 temporary = bench.create()
             except OSError as error:
                 raise store_error(error, "cannot make a temporary file in the store", self._store.path) from error
             try:
-                good = _copy(fd, temporary, digest, self._store.path)
+                good = copy_contents(found, temporary, self._store)
                 if good:
                     bench.seal(temporary)
+            except NoRoomError as error:
+                bench.drop(temporary)
+                del self._wanted[found.digest]
+                self._tell(found.digest, f"; cannot replace it: {error.what}")
+                continue
             except BaseException:
                 bench.drop(temporary)
                 raise
             if not good:
                 bench.drop(temporary)
                 continue
-            self._put(digest, bench, temporary, os.fsdecode(file))
+            self._put(found.digest, bench, temporary, os.fsdecode(found.path))
             if len(self._waiting) >= _BATCH_FILES or self._waiting_bytes >= _BATCH_BYTES:
                 self._flush()
 
@@ -297,21 +303,6 @@ class _Replacing:
             raise store_error(
                 error, "cannot remove the wrong name", os.path.join(self._store.path, os.fsdecode(path))
             ) from error
-
-
-def _copy(fd: int, temporary: Temporary, digest: bytes, store: str) -> bool:
-    """Fill the temporary with what *fd* holds; whether that has the digest. Raises ``StoreError``."""
-    params = Params(algorithm=Algorithm.from_digest_size(len(digest)))
-    try:
-        if files.reflink(fd, temporary.fd):
-            found, temporary.size = hash_fd(temporary.fd, params)
-        else:
-            found, temporary.size = hash_fd(fd, params, copy_fd=temporary.fd)
-    except InputError:
-        return False  # the donor cannot be read
-    except OSError as error:
-        raise store_error(error, "cannot write an object", store) from error
-    return found == digest
 
 
 def _remove_damaged(store: DirectoryStore, problems: list[Problem]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store import repair as repairing
 from cfstools.store.fsck import Fault, FsckResult, fsck
 from cfstools.store.repair import RepairOptions, repair
+from cfstools.store.scratch import Temporary
 from cfstools.store.waiting import Waiting
 from cfstools.store.workbench import Workbench
-from cfstools.verity import Algorithm, CopyFailed, Params, digest_bytes
+from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd
 from tests.store.conftest import as_nobody, assert_whole, listing, loop_mount
 
 SHA512 = Params(algorithm=Algorithm.SHA512)
@@ -477,10 +479,8 @@ def test_a_full_disk(full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def refuse_copy(*_: object, **_options: object) -> None:
-        raise CopyFailed(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(repairing, "hash_fd", refuse_copy)
+    monkeypatch.setattr(files, "reflink", lambda *_: False)
+    monkeypatch.setattr(Temporary, "write", refuse)
     with pytest.raises(StoreError, match="cannot write an object: No space left"):
         mend(full, tmp_path / "tree")
     monkeypatch.undo()
@@ -489,6 +489,95 @@ def test_a_full_disk(full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.M
         mend(full, tmp_path / "tree")
     assert path_of(full, DIGESTS[3]).read_bytes() == b"x"
     assert not any(name.startswith(".mkcfs-tmp") for name in os.listdir(full.path))
+
+
+def test_no_more_is_written_than_there_is_room_for(tmp_path: Path) -> None:
+    """A donor that is larger than the disk leaves it as it was, and the other objects are replaced."""
+    (tmp_path / "tree").mkdir()
+    large = b"large" * (1 << 20)
+    (tmp_path / "tree/large").write_bytes(large)
+    (tmp_path / "tree/small").write_bytes(CONTENTS[3])
+    for where in loop_mount(tmp_path, "ext4", 4 << 20, "-O", "^has_journal", "-m", "0"):
+        with DirectoryStore(str(where / "store"), create=True) as store:
+            digest = digest_bytes(large)
+            for name in (digest, DIGESTS[3]):
+                path_of(store, name).parent.mkdir(exist_ok=True)
+                path_of(store, name).write_bytes(b"x")
+            free = os.statvfs(where).f_bavail
+            result = mend(store, tmp_path / "tree")
+            by_digest = {problem.digest: problem for problem in result.problems}
+            assert by_digest[digest].outcome is None
+            assert "cannot replace it: it takes 5242880 bytes, and " in by_digest[digest].what
+            assert by_digest[DIGESTS[3]].outcome is not None
+            assert os.statvfs(where).f_bavail >= free - 64
+
+
+def test_a_donor_in_an_objects_place_is_hashed_before_it_is_copied(
+    full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path_of(full, DIGESTS[3]).write_bytes(b"x")
+    with DirectoryStore(str(tmp_path / "donor"), create=True) as donor:
+        path_of(donor, DIGESTS[3]).parent.mkdir()
+        path_of(donor, DIGESTS[3]).write_bytes(b"y" * (3 << 20))
+    monkeypatch.setattr(repairing, "copy_contents", lambda *_: pytest.fail("it was copied"))
+    assert outcomes(mend(full, tmp_path / "donor")) == [None]
+
+
+@pytest.mark.parametrize("change", ["grow", "cut", "rewrite"])
+def test_a_donor_that_changes_before_it_is_copied(
+    full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """One that only grew is still good, as far as it was hashed; no more than that is ever written."""
+    (tmp_path / "tree").mkdir()
+    file = tmp_path / "tree/file"
+    file.write_bytes(CONTENTS[3])
+    path_of(full, DIGESTS[3]).write_bytes(b"x")
+    real = files.reflink
+
+    def late(source: int, target: int) -> bool:
+        if change == "grow":
+            with file.open("ab") as more:
+                more.truncate(1 << 40)
+        elif change == "cut":
+            os.truncate(file, 10)
+        else:
+            file.write_bytes(b"z" * len(CONTENTS[3]))
+        return False
+
+    monkeypatch.setattr(files, "reflink", late)
+    result = mend(full, tmp_path / "tree")
+    monkeypatch.setattr(files, "reflink", real)
+    assert [outcome is not None for outcome in outcomes(result)] == [change == "grow"]
+    if change == "grow":
+        assert path_of(full, DIGESTS[3]).read_bytes() == CONTENTS[3]
+    assert not any(name.startswith(".mkcfs-tmp") for name in os.listdir(full.path))
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["holes", "no clones"])
+def test_terabytes_of_holes_are_checked_and_copied_quickly(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, sparse: bool
+) -> None:
+    """A good sparse object, a bad one, and a donor of which little is data."""
+    if not sparse:
+        monkeypatch.setattr(files, "reflink", lambda *_: False)
+    (tmp_path / "tree").mkdir()
+    file = tmp_path / "tree/sparse"
+    with file.open("wb") as made:
+        made.write(b"data")
+        made.truncate(3 << 40)
+    with file.open("rb") as made:
+        digest = hash_fd(made.fileno())[0]
+    other = bytes(32)
+    for name in (digest, other):
+        path_of(store, name).parent.mkdir()
+        path_of(store, name).touch()
+    os.truncate(path_of(store, other), 15 << 40)
+    started = time.process_time()
+    result = mend(store, tmp_path / "tree")
+    assert time.process_time() - started < 5
+    assert {problem.digest: problem.outcome is not None for problem in result.problems} == {digest: True, other: False}
+    made_anew = path_of(store, digest).stat()
+    assert (made_anew.st_size, made_anew.st_blocks * 512 < 1 << 20) == (3 << 40, True)
 
 
 def test_what_had_fs_verity_gets_it_again(
