@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from io import BytesIO
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -24,7 +25,7 @@ from cfstools.store.lockfile import share_with_writers
 
 _HEADER = b"mkcfs images 1"
 _LINE = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,20}) ([!-~]+)")
-_MOST = 64 << 20
+_MOST = 16 << 20
 _PIECE = 1 << 20
 
 
@@ -66,8 +67,8 @@ def parse_kept(data: bytes, place: str) -> list[KeptImage]:
     if header != _HEADER or (body and not body.endswith(b"\n")):
         raise _damaged("its start or its end is missing", place)
     found = []
-    for number, line in enumerate(body.split(b"\n")[:-1], 2):
-        match = _LINE.fullmatch(line)
+    for number, line in enumerate(BytesIO(body), 2):
+        match = _LINE.fullmatch(line, 0, len(line) - 1)
         if match is None:
             raise _damaged(f"line {number} is damaged", place)
         path = unquote_to_bytes(match[3])

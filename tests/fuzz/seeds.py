@@ -18,6 +18,7 @@ from cfstools.formats.dump import parse_dump
 from cfstools.formats.overlay import HIDING_NAMES
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
 from cfstools.signing.keys import PrivateKey
+from cfstools.store.kept import KeptImage, kept_text
 from tests.fuzz.trust import Trusting
 from tests.oci import making, tarbytes
 from tests.signing import test_key_forms
@@ -54,6 +55,7 @@ def made(target: str) -> list[bytes]:
         "documents": _documents,
         "envelope": _envelopes,
         "keys": _keys,
+        "record": _record,
         "hashing": lambda: plain,
         "files": lambda: [*plain, (b"\x10\x27" + b"z" * 10_000) * 4 + b"\1\6d/file" * 30],
     }
@@ -105,6 +107,11 @@ def _envelopes() -> list[bytes]:
     several["signatures"] = [*several["signatures"] * 2, {"keyid": "cd" * 32, "sig": "AAAA"}, {"sig": "AAAA"}]
     empty = {"payloadType": "application/vnd.in-toto+json", "payload": "e30=", "signatures": []}
     return [one, *(json.dumps(other).encode() for other in (several, empty)), *_JSON]
+
+
+def _record() -> list[bytes]:
+    images = [KeptImage(b"/srv/a b%\n.cfs", bytes(range(32)), 4096), KeptImage(b"/x", bytes(32), 0)]
+    return [kept_text([]), kept_text(images), kept_text(images)[:-1], b"mkcfs images 1\n" + b"\n" * 50]
 
 
 def _keys() -> list[bytes]:

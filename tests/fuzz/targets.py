@@ -30,6 +30,7 @@ from cfstools.oci.tar import TarReader
 from cfstools.signing import ImageDigests, judge, parse_envelope
 from cfstools.signing.keys import PrivateKey, PublicKey, load_private_key, load_public_key
 from cfstools.sources.oci_request import OciOptions, OciRequest
+from cfstools.store.kept import kept_text, parse_kept
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
 from tests.bounds import bounded
@@ -188,7 +189,28 @@ def keys(data: bytes) -> None:
         raise last
 
 
+def record(data: bytes) -> None:
+    """A record of the last collection is read, and written as it was read, or refused in one line."""
+    images = parse_kept(data, "record")
+    assert parse_kept(kept_text(images), "record") == sorted(images)
+    assert all(image.path.startswith(b"/") and b"\0" not in image.path for image in images)
+
+
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (image, canonical, reading, dump, tar, layer, documents, envelope, keys, hashing, files, encoding)
+    for function in (
+        image,
+        canonical,
+        reading,
+        dump,
+        tar,
+        layer,
+        documents,
+        envelope,
+        keys,
+        hashing,
+        files,
+        encoding,
+        record,
+    )
 }
