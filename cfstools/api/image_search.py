@@ -79,14 +79,16 @@ class Search:
         """Look at everything below *top*; how many images there are."""
         # Not told by inode numbers: there are file systems on which different files share them.
         met: set[bytes] = set()
-        pending = [top]
+        pending = [(top, os.path.realpath(top))]
         while pending:
-            path = pending.pop()
+            path, real = pending.pop()
             try:
-                real = os.path.realpath(path, strict=True)
+                status = os.lstat(real)
+                if stat.S_ISLNK(status.st_mode):
+                    real = os.path.realpath(real, strict=True)
+                    status = os.stat(real)
                 if real in met:
                     continue
-                status = os.stat(real)
                 if stat.S_ISREG(status.st_mode) and _is_of_a_store(path):
                     # Under another name it may be met again, as an image that somebody wants.
                     self._take_object(path, real, status)
@@ -107,7 +109,8 @@ class Search:
                 raise os_error(error, "cannot open", subject=shown_path(path)) from error
         return len(met & self.images.keys())
 
-    def _names(self, path: bytes, real: bytes) -> list[bytes]:
+    def _names(self, path: bytes, real: bytes) -> list[tuple[bytes, bytes]]:
+        """What is in a directory: each path, and the same without symbolic links but for the last name."""
         names = sorted(os.listdir(real), reverse=True)  # taken from the end: in byte order
         if not names and _CUSTOMARY.fullmatch(os.path.basename(real)):
             # As a container's mount of a file that is not there makes it.
@@ -118,7 +121,7 @@ class Search:
             if of != name and of not in there and _CUSTOMARY.fullmatch(of):
                 missing = "is the signature of an image that is not there"
                 self._doubt(os.path.join(path, name), os.path.join(real, name), missing)
-        return [os.path.join(path, name) for name in names]
+        return [(os.path.join(path, name), os.path.join(real, name)) for name in names]
 
     def _take_object(self, path: bytes, real: bytes, status: os.stat_result) -> None:
         """What lies in a store is there for its digest; only whole images among it count."""

@@ -13,8 +13,6 @@ from cfstools.formats.erofs.reader import check_head, declared_length
 from cfstools.linux.contents import MAX_FILE, read_regular, whole_file
 from cfstools.linux.files import close, data_ranges
 from cfstools.linux.lookup import file_type
-from cfstools.signing import MAX_TRAILER
-from cfstools.signing.attach import has_trailer
 from cfstools.verity import Algorithm, MerkleHasher, Params
 
 MAX_IMAGE_FILE = MAX_FILE
@@ -83,6 +81,9 @@ def read_image(fd: int) -> ImageBytes:
         own = declared_length(os.pread(fd, HEAD, 0))
         if own is None or own >= size or own > MAX_IMAGE_FILE:
             return ImageBytes(read_regular(fd, most=MAX_IMAGE_FILE, size=None if regular else size))
+        # Only where there is more than an image: loading it takes longer than to list a small one.
+        from cfstools.signing.attach import MAX_TRAILER, has_trailer
+
         behind = _read_range(fd, own, min(size, own + MAX_TRAILER))
         end = own + len(behind.rstrip(b"\0"))
         other = end > own and not has_trailer(behind)
