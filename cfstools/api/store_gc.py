@@ -12,7 +12,7 @@ from cfstools.progress import SILENT, Progress
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.gc import DEFAULT_GRACE, GcReport
 from cfstools.store.gc import gc as collect
-from cfstools.store.kept import KeptImage, read_kept, write_kept
+from cfstools.store.kept import KeptImage, drop_unfinished, read_kept, write_kept
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.values import Value
 
@@ -219,6 +219,7 @@ class _Marking:
     def record(self) -> None:
         """Remember what is kept, before anything is removed; on a full disk that has to wait."""
         if sorted(self._kept) == sorted(self._known):
+            drop_unfinished(self._store)
             return
         try:
             write_kept(self._store, self._kept)

@@ -94,19 +94,23 @@ def kept_text(images: Iterable[KeptImage]) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
+def drop_unfinished(store: DirectoryStore) -> None:
+    """Remove what a collection left behind that was killed while it wrote a record. The store must be locked alone."""
+    with suppress(OSError):
+        os.unlink(NEW_KEPT_NAME, dir_fd=store.fd)
+
+
 def write_kept(store: DirectoryStore, images: Iterable[KeptImage]) -> None:
     """Replace the record, durably. The store must be locked alone. Raises ``StoreError``."""
     try:
         _write(store, kept_text(images))
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(NEW_KEPT_NAME, dir_fd=store.fd)
+        drop_unfinished(store)
         raise store_error(error, "cannot record which images are kept", store.path) from error
 
 
 def _write(store: DirectoryStore, data: bytes) -> None:
-    with suppress(FileNotFoundError):  # of a collection that was killed
-        os.unlink(NEW_KEPT_NAME, dir_fd=store.fd)
+    drop_unfinished(store)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(NEW_KEPT_NAME, flags, 0o600, dir_fd=store.fd)
     try:

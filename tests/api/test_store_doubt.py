@@ -330,6 +330,10 @@ def test_the_record_is_for_those_who_may_write(collected: Place) -> None:
     before = record.stat().st_ino
     collected.gc()
     assert record.stat().st_ino == before  # nothing has changed
+    unfinished = collected.store / ".mkcfs-images.new"
+    unfinished.write_bytes(b"mkcfs ima")
+    collected.gc()
+    assert not unfinished.exists()
 
 
 def test_names_of_any_bytes_are_remembered() -> None:

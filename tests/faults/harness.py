@@ -28,7 +28,7 @@ ERRORS = [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EINTR, errno.EMFILE]
 KILL = 0
 # A command whose data may not have arrived must not say that it succeeded (a failed pwrite is made good elsewhere).
 DURABLE = {"fsync", "fdatasync", "syncfs", "write", "writev", "ftruncate64"}
-TEMPORARY = re.compile(r"(store/)?\.(mkcfs-tmp-[0-9a-f]{16}/\d+|[^/]+\.[0-9a-f]{16}\.tmp(/.*)?)")
+TEMPORARY = re.compile(r"(store/)?\.(mkcfs-tmp-[0-9a-f]{16}/\d+|mkcfs-images\.new|[^/]+\.[0-9a-f]{16}\.tmp(/.*)?)")
 STALE = ".mkcfs-tmp-0123456789abcdef"
 STALE_TREE = ".tree.0123456789abcdef.tmp"
 
