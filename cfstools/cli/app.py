@@ -18,7 +18,7 @@ from cfstools import __version__
 from cfstools.cli.output import open_streams, print_lines, tell, tell_lines, tell_traceback
 from cfstools.cli.session import Session
 from cfstools.cli.symlinks import link_hint
-from cfstools.errors import CfsError, Interrupted, UsageError
+from cfstools.errors import CfsError, Interrupted, UsageError, exit_codes
 
 _PIPE_CLOSED = 1
 
@@ -27,16 +27,16 @@ _VERBS: dict[str, tuple[str, str]] = {
     "build": ("build", "Turn a directory, a container image or a dump into a composefs image."),
     "inspect": ("inspect", "Say what an image is: versions, digest, counts, sizes."),
     "verify": ("verify", "Check an image: signature, structure, and every object it needs."),
-    "sign": ("sign", "Sign an image, or take its signature off."),
+    "sign": ("sign", "Sign an image, or remove its signature."),
     "keygen": ("keygen", "Make a key to sign images with."),
     "ls": ("listing", "List the names in an image."),
     "dump": ("listing", "Print an image as composefs-dump(5) text."),
     "objects": ("listing", "List the objects images need, or those missing from stores."),
     "digest": ("digest", "Print fs-verity digests of files."),
-    "extract": ("extract", "Put the tree of an image on disk."),
+    "extract": ("extract", "Extract an image to a directory."),
     "cat": ("extract", "Print the contents of a file in an image."),
     "mount": ("mount", "Mount an image with the kernel, as root."),
-    "umount": ("mount", "Take a mounted image off."),
+    "umount": ("mount", "Unmount an image."),
     "diff": ("diff", "Say what changed from one image, directory or dump to another."),
     "store": ("store", "Care for an object store: check it, collect garbage, count."),
     "completion": ("completion", "Print the shell completion script."),
@@ -65,6 +65,10 @@ class _Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in exit_codes().items()])
 
 
 def _let_talk(command: click.Command) -> None:
@@ -108,7 +112,6 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> N
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 checked and found wrong, 130 interrupted.",
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print versions."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
-from cfstools.cli.params import PATH, given
+from cfstools.cli.params import PATH, given, option_group
 from cfstools.errors import UsageError
 from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
 from cfstools.sources.oci_request import OciOptions, OciRequest
@@ -104,11 +104,8 @@ _OPTIONS = (
 )
 
 
-def oci_options(function: F) -> F:
-    """Add the options; they arrive as :class:`OciWords`."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+oci_options = option_group("Container image options", *_OPTIONS)
+"""Add the options; they arrive as :class:`OciWords`."""
 
 
 def oci_given(context: click.Context) -> tuple[str, ...]:

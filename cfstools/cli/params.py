@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import click
 from click.core import ParameterSource
@@ -85,6 +86,42 @@ class OctalMode(_IntParam):
 
 PATH = PathBytes()
 MODE = OctalMode()
+
+GENERAL = "General options"
+# Parameter to the heading that it stands below in the help; those without one are general.
+_HEADINGS: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
+
+
+def option_group(heading: str, *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Add *options* to a command, in this order; its help (:class:`GroupedCommand`) lists them below *heading*."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+            _HEADINGS[vars(function)["__click_params__"][-1]] = heading
+        return function
+
+    return decorate
+
+
+def grouped_options(command: click.Command, ctx: click.Context) -> dict[str, list[click.Option]]:
+    """The options of *command* that are not hidden, by the headings of their groups; general options come last."""
+    groups: dict[str, list[click.Option]] = {}
+    for parameter in command.get_params(ctx):
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            groups.setdefault(_HEADINGS.get(parameter, GENERAL), []).append(parameter)
+    groups[GENERAL] = groups.pop(GENERAL)
+    return groups
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each group."""
+        for heading, options in grouped_options(self, ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))])
 
 
 def given(context: click.Context, names: Collection[str]) -> tuple[str, ...]:

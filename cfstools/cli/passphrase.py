@@ -26,20 +26,23 @@ _MOST = 1 << 12
 _HINT = "give it with --passphrase-file, --passphrase-fd or MKCFS_PASSPHRASE, or run on a terminal"
 
 
+passphrase_file_option = click.option(
+    "--passphrase-file",
+    type=PATH,
+    metavar="FILE",
+    help="Read the key's passphrase from the first line of this file (else: MKCFS_PASSPHRASE, or a prompt).",
+)
+passphrase_fd_option = click.option(
+    "--passphrase-fd",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Read the key's passphrase from this open descriptor.",
+)
+
+
 def passphrase_options(function: F) -> F:
     """``--passphrase-file`` and ``--passphrase-fd``; arrive as ``passphrase_file`` and ``passphrase_fd``."""
-    function = click.option(
-        "--passphrase-fd",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Read the key's passphrase from this open descriptor.",
-    )(function)
-    return click.option(
-        "--passphrase-file",
-        type=PATH,
-        metavar="FILE",
-        help="Read the key's passphrase from the first line of this file (else: MKCFS_PASSPHRASE, or a prompt).",
-    )(function)
+    return passphrase_file_option(passphrase_fd_option(function))
 
 
 class Passphrases(Value):

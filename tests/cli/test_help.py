@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from cfstools.api.keygen import keygen
 from cfstools.api.keys import read_private_key
 from cfstools.api.sign import sign
 from cfstools.cli.app import mkcfs as group
+from cfstools.errors import exit_codes
 from cfstools.signing.keys import KeyType
+from tests.mkcfs import mkcfs
 from tests.mounts import unmount_below
 from tests.oci import making
 from tests.requirements import need_mounts
@@ -53,7 +56,7 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
     (rootfs / "etc").mkdir(parents=True)
     (rootfs / "etc/hostname").write_text("host\n")
     (rootfs / "usr").mkdir()
-    (rootfs / "usr/large").write_bytes(bytes(10_000))
+    (rootfs / "usr/large").write_bytes(b"x" * 10_000)
     (tmp_path / "tree.dump").write_text("/ 4096 40755 2 0 0 0 0.0 - - -\n/f 2 100644 1 0 0 0 0.0 - hi -\n")
     layout = making.Layout()
     layout.tag(layout.manifest([making.hello()]), "latest")
@@ -118,6 +121,27 @@ def test_every_option_is_explained(words: tuple[str, ...]) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, parameter.name
+
+
+def test_the_options_of_build_stand_in_groups() -> None:
+    shown = mkcfs("build", "--help").stdout.decode()
+    headings = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert headings == [
+        "Source options",
+        "Container image options",
+        "Image options",
+        "Store options",
+        "Signature options",
+        "General options",
+    ]
+    for option in COMMANDS["build",].params:
+        if isinstance(option, click.Option):
+            assert len(re.findall(rf"^  .*{option.opts[0]}\b(?!-)", shown, re.MULTILINE)) >= 1, option.name
+
+
+def test_the_help_lists_the_exit_codes_of_the_errors() -> None:
+    listed = mkcfs("--help").stdout.decode().partition("Exit codes:\n")[2]
+    assert " ".join(listed.split()) == " ".join(f"{code} {meaning}" for code, meaning in exit_codes().items())
 
 
 def test_every_verb_in_the_table_has_a_command() -> None:

@@ -14,8 +14,18 @@ from cfstools.api.image_output import Signing
 from cfstools.cli.cache import default_cache
 from cfstools.cli.oci_options import OciWords, oci_given, oci_options, oci_request
 from cfstools.cli.output import binary_stdout, print_json, print_line
-from cfstools.cli.params import MODE, PATH, examples, given, json_option, store_option, xattr_policy
-from cfstools.cli.passphrase import Passphrases, passphrase_options
+from cfstools.cli.params import (
+    MODE,
+    PATH,
+    GroupedCommand,
+    examples,
+    given,
+    json_option,
+    option_group,
+    store_option,
+    xattr_policy,
+)
+from cfstools.cli.passphrase import Passphrases, passphrase_fd_option, passphrase_file_option
 from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
 from cfstools.cli.waiting import lock_timeout_option, waiting
@@ -31,7 +41,86 @@ if TYPE_CHECKING:
 _STDIO = b"-"
 
 
+_SOURCE_OPTIONS = (
+    click.option("--from-file", is_flag=True, help="SOURCE is a composefs-dump(5) text; - is standard input."),
+    click.option(
+        "--strict", is_flag=True, help="Refuse lenient dump texts; CFS_PARSE_STRICT in the environment does so as well."
+    ),
+    click.option("--use-epoch", is_flag=True, help="Set all modification times to 0."),
+    click.option(
+        "--clamp-mtime", type=int, metavar="SECONDS", help="Set later modification times to this time since the epoch."
+    ),
+    click.option("--skip-devices", is_flag=True, help="Leave out device nodes."),
+    click.option("--skip-xattrs", is_flag=True, help="Leave out extended attributes."),
+    click.option("--user-xattrs", is_flag=True, help="Keep only user.* extended attributes."),
+    click.option(
+        "--exclude", "excludes", metavar="GLOB", multiple=True, help="Leave out names that match; repeatable."
+    ),
+    click.option("--no-hardlinks", is_flag=True, help="Make every name a file of its own, as mkcomposefs does."),
+)
+_IMAGE_OPTIONS = (
+    click.option("--print-digest", is_flag=True, help="Print the image's fs-verity digest."),
+    click.option("--print-digest-only", is_flag=True, help="Print the digest and write nothing."),
+    click.option(
+        "--hash",
+        "algorithm",
+        type=click.Choice([algorithm.value for algorithm in Algorithm]),
+        default=Algorithm.SHA256.value,
+        show_default=True,
+        help="Algorithm of all objects and of the image.",
+    ),
+    click.option(
+        "--format-version", type=click.IntRange(0, 1), metavar="N", help="Exactly this format version, 0 or 1."
+    ),
+    click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1."),
+    click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1."),
+)
+_STORE_OPTIONS = (
+    store_option("Put file contents here; further stores are only looked in for objects already there."),
+    click.option(
+        "--verity",
+        type=click.Choice(get_args(FsVerity)),
+        default="auto",
+        show_default=True,
+        help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
+    ),
+    click.option(
+        "--sync",
+        type=click.Choice(get_args(Sync)),
+        default="auto",
+        show_default=True,
+        help="Bring new objects to stable storage in batches, object by object, whichever is faster (auto), or not at "
+        "all (none: for stores that end with the job; a power cut may leave objects that are not whole).",
+    ),
+    click.option(
+        "--object-mode",
+        type=MODE,
+        default="0644",
+        show_default=True,
+        metavar="OCTAL",
+        help="Permissions of new objects.",
+    ),
+    click.option(
+        "--cache-dir",
+        type=PATH,
+        envvar="MKCFS_CACHE_DIR",
+        metavar="DIR",
+        help="Keep the digests of unchanged files here; the default is /var/cache/cfstools for root, and cfstools in "
+        "XDG_CACHE_HOME or ~/.cache for others.",
+    ),
+    click.option("--no-cache", is_flag=True, help="Read every file, also those the digest cache knows."),
+    lock_timeout_option,
+)
+_SIGNATURE_OPTIONS = (
+    click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable."),
+    click.option("--attach", is_flag=True, help="Append the signature to the image instead of writing IMAGE.sig."),
+    passphrase_file_option,
+    passphrase_fd_option,
+)
+
+
 @click.command(
+    cls=GroupedCommand,
     epilog=examples(
         "mkcfs build rootfs/ image.cfs --store ./objects",
         "mkcfs build rootfs/ image.cfs --store ./objects --sign-key release.key",
@@ -41,70 +130,16 @@ _STDIO = b"-"
         "mkcfs build oci-archive:app.tar app.cfs --store ./objects",
         "mkcfs build oci:layout:latest app.cfs --store ./objects --platform linux/amd64",
         "mkcfs build base.tar.gz app.cfs --layer top.tar --oci-mapping plain",
-    )
+    ),
 )
 @click.argument("source", type=PATH)
 @click.argument("image", type=PATH, required=False)
-@store_option("Put file contents here; further stores are only looked in for objects already there.")
-@click.option(
-    "--verity",
-    type=click.Choice(get_args(FsVerity)),
-    default="auto",
-    show_default=True,
-    help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
-)
-@click.option(
-    "--sync",
-    type=click.Choice(get_args(Sync)),
-    default="auto",
-    show_default=True,
-    help="Bring new objects to stable storage in batches, object by object, whichever is faster (auto), or not at all "
-    "(none: for stores that end with the job; a power cut may leave objects that are not whole).",
-)
-@click.option(
-    "--object-mode", type=MODE, default="0644", show_default=True, metavar="OCTAL", help="Permissions of new objects."
-)
-@click.option("--from-file", is_flag=True, help="SOURCE is a composefs-dump(5) text; - is standard input.")
-@click.option(
-    "--strict", is_flag=True, help="Refuse lenient dump texts; CFS_PARSE_STRICT in the environment does so as well."
-)
-@click.option("--print-digest", is_flag=True, help="Print the image's fs-verity digest.")
-@click.option("--print-digest-only", is_flag=True, help="Print the digest and write nothing.")
-@click.option(
-    "--hash",
-    "algorithm",
-    type=click.Choice([algorithm.value for algorithm in Algorithm]),
-    default=Algorithm.SHA256.value,
-    show_default=True,
-    help="Algorithm of all objects and of the image.",
-)
-@click.option("--use-epoch", is_flag=True, help="Set all modification times to 0.")
-@click.option(
-    "--clamp-mtime", type=int, metavar="SECONDS", help="Set later modification times to this time since the epoch."
-)
-@click.option("--skip-devices", is_flag=True, help="Leave out device nodes.")
-@click.option("--skip-xattrs", is_flag=True, help="Leave out extended attributes.")
-@click.option("--user-xattrs", is_flag=True, help="Keep only user.* extended attributes.")
-@click.option("--exclude", "excludes", metavar="GLOB", multiple=True, help="Leave out names that match; repeatable.")
-@click.option("--no-hardlinks", is_flag=True, help="Make every name a file of its own, as mkcomposefs does.")
-@click.option("--format-version", type=click.IntRange(0, 1), metavar="N", help="Exactly this format version, 0 or 1.")
-@click.option("--min-version", type=int, metavar="N", help="Lowest format version, 0 or 1.")
-@click.option("--max-version", type=int, metavar="N", help="Highest format version, 0 or 1.")
-@click.option("--sign-key", "sign_keys", type=PATH, multiple=True, metavar="KEY", help="Sign with it; repeatable.")
-@click.option("--attach", is_flag=True, help="Put the signature behind the image instead of into IMAGE.sig.")
-@passphrase_options
-@click.option(
-    "--cache-dir",
-    type=PATH,
-    envvar="MKCFS_CACHE_DIR",
-    metavar="DIR",
-    help="Keep the digests of unchanged files here; the default is /var/cache/cfstools for root, and cfstools in "
-    "XDG_CACHE_HOME or ~/.cache for others.",
-)
-@click.option("--no-cache", is_flag=True, help="Read every file, also those the digest cache knows.")
-@lock_timeout_option
-@click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@option_group("Source options", *_SOURCE_OPTIONS)
 @oci_options
+@option_group("Image options", *_IMAGE_OPTIONS)
+@option_group("Store options", *_STORE_OPTIONS)
+@option_group("Signature options", *_SIGNATURE_OPTIONS)
+@click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @json_option
 @click.pass_context
 def build(
@@ -153,7 +188,7 @@ def build(
     session: Session = context.obj
     if format_version is not None:
         if min_version is not None or max_version is not None:
-            raise UsageError("--format-version says it all: leave --min-version and --max-version out")
+            raise UsageError("--format-version cannot be combined with --min-version or --max-version")
         min_version = max_version = format_version
     _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
     signing = None

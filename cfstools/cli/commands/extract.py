@@ -61,7 +61,7 @@ def extract(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Put the tree of IMAGE on disk as DIR, which must not exist or be empty.
+    """Extract IMAGE to the directory DIR, which must not exist or must be empty.
 
     Contents are compared with the image as they are copied, and DIR appears once all of it is right; an existing DIR,
     which may be a mount point, is filled where it is. Objects are cloned where the file system can, else copied.

@@ -114,7 +114,7 @@ def mount(
 @click.command(epilog=examples("mkcfs umount mnt"))
 @click.argument("directory", metavar="DIR", type=PATH)
 def umount(*, directory: bytes) -> None:
-    """Take the image that is mounted on DIR off. Anything else that is mounted there stays."""
+    """Unmount the image that is mounted on DIR. Anything else that is mounted there stays."""
     api.umount(directory)
 
 

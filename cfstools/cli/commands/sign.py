@@ -24,8 +24,8 @@ from cfstools.verity import Algorithm
 @click.argument("image", type=PATH)
 @click.option("--key", "keys", type=PATH, multiple=True, metavar="KEY", help="Private key in PEM; repeatable.")
 @passphrase_options
-@click.option("--attach", is_flag=True, help="Put the signature behind the image, into the same file.")
-@click.option("--remove", is_flag=True, help="Take the signature behind the image off, and delete IMAGE.sig.")
+@click.option("--attach", is_flag=True, help="Append the signature to the image instead of writing IMAGE.sig.")
+@click.option("--remove", is_flag=True, help="Remove the signature appended to the image, and delete IMAGE.sig.")
 @click.option(
     "-o",
     "--signature",
@@ -61,8 +61,8 @@ def sign(
 ) -> None:
     """Sign IMAGE with one key or several.
 
-    The signature is written to IMAGE.sig, or behind the image with --attach. Signatures already there are kept, and
-    signing again with the same key changes nothing. IMAGE is read and checked first: only a valid image is signed.
+    The signature is written to IMAGE.sig, or appended to the image with --attach. Signatures already there are kept,
+    and signing again with the same key changes nothing. IMAGE is read and checked first: only a valid image is signed.
     """
     _check_options(keys, attach=attach, remove=remove, output=output, kernel=kernel, certificate=certificate)
     if remove:
@@ -95,7 +95,7 @@ def _check_options(
     certificate: bytes | None,
 ) -> None:
     if remove and (keys or attach or kernel):
-        raise UsageError("--remove only takes signatures away: leave --key, --attach and --kernel out")
+        raise UsageError("--remove only removes signatures: leave --key, --attach and --kernel out")
     if not remove and not keys:
         raise UsageError("there is no key to sign with", hint="add --key KEY; `mkcfs keygen` makes one")
     if attach and output is not None:
