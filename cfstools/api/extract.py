@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from cfstools.api.extract_inodes import DEVICES, CopyMode, InodeOptions, InodeWriter, Spot, Tally
 from cfstools.api.listing import load_image
-from cfstools.api.output_directory import output_directory
 from cfstools.api.stores import open_stores
 from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error, shown_path
 from cfstools.formats.escape import escape_text
 from cfstools.linux.files import close, open_below
+from cfstools.output.directories import output_directory
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import MAX_PATH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from cfstools.api.output import Sink, output_file
+from cfstools.output.files import Sink, output_file
 from cfstools.verity import MerkleHasher, Params
 
 if TYPE_CHECKING:

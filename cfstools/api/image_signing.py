@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from cfstools.api.envelopes import envelope_path, read_envelope
-from cfstools.api.output import OutputFile, output_file
 from cfstools.api.sign import SignedImage, extended
 from cfstools.errors import SignatureInvalid, UsageError, naming, shown_path
 from cfstools.formats.composefs import ImagePlan
 from cfstools.formats.overlay import format_word
+from cfstools.output.files import OutputFile, output_file
 from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
 from cfstools.verity import Algorithm
 

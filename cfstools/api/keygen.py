@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from cfstools.api.emptying import clean_up, remove_file
-from cfstools.api.output import opened_directory
 from cfstools.errors import naming, os_error, shown_path
 from cfstools.linux.files import close, write_all
+from cfstools.output.files import opened_directory
+from cfstools.output.removal import clean_up, remove_file
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
 

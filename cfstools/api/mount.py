@@ -12,7 +12,6 @@ from functools import partial
 
 from cfstools.api.envelopes import SignedFile, signed_file
 from cfstools.api.input import ImageBytes, image_length, opened_image, read_image
-from cfstools.api.output import opened_directory, refused
 from cfstools.errors import (
     CheckFailed,
     InputError,
@@ -28,6 +27,7 @@ from cfstools.linux.files import close
 from cfstools.linux.places import Doubt, Place, find
 from cfstools.mount import Layers, ObjectCheck, mount_image
 from cfstools.mount.overlay import SOURCE
+from cfstools.output.files import opened_directory, refused
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, Verdict, Verifier, judge
 from cfstools.values import Value

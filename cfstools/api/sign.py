@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
 from cfstools.api.input import read_image_file, read_small
-from cfstools.api.output import delete_file, output_file
 from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error, shown_path
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_info import image_info
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.overlay import format_word
+from cfstools.output.files import delete_file, output_file
 from cfstools.report import Report
 from cfstools.signing import (
     ImageDigests,

@@ -147,7 +147,7 @@ def test_a_deep_tree(out: Path) -> None:
     os.close(bottom)
     # What follows cannot walk as deep as this.
     fd = os.open(out, os.O_RDONLY)
-    from cfstools.api.emptying import empty_directory
+    from cfstools.output.removal import empty_directory
 
     empty_directory(fd)
     os.close(fd)

@@ -363,7 +363,7 @@ def test_the_new_directory_is_replaced_at_the_end(theirs: Path, monkeypatch: pyt
         (theirs / os.fsdecode(name)).mkdir()
         real(place, name, there, new)
 
-    monkeypatch.setattr("cfstools.api.output_directory.rename_noreplace", rename)
+    monkeypatch.setattr("cfstools.output.directories.rename_noreplace", rename)
     with pytest.raises(CfsError, match="out was replaced by another one"):
         put(theirs / "out", shared=True)
 

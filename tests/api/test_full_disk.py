@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api.emptying import empty_directory, remove_file
 from cfstools.api.extract import CopyMode, ExtractOptions, extract_view
-from cfstools.api.output import output_file
 from cfstools.errors import CfsError, InputError, StoreError
+from cfstools.output.files import output_file
+from cfstools.output.removal import empty_directory, remove_file
 from cfstools.store import DirectoryStore, MemoryStore, StoreChain, StoreWriter
 from cfstools.tree import Directory, Entry, External, RegularFile
 from cfstools.view import View

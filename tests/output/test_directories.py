@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api.emptying import empty_directory
-from cfstools.api.output_directory import output_directory
 from cfstools.errors import CfsError, InputError
 from cfstools.linux import files
+from cfstools.output.directories import output_directory
+from cfstools.output.removal import empty_directory
 from tests.compat.disk import ACL
 from tests.faults.described import attributes
 

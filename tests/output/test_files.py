@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api import output, temporaries
-from cfstools.api.output import output_file
-from cfstools.api.output_directory import output_directory
 from cfstools.errors import InputError
+from cfstools.output import files, temporaries
+from cfstools.output.directories import output_directory
+from cfstools.output.files import output_file
 from tests.mkcfs import unmeasured
 
 STALE = ".out.0123456789abcdef.tmp"
@@ -23,18 +23,18 @@ STALE = ".out.0123456789abcdef.tmp"
 # Writes the file or directory "out" until it is told to go on, and says when there is something of it.
 WRITER = """
 import os, sys
-from cfstools.api import output
-from cfstools.api.output_directory import output_directory
+from cfstools.output import files
+from cfstools.output.directories import output_directory
 how, text = sys.argv[1:]
 if how == "named":
-    output.open_tmpfile = lambda _: None
+    files.open_tmpfile = lambda _: None
 if how == "directory":
     with output_directory(b"out") as fd:
         os.mkdir(text, dir_fd=fd)
         print("begun", flush=True)
         sys.stdin.read(1)
 else:
-    with output.output_file(b"out") as file:
+    with files.output_file(b"out") as file:
         file.write(text.encode())
         print("begun", flush=True)
         sys.stdin.read(1)
@@ -73,7 +73,7 @@ def write(path: Path, data: bytes = b"new") -> None:
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With files without names, and where the file system has none."""
     if request.param == "named":
-        monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+        monkeypatch.setattr(files, "open_tmpfile", lambda _: None)
     made: str = request.param
     return made
 
@@ -239,7 +239,7 @@ def test_a_temporary_that_was_taken_for_stale_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Somebody cleans up between the making and the lock of a temporary."""
-    monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+    monkeypatch.setattr(files, "open_tmpfile", lambda _: None)
     removed = []
 
     def clean() -> None:
@@ -371,7 +371,7 @@ def test_a_pipe_is_replaced_before_it_is_open(tmp_path: Path, monkeypatch: pytes
 
 def test_a_temporary_that_stays_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.unlink
-    monkeypatch.setattr(output, "open_tmpfile", lambda _: None)
+    monkeypatch.setattr(files, "open_tmpfile", lambda _: None)
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -5,8 +5,6 @@ A writer that was killed holds no lock any more. Where the file system has no lo
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import stat
@@ -14,11 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cfstools.linux.files import close
+from cfstools.linux.locks import lock
 
 _KEPT = 200  # of the output's name, so that the temporary's is not too long
 # A file is opened for writing, without which a network file system may not lock it.
 _OPEN = {stat.S_IFREG: os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY, stat.S_IFDIR: os.O_RDONLY | os.O_DIRECTORY}
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 
 Make = Callable[[bytes], int]
 """Makes the temporary of this name and returns its descriptor."""
@@ -34,12 +32,7 @@ def temporary_name(name: bytes) -> bytes:
 
 def hold(fd: int) -> None:
     """Show that the temporary open as *fd* has a living writer, until *fd* is closed."""
-    try:
-        # Whoever looks whether it is stale has it for a moment only.
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    lock(fd, exclusive=True, wait=True)  # whoever checks whether it is stale holds it for a moment only
 
 
 def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[bytes, int]:
@@ -85,8 +78,9 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
         return
     fd = os.open(name, _OPEN[kind] | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its writer may have given it its name, and ended, since it was met; and something else may have come.
+        if not lock(fd, exclusive=True, wait=False):
+            return
+        # Its writer may have given it its final name, and exited, since the lookup; the name may be another's now.
         if os.path.samestat(status, os.fstat(fd)) and leads_to(directory, name, fd):
             remove(name, fd)
     finally:

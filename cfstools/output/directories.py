@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from cfstools.api.emptying import clean_up, empty_directory, remove_directory
-from cfstools.api.temporaries import leads_to, make_held, remove_stale
 from cfstools.errors import InputError, os_error, shown_path
 from cfstools.linux.files import close, rename_noreplace, syncfs
 from cfstools.linux.places import Doubt, doubt_about, make_directory, open_directory
+from cfstools.output.removal import clean_up, empty_directory, remove_directory
+from cfstools.output.temporaries import leads_to, make_held, remove_stale
 
 _PRIVATE = 0o700
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cfstools.api.emptying import clean_up, remove_file
-from cfstools.api.temporaries import hold, make_held, remove_stale, temporary_name
 from cfstools.errors import InputError, naming, os_error, shown_path
 from cfstools.linux.files import close, link_tmpfile, open_tmpfile, write_all
 from cfstools.linux.places import Doubt, Place, find, open_directory
+from cfstools.output.removal import clean_up, remove_file
+from cfstools.output.temporaries import hold, make_held, remove_stale, temporary_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

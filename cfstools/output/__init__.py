@@ -1,0 +1,1 @@
+"""Files, directories and temporaries that appear whole or not at all."""
