@@ -9,6 +9,7 @@
 #   make vm          fs-verity for real: builds, mounts and tampering in a virtual machine whose kernel enforces it
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
 #   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
+#   make man         the manual pages, man/*.1, from the commands
 #   make wheel       the source archive and the wheel, in dist/
 #   make clean       remove what these targets made, but not the Debian roots in /var/cache/cfstools-tests
 
@@ -29,7 +30,7 @@ LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/proj
 	tests/oci/test_compression.py tests/oci/test_streams.py)
 ARGS ?=
 
-.PHONY: help demo test check compat test-lower bench fuzz sanitize vm wheel clean environment
+.PHONY: help demo test check compat test-lower bench fuzz sanitize vm man wheel clean environment
 .DELETE_ON_ERROR:
 
 help:
@@ -89,6 +90,9 @@ fuzz: $(FUZZ_READY)
 
 vm: $(READY)
 	@$(BIN)/python -m tests.vm.machine
+
+man: $(READY)
+	@$(BIN)/python -m tools.manual
 
 wheel: $(READY)
 	@$(BIN)/python $(PIP) install build

@@ -23,7 +23,7 @@ from cfstools.errors import CfsError, Interrupted, UsageError, exit_codes
 _PIPE_CLOSED = 1
 
 # Verb to the module that holds it and its one-line help, so that listing verbs imports none of them.
-_VERBS: dict[str, tuple[str, str]] = {
+VERBS: dict[str, tuple[str, str]] = {
     "build": ("build", "Turn a directory, a container image or a dump into a composefs image."),
     "inspect": ("inspect", "Say what an image is: versions, digest, counts, sizes."),
     "verify": ("verify", "Check an image: signature, structure, and every object it needs."),
@@ -51,12 +51,12 @@ class _Verbs(click.Group):
     """A group that imports a verb's module when the verb is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _VERBS:
+        if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"cfstools.cli.commands.{_VERBS[cmd_name][0]}")
+        module = importlib.import_module(f"cfstools.cli.commands.{VERBS[cmd_name][0]}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         _let_talk(command)
@@ -64,7 +64,7 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
