@@ -2,7 +2,7 @@
 #
 #   make demo        build, inspect and verify the image of a real root file system
 #   make test        the whole suite with coverage and its floors (ARGS='tests/store -k sync': a part, without)
-#   make check       format, lint, types, import layers, spelling
+#   make check       format, lint, types, import layers, spelling, manual pages
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
 #   make fuzz        inputs for every parser, guided by what they reach; FUZZ_SECONDS=60 for each
@@ -78,6 +78,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
+	@$(BIN)/python -m tools.manual --check
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)

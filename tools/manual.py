@@ -236,7 +236,14 @@ def _see_also(name: str) -> Iterator[str]:
     yield "The tutorial, the formats and all that is promised stand in the directory docs of the source."
 
 
-def main() -> int:
+def outdated() -> list[str]:
+    """The pages whose files are missing, left over, or say something else than the commands."""
+    made = pages()
+    kept = {path.stem: path.read_bytes() for path in PAGES.glob("*.1")}
+    return sorted(name for name in made | kept if kept.get(name) != made.get(name, "").encode("ascii"))
+
+
+def write() -> None:
     """Write every page, and remove those of verbs that are gone."""
     PAGES.mkdir(exist_ok=True)
     made = pages()
@@ -245,9 +252,17 @@ def main() -> int:
             path.unlink()
     for name, text in made.items():
         (PAGES / f"{name}.1").write_text(text, encoding="ascii")
-    print(f"{len(made)} pages in {PAGES}")
-    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages; with ``--check`` only say which are out of date."""
+    if arguments != ["--check"]:
+        write()
+        return 0
+    for name in outdated():
+        print(f"man/{name}.1 is not what the commands say: `make man` writes it", file=sys.stderr)
+    return 1 if outdated() else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
