@@ -27,7 +27,7 @@ LINKED := --config-settings editable_mode=compat
 WORKERS ?= auto
 # The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal.
 LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/project tests/signing \
-	tests/oci/test_compression.py tests/oci/test_streams.py)
+	tests/streams/test_decompress.py tests/streams/test_readers.py)
 ARGS ?=
 
 .PHONY: help demo test check compat test-lower bench fuzz sanitize vm man wheel clean environment

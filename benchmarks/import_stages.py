@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks import build_oci
 from benchmarks.runner import MKCFS, Job
-from cfstools.oci.bytesource import Read
-from cfstools.oci.compression import open_compressed
+from cfstools.formats.tar import TarReader
 from cfstools.oci.files import DirectoryFiles
 from cfstools.oci.images import OciImages
-from cfstools.oci.streams import READ_SIZE, HashingReader
-from cfstools.oci.tar import TarReader
+from cfstools.streams.buffered import Read
+from cfstools.streams.decompress import open_compressed
+from cfstools.streams.readers import READ_SIZE, HashingReader
 
 
 def jobs(size: int) -> Iterator[Job]:

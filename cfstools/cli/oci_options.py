@@ -10,8 +10,9 @@ import click
 
 from cfstools.cli.params import PATH, given, option_group
 from cfstools.errors import UsageError
-from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
+from cfstools.oci.choices import KeptXattrs, Mapping
 from cfstools.sources.oci_request import OciOptions, OciRequest
+from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 
 if TYPE_CHECKING:

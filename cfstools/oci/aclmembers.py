@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cfstools.errors import OciError, TarError
+from cfstools.formats.tar import Member, MemberType, TarWarning
+from cfstools.formats.tar.member import label
 from cfstools.oci.acl import ACCESS_KEY, DEFAULT_KEY, Acl, parse_acl_text, parse_acl_value
-from cfstools.oci.tar import Member, MemberType, TarWarning
-from cfstools.oci.tar.member import label
 
 _KEYS = {b"access": ACCESS_KEY, b"default": DEFAULT_KEY}
 _NOT_KEPT = "has an access control list that is not kept"

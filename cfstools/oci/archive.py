@@ -2,7 +2,7 @@
 
 In a plain archive that can be read at any offset the pass steps over contents, and files are then read where they
 lie. A compressed archive, or one from a pipe, cannot be entered in the middle: the pass keeps the contents aside as
-they come by (:mod:`cfstools.oci.spool`), so that one pass is enough whatever the order of the files.
+they come by (:mod:`cfstools.streams.spool`), so that one pass is enough whatever the order of the files.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from cfstools.errors import CompressionError, LimitExceeded, OciError, TarError
-from cfstools.oci.bytesource import Read
-from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import Compression, open_compressed, sniff
+from cfstools.formats.tar import Member, MemberType, TarReader
 from cfstools.oci.files import missing
-from cfstools.oci.spool import MakeFile, Place, Source, Spool, reading_range
-from cfstools.oci.tar import Member, MemberType, TarReader
+from cfstools.streams.buffered import Read
+from cfstools.streams.decompress import Compression, open_compressed, sniff
+from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.spool import MakeFile, Place, Source, Spool, reading_range
 from cfstools.text import shown_path
 
 MAX_MEMBERS = 1 << 18

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cfstools.errors import OciError, naming, os_error
 from cfstools.linux.files import close, open_beneath
-from cfstools.oci.bytesource import Read
+from cfstools.streams.buffered import Read
 from cfstools.text import quoted, shown_path
 
 # How a kernel says that a path would lead through a symbolic link or out of the directory.

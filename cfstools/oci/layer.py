@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
+from cfstools.formats.tar import Member, MemberType, TarReader, TarWarning
 from cfstools.oci.aclmembers import AclSettler
-from cfstools.oci.bytesource import Read
-from cfstools.oci.choices import DecompressionLimits, TarLimits
-from cfstools.oci.compression import Compression, open_compressed
 from cfstools.oci.descriptor import Digest, layer_compression
 from cfstools.oci.images import LayerSource
 from cfstools.oci.mapping import XattrKeeper
-from cfstools.oci.streams import READ_SIZE, HashingReader, ReadAhead
-from cfstools.oci.tar import Member, MemberType, TarReader, TarWarning
 from cfstools.progress import Progress
 from cfstools.report import Report
+from cfstools.streams.buffered import Read
+from cfstools.streams.decompress import Compression, open_compressed
+from cfstools.streams.limits import DecompressionLimits, TarLimits
+from cfstools.streams.readers import READ_SIZE, HashingReader, ReadAhead
 from cfstools.tree.layers import Layer
 from cfstools.tree.model import Content, Device, Directory, Fifo, Leaf, RegularFile, Symlink
 from cfstools.values import Value

@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 
 from cfstools.errors import CfsError, LimitExceeded, OciError
+from cfstools.formats.tar import Member, MemberType
+from cfstools.formats.tar.layout import BLOCK, HALVES, HEADER
+from cfstools.formats.tar.numbers import checksum_holds
 from cfstools.oci.archive import MAX_MEMBERS, ArchiveFiles, member_path
-from cfstools.oci.bytesource import Read
-from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import Compression, open_compressed, sniff
 from cfstools.oci.files import read_all
 from cfstools.oci.jsontext import MAX_JSON, parse_json
-from cfstools.oci.tar import Member, MemberType
-from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER
-from cfstools.oci.tar.numbers import checksum_holds
+from cfstools.streams.buffered import Read
+from cfstools.streams.decompress import Compression, open_compressed, sniff
+from cfstools.streams.limits import DecompressionLimits
 from cfstools.text import quoted
 
 ORDERS_HINT = "say what it is: docker-archive:, oci-archive: or layers: before the path"

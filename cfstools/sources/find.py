@@ -10,7 +10,7 @@ from cfstools.linux.lookup import file_type
 from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
 
 if TYPE_CHECKING:
-    from cfstools.oci.choices import DecompressionLimits
+    from cfstools.streams.limits import DecompressionLimits
 
 _IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _STDIN = b"-"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cfstools.errors import CheckFailed, FormatError
-from cfstools.oci.bytesource import Read
 from cfstools.oci.choices import Mapping
 from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
 from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
@@ -17,6 +16,7 @@ from cfstools.report import Report
 from cfstools.sources.oci_contents import LayerContents
 from cfstools.sources.oci_request import DEFAULT_OPTIONS, OciOptions
 from cfstools.store import StoreWriter
+from cfstools.streams.buffered import Read
 from cfstools.tree.layers import MAX_WARNINGS, LayeredTree
 from cfstools.tree.model import Directory
 from cfstools.tree.resolve import shown

@@ -12,13 +12,13 @@ from cfstools.errors import InputError, OciError, UsageError, naming, os_error, 
 from cfstools.linux.files import close, unnamed_file
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, index_archive
-from cfstools.oci.bytesource import Read
-from cfstools.oci.choices import DecompressionLimits
 from cfstools.oci.files import BlobFiles, DirectoryFiles
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages, archive_images
 from cfstools.oci.recognise import Evidence, begins_a_tar
-from cfstools.oci.spool import MakeFile, Source
 from cfstools.sources.oci_request import Form
+from cfstools.streams.buffered import Read
+from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.spool import MakeFile, Source
 
 _Files = TypeVar("_Files", bound=BlobFiles)
 _STDIN = b"-"

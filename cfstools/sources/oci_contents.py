@@ -6,8 +6,8 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
+from cfstools.formats.tar import Member, TarReader
 from cfstools.linux.files import fd_limit
-from cfstools.oci.tar import Member, TarReader
 from cfstools.store import INLINE_THRESHOLD, StoreWriter
 from cfstools.store.batch import digest_many
 from cfstools.tree.model import Content, External

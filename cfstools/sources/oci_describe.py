@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import open_compressed
 from cfstools.oci.images import ImageContainer, LayerSource
 from cfstools.oci.select import ANY, Choice
-from cfstools.oci.streams import READ_SIZE, HashingReader
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
+from cfstools.streams.decompress import open_compressed
+from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.readers import READ_SIZE, HashingReader
 
 
 class LayerDescription(Report):

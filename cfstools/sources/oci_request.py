@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import OciError, UsageError
 from cfstools.linux.lookup import file_type
-from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping, TarLimits
+from cfstools.oci.choices import KeptXattrs, Mapping
+from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.text import shown_path
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
 

@@ -19,8 +19,9 @@ from cfstools.formats.overlay import HIDING_NAMES
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
 from cfstools.signing.keys import PrivateKey
 from cfstools.store.kept import KeptImage, kept_text
+from tests.formats.tar import tarbytes
 from tests.fuzz.trust import Trusting
-from tests.oci import making, tarbytes
+from tests.oci import making
 from tests.signing import test_key_forms
 
 _TESTS = Path(__file__).parent.parent

@@ -24,13 +24,13 @@ from cfstools.formats.dump import parse_dump, print_dump
 from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.primary_names import restore_primary_names
-from cfstools.oci.choices import DecompressionLimits, TarLimits
+from cfstools.formats.tar import TarReader
 from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
-from cfstools.oci.tar import TarReader
 from cfstools.signing import ImageDigests, judge, parse_envelope
 from cfstools.signing.keys import PrivateKey, PublicKey, load_private_key, load_public_key
 from cfstools.sources.oci_request import OciOptions, OciRequest
 from cfstools.store.kept import kept_text, parse_kept
+from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
 from tests.bounds import bounded

@@ -21,14 +21,14 @@ from cfstools.errors import (
     Unsupported,
 )
 from cfstools.oci import archive as archive_module
-from cfstools.oci import spool as spool_module
 from cfstools.oci.archive import ArchiveFiles, index_archive, member_path
 from cfstools.oci.descriptor import parse_digest, parse_platform
 from cfstools.oci.files import BlobFiles, DirectoryFiles, MemoryFiles, read_all
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
 from cfstools.oci.jsontext import MAX_JSON
 from cfstools.oci.select import Choice
-from cfstools.oci.spool import Source
+from cfstools.streams import spool as spool_module
+from cfstools.streams.spool import Source
 from tests.oci import making
 from tests.oci.making import COMPRESSORS, CONFIG, LAYER, MANIFEST, Layout, descriptor, hello, link, member, packed, tar
 

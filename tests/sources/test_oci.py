@@ -25,7 +25,7 @@ from cfstools.errors import (
 )
 from cfstools.formats.composefs import write_image
 from cfstools.formats.listing import object_digests
-from cfstools.oci.choices import DecompressionLimits, KeptXattrs, Mapping
+from cfstools.oci.choices import KeptXattrs, Mapping
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
 from cfstools.oci.images import DockerImages, LayerSource, LayerTars, OciImages
@@ -35,6 +35,7 @@ from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_describe import describe
 from cfstools.sources.oci_request import Form, OciOptions, parse_reference
 from cfstools.store import DirectoryStore, StoreWriter
+from cfstools.streams.limits import DecompressionLimits
 from cfstools.tree.layer_rules import LayerRules
 from cfstools.tree.layers import MAX_WARNINGS
 from cfstools.tree.model import Device, External, HardLink

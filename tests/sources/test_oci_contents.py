@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import StoreError, TarError
-from cfstools.oci.tar import TarReader
+from cfstools.formats.tar import TarReader
 from cfstools.sources.oci_contents import SMALL, LayerContents
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.tree.model import Content, External

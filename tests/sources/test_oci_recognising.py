@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import FormatError, OciError, TarError, UsageError
-from cfstools.oci.compression import Decompressed
 from cfstools.sources.find import find_image
 from cfstools.sources.oci import read_oci
 from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_request import Form
+from cfstools.streams.decompress import Decompressed
 from tests.oci import making
 from tests.oci.making import COMPRESSORS, Layout, archive, digest, hello, link, member, packed, tar
 

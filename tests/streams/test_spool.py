@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from cfstools.errors import InputError
 from cfstools.linux import files as linux_files
 from cfstools.linux.files import unnamed_file
-from cfstools.oci import spool as spool_module
-from cfstools.oci.compression import Decompressed
-from cfstools.oci.spool import Source, Spool
 from cfstools.sources.oci import read_oci
 from cfstools.sources.oci_containers import open_images
 from cfstools.store import DirectoryStore, StoreWriter
+from cfstools.streams import spool as spool_module
+from cfstools.streams.decompress import Decompressed
+from cfstools.streams.spool import Source, Spool
 from tests.oci import making
 from tests.oci.making import hello, member, tar
 

@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cfstools.errors import TarError
-from cfstools.oci.tar import MemberType, TarWarning
-from tests.oci.tarbytes import END, GNU, USTAR, V7, binary, gnu_long, header, octal, padded, pax, read
-from tests.oci.test_tar_oracles import as_tarfile_sees_it
+from cfstools.formats.tar import MemberType, TarWarning
+from tests.formats.tar.tarbytes import END, GNU, USTAR, V7, binary, gnu_long, header, octal, padded, pax, read
+from tests.formats.tar.test_oracles import as_tarfile_sees_it
 
 # Name without slashes at the end, type, mode, uid, gid, mtime in seconds, link, size of a file.
 Seen = tuple[str, str, int, int, int, int, str, int]

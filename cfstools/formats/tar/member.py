@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cfstools.oci.tar.layout import MemberType
+from cfstools.formats.tar.layout import MemberType
 from cfstools.tree.model import Xattrs
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from cfstools.errors import CompressionError
-from cfstools.oci.streams import HashingReader, ReadAhead
+from cfstools.streams.readers import HashingReader, ReadAhead
 
 DATA = bytes(range(251)) * 9_000
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from cfstools.errors import TarError
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar import Member, TarReader, TarWarning
+from cfstools.formats.tar import Member, TarReader, TarWarning
+from cfstools.streams.limits import TarLimits
 
 USTAR = b"ustar\x0000"
 GNU = b"ustar  \0"

@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.oci.bytesource import ByteSource, Read, pass_padding
-from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
+from cfstools.streams.buffered import ByteSource, Read, pass_padding
+from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
 CHUNK = 1 << 18  # at most so much comes out of a decoder at once
 _FIRST_PIECE = 1 << 12  # a stream of many short members should not copy a whole buffer for each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cfstools.oci.bytesource import Read
+from cfstools.streams.buffered import Read
 
 Chunk = bytes | memoryview
 

@@ -9,10 +9,10 @@ import tracemalloc
 import pytest
 
 from cfstools.errors import TarError, UsageError
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar import Member, MemberType, TarReader, TarWarning
-from cfstools.oci.tar.numbers import byte_sum, parse_number, parse_time
-from tests.oci.tarbytes import (
+from cfstools.formats.tar import Member, MemberType, TarReader, TarWarning
+from cfstools.formats.tar.numbers import byte_sum, parse_number, parse_time
+from cfstools.streams.limits import TarLimits
+from tests.formats.tar.tarbytes import (
     END,
     GNU,
     USTAR,

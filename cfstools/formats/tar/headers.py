@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cfstools.errors import TarError
-from cfstools.oci.tar import layout
-from cfstools.oci.tar.layout import Header, MemberType
-from cfstools.oci.tar.member import Member, label
-from cfstools.oci.tar.numbers import parse_number
-from cfstools.oci.tar.pax import Extension
+from cfstools.formats.tar import layout
+from cfstools.formats.tar.layout import Header, MemberType
+from cfstools.formats.tar.member import Member, label
+from cfstools.formats.tar.numbers import parse_number
+from cfstools.formats.tar.pax import Extension
 
 # The fields of layout.Header; making the named tuple would cost as much as the whole split.
 RawHeader = tuple[bytes, ...]

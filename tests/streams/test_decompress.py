@@ -23,12 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfstools.errors import CfsError, CompressionError, LimitExceeded
-from cfstools.oci import compression
-from cfstools.oci.bytesource import ByteSource
-from cfstools.oci.choices import DecompressionLimits
-from cfstools.oci.compression import Compression, Decompressed, open_compressed, sniff
-from cfstools.oci.streams import HashingReader
-from cfstools.oci.zstd_frames import parse_frame_header
+from cfstools.streams import decompress
+from cfstools.streams.buffered import ByteSource
+from cfstools.streams.decompress import Compression, Decompressed, open_compressed, sniff
+from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.readers import HashingReader
+from cfstools.streams.zstd_frames import parse_frame_header
 
 Pack = Callable[[bytes], bytes]
 
@@ -208,8 +208,8 @@ def test_without_isal_zlib_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    monkeypatch.setattr(compression, "_ISAL", compression._import_isal())
-    assert isinstance(compression._gzip_decoder(accelerate=True), compression._Zlib)
+    monkeypatch.setattr(decompress, "_ISAL", decompress._import_isal())
+    assert isinstance(decompress._gzip_decoder(accelerate=True), decompress._Zlib)
     assert unpack(gzip.compress(MIXED)) == MIXED
 
 

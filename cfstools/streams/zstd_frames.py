@@ -13,7 +13,7 @@ from typing import NamedTuple
 import zstandard
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.oci.bytesource import ByteSource, pass_padding
+from cfstools.streams.buffered import ByteSource, pass_padding
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_FIRST = frozenset(bytes((value,)) for value in range(0x50, 0x60))

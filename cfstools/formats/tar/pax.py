@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from cfstools.errors import TarError
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar.member import label
-from cfstools.oci.tar.numbers import parse_decimal, parse_time
+from cfstools.formats.tar.member import label
+from cfstools.formats.tar.numbers import parse_decimal, parse_time
+from cfstools.streams.limits import TarLimits
 
 _SCHILY = b"SCHILY.xattr."
 _LIBARCHIVE = b"LIBARCHIVE.xattr."

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfstools.errors import TarError
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar import Member, MemberType, TarReader
-from tests.oci.tarbytes import END, GNU, file, gnu_long, header, octal, pax, read
+from cfstools.formats.tar import Member, MemberType, TarReader
+from cfstools.streams.limits import TarLimits
+from tests.formats.tar.tarbytes import END, GNU, file, gnu_long, header, octal, pax, read
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "tar-edge"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "tar-edge"
 TYPES = [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE]
 TYPES += [tarfile.FIFOTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE]
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from cfstools.oci.bytesource import Read
+from cfstools.streams.buffered import Read
 
 READ_SIZE = 1 << 18
 _DEPTH = 4

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from cfstools.errors import TarError
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar import layout
-from cfstools.oci.tar.layout import BLOCK
-from cfstools.oci.tar.member import SparseMap
-from cfstools.oci.tar.numbers import parse_decimal, parse_number
-from cfstools.oci.tar.pax import Extension
+from cfstools.formats.tar import layout
+from cfstools.formats.tar.layout import BLOCK
+from cfstools.formats.tar.member import SparseMap
+from cfstools.formats.tar.numbers import parse_decimal, parse_number
+from cfstools.formats.tar.pax import Extension
+from cfstools.streams.limits import TarLimits
 
 Extents = list[tuple[int, int]]
 _NUMBER_MAX = 21  # digits and newline of one number in a 1.0 map

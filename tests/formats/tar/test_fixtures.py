@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from cfstools.errors import TarError
-from cfstools.oci.tar import Member, MemberType, TarReader, TarWarning
+from cfstools.formats.tar import Member, MemberType, TarReader, TarWarning
 
-FIXTURES = Path(__file__).parent.parent / "fixtures" / "tar-edge"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "tar-edge"
 
 BINARY_VALUE = bytes(range(256))
 STAMP = 1795450853

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cfstools.errors import InputError, os_error
 from cfstools.linux.files import close, write_all
-from cfstools.oci.bytesource import Read
+from cfstools.streams.buffered import Read
 
 IN_MEMORY = 8 << 20  # so many bytes are kept in memory before a file is made
 MakeFile = Callable[[], int]

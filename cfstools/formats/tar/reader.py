@@ -6,15 +6,24 @@ from collections.abc import Callable, Iterator
 from zlib import adler32
 
 from cfstools.errors import TarError, UsageError
-from cfstools.oci.bytesource import Read
-from cfstools.oci.choices import TarLimits
-from cfstools.oci.tar import layout, sparse
-from cfstools.oci.tar.headers import LINKS, RawHeader, apply, bad_number, device_number, device_of, odd_name, prefixed
-from cfstools.oci.tar.layout import BLOCK, HALVES, HEADER, NO_PREFIX, ZERO_BLOCK, MemberType
-from cfstools.oci.tar.member import Member, SparseMap, TarWarning, label
-from cfstools.oci.tar.numbers import cached_number, checksum_holds, parse_number
-from cfstools.oci.tar.pax import Extension, check_global, interpret, parse_records
-from cfstools.oci.tar.stream import Chunk, Stream, hole
+from cfstools.formats.tar import layout, sparse
+from cfstools.formats.tar.headers import (
+    LINKS,
+    RawHeader,
+    apply,
+    bad_number,
+    device_number,
+    device_of,
+    odd_name,
+    prefixed,
+)
+from cfstools.formats.tar.layout import BLOCK, HALVES, HEADER, NO_PREFIX, ZERO_BLOCK, MemberType
+from cfstools.formats.tar.member import Member, SparseMap, TarWarning, label
+from cfstools.formats.tar.numbers import cached_number, checksum_holds, parse_number
+from cfstools.formats.tar.pax import Extension, check_global, interpret, parse_records
+from cfstools.formats.tar.stream import Chunk, Stream, hole
+from cfstools.streams.buffered import Read
+from cfstools.streams.limits import TarLimits
 from cfstools.tree.model import NO_XATTRS
 
 _CUT_HINT = "check where it comes from; a complete archive ends with 1024 zero bytes"
