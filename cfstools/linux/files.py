@@ -41,6 +41,7 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RESOLVE = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
 _OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve
+_WRITE_AND_WAIT = 0x1 | 0x2 | 0x4  # of sync_file_range: wait before, write, wait after
 
 # The answers of kernels and file systems that do not have what was asked for.
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
@@ -54,6 +55,7 @@ _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 # Not every C library has it.
@@ -146,6 +148,17 @@ def syncfs(fd: int) -> None:
     """Bring everything on the file system that holds *fd* to stable storage."""
     if _libc.syncfs(fd):
         raise _fail()
+
+
+def write_back(fd: int) -> None:
+    """Have the kernel write the changed pages of the file *fd*, and wait for that, but not for the disk's own cache.
+
+    Afterwards every page that a program has mapped is clean, and the next store to it is seen. Raises ``OSError``.
+    """
+    # Twice: btrfs hands pages to a thread that compresses them, and only then are they under way.
+    for _ in range(2):
+        if _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT):
+            raise _fail()
 
 
 def dirty_bytes() -> int:

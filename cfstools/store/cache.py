@@ -16,12 +16,13 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from cfstools import native
+from cfstools.errors import CfsError
 from cfstools.linux import files
 from cfstools.linux.volume import clock_offset, mounted_volume
 from cfstools.store import cache_files
@@ -41,9 +42,12 @@ _DAY = 24 * 60
 _KEEP = 30 * _DAY
 # The last files met that are remembered of a volume, at least; a build remembers more if it has more.
 _LAST = 1 << 19
+# So many files are written back one by one: about as long as one syncfs takes where nobody else writes.
+_SINGLES = 256
 _NEVER = -1 << 63
 _NOTHING = Records(_NEVER, memoryview(b""))
 
+_File = TypeVar("_File")
 # A file that was read: what it was, its owner and mode, and its digest.
 Met = tuple["Stamp", int, int, bytes]
 # What is known of a file: no contents, or digest, size and -1, or nothing.
@@ -73,6 +77,7 @@ class DigestCache:
         self._made: list[bytes] = []
         self._records: Records | None = None
         self._settled: int | None = None
+        self._singles = 0
         self._clock = _NEVER
         self._is_open = True
         self.hits = 0
@@ -140,32 +145,46 @@ class DigestCache:
         with self._lock:
             self._settled = _NEVER
 
-    def settle(self) -> None:
-        """Call before reading files to be remembered: from here on every change gives a new ctime.
+    def settle(self, files: Sequence[_File] = (), open_file: Callable[[_File], int] | None = None) -> int:
+        """Call before reading *files* to be remembered; returns a time from which on every change gives a new ctime.
 
-        A page that a program has mapped and written to is not watched until it was brought to the disk: it could be
-        written to again without a new ctime. Syncing the file system ends that for all pages, so that whatever is
-        written after this moment gives its file a ctime that is not before this moment, too.
+        A page that a program has mapped and written to is not watched until it was written back: it could be written
+        to again without a new ctime. Writing pages back ends that. For the first few files of a build each is opened
+        and written back by itself; for more one ``syncfs`` does it for all, but also waits for what other programs
+        wrote.
         """
         with self._lock:
             if self._settled is None:
-                self._settled = _NEVER
-                with suppress(OSError):
-                    now, clock = time.time_ns(), clock_offset()
-                    files.syncfs(self._root_fd)
-                    if clock is not None:
-                        self._settled, self._clock = now, clock
+                self._singles += len(files)
+                if open_file is None or self._singles > _SINGLES:
+                    self._settle_all()
+            if self._settled is not None:
+                return self._settled
+        assert open_file is not None
+        now, clock = time.time_ns(), clock_offset()
+        if clock is None or not all(_written_back(file, open_file) for file in files):
+            return _NEVER
+        with self._lock:
+            self._clock = max(self._clock, clock)
+        return now
 
-    def remember(self, read: Iterable[Met]) -> None:
-        """Remember what files read after :meth:`settle` were, those that a later change cannot leave as they are.
+    def _settle_all(self) -> None:
+        self._settled = _NEVER
+        with suppress(OSError):
+            now, clock = time.time_ns(), clock_offset()
+            files.syncfs(self._root_fd)
+            if clock is not None:
+                self._settled, self._clock = now, max(self._clock, clock)
 
-        Their ctime must lie clearly before that call. One without nanoseconds was chosen by a program or comes from an
+    def remember(self, read: Iterable[Met], since: int) -> None:
+        """Remember what files were that were read after :meth:`settle` said *since*, if no later change can hide.
+
+        Their ctime must lie clearly before that time. One without nanoseconds was chosen by a program or comes from an
         inode that has no room for more, and where later ones may be cut to the same. Whoever can write to a file can
         exchange its blocks for another's (XFS_IOC_SWAPEXT, EXT4_IOC_MOVE_EXT), which leaves the times as they were:
         that must be nobody but this user and root.
         """
-        assert self._settled is not None
-        limit = self._settled - RACY_NS
+        limit = since - RACY_NS
         owners = (0, os.geteuid())
         self._add(
             (stamp, digest)
@@ -216,6 +235,18 @@ class DigestCache:
             data = native.merge_records(data, made, digest_size, times[-limit * 3 // 4])
         data = data[: cache_files.MAX_RECORDS * size]
         cache_files.write(self._directory, self._shelf, Records(highest, memoryview(data)))
+
+
+def _written_back(file: _File, open_file: Callable[[_File], int]) -> bool:
+    """Whether the pages of *file* are clean now; who reads it will say what is wrong with it."""
+    with suppress(CfsError, OSError):
+        fd = open_file(file)
+        try:
+            files.write_back(fd)
+        finally:
+            files.close(fd)
+        return True
+    return False
 
 
 __all__ = ["RACY_NS", "DigestCache", "Found", "Met", "Recalled"]

@@ -345,9 +345,10 @@ class _Run:
             found = self._recall(files)
             left = [number for number, one in enumerate(found) if one is None] if None in found else []
             # Small files are in images, and so in no cache: they alone are no reason to sync.
-            cache = self._cache if any(files[number].size > self._inline_threshold for number in left) else None
+            objects = [files[number] for number in left if files[number].size > self._inline_threshold]
+            cache = self._cache if objects else None
             if cache is not None:
-                cache.settle()
+                since = cache.settle([_unread(file) for file in objects], self._blobs.open)
             for number, one in zip(left, self._read_together([files[number] for number in left]), strict=True):
                 found[number] = one
                 if one is None:
@@ -356,7 +357,7 @@ class _Run:
                         return
                     found[number] = self._contents(files[number])
             if cache is not None:
-                cache.remember(_met((files[number], found[number]) for number in left))
+                cache.remember(_met((files[number], found[number]) for number in left), since)
         except BaseException as error:  # noqa: BLE001 - raised by report(), in the thread that asks for the result
             self.stop(position, error)
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -342,3 +344,29 @@ def test_a_close_that_fails_is_a_close(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_stores_through_a_map_are_seen_after_pages_were_written_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10_000))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+
+        def store_changes_ctime(value: int) -> bool:
+            before = path.stat().st_ctime_ns
+            time.sleep(0.05)
+            mapped[0] = mapped[5000] = value
+            return path.stat().st_ctime_ns != before
+
+        # Somebody's sync may write the pages back at any time.
+        assert any(not store_changes_ctime(value) for value in range(1, 20))
+        with path.open("rb") as reader:
+            files.write_back(reader.fileno())
+        assert store_changes_ctime(20)
+
+
+def test_writing_back_what_has_no_pages(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(OSError, match="Illegal seek"):
+        files.write_back(reading)
+    os.close(reading)
+    os.close(writing)

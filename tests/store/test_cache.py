@@ -113,9 +113,8 @@ def opened(store: DirectoryStore, source: Path, algorithm: Algorithm = Algorithm
 
 def remember(digests: DigestCache, stamps: list[Stamp], digest: bytes = DIGEST) -> None:
     """As a build does that has read these files, which are this user's alone."""
-    digests._settled = 2**63
     digests._clock = clock_offset() or 0
-    digests.remember([(stamp, os.geteuid(), 0o100644, digest) for stamp in stamps])
+    digests.remember([(stamp, os.geteuid(), 0o100644, digest) for stamp in stamps], 2**63)
 
 
 def stamps_of(source: Path, count: int) -> list[Stamp]:
@@ -277,8 +276,12 @@ def test_changes_that_keep_size_and_mtime_are_noticed(
     assert blobs.hits == 0
 
 
-def test_a_map_that_stays_open(store: DirectoryStore, source: Path) -> None:
-    """Stores to a page written to before do not fault, and so change no ctime, until the page was synced."""
+@pytest.mark.parametrize("singles", [0, 256])
+def test_a_map_that_stays_open(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch, singles: int
+) -> None:
+    """Stores to a page written to before do not fault, and so change no ctime, until the page was written back."""
+    monkeypatch.setattr(cache, "_SINGLES", singles)
     path = source / "file"
     tree_of({b"file": CONTENTS[b"small"]}, source)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
@@ -292,6 +295,27 @@ def test_a_map_that_stays_open(store: DirectoryStore, source: Path) -> None:
             run(store, root, source)
             assert digests_of(root) == truth(source)
             settle_clock(path)
+
+
+def test_a_few_files_do_not_wait_for_what_others_write(
+    store: DirectoryStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(files, "syncfs", synced.append)
+    monkeypatch.setattr(cache, "_SINGLES", 3)
+    tree_of({b"%d" % number: bytes([number + 1]) * 100 for number in range(3)}, source)
+    settle_clock(source / "2")
+    fd = os.open(source, os.O_RDONLY)
+    with opened(store, source) as digests:
+        stamps = [(b"%d" % number, number) for number in range(3)]
+        since = digests.settle(stamps[:2], lambda file: os.open(file[0], os.O_RDONLY, dir_fd=fd))
+        assert since > (source / "1").stat().st_ctime_ns
+        # One that cannot be opened spoils what is asked for together with it, and nothing else.
+        assert digests.settle([(b"none", 3)], lambda file: os.open(file[0], os.O_RDONLY, dir_fd=fd)) < 0
+        assert not synced
+        assert digests.settle(stamps[2:], lambda file: pytest.fail("there are too many")) >= since
+        assert len(synced) == 1
+    os.close(fd)
 
 
 def test_changes_at_any_moment_are_noticed(store: DirectoryStore, source: Path) -> None:
@@ -422,8 +446,7 @@ def test_times_that_a_program_chose(store: DirectoryStore, source: Path, ctime: 
     """Such as whole seconds, the last that an inode has room for, or any in the future."""
     stamps = [stamp._replace(ctime_ns=ctime) for stamp in stamps_of(source, 1)]
     with opened(store, source) as digests:
-        digests.settle()
-        digests.remember([(stamps[0], 0, 0o100644, DIGEST)])
+        digests.remember([(stamps[0], 0, 0o100644, DIGEST)], digests.settle())
     with opened(store, source) as digests:
         assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if ctime == -1 else None]
 
@@ -445,8 +468,8 @@ def test_files_that_others_can_write(
     """They could exchange a file's blocks for another's, which leaves its ctime."""
     stamps = stamps_of(source, 1)
     with opened(store, source) as digests:
-        digests.settle()
-        digests.remember([(stamps[0], os.geteuid() if uid is None else uid, 0o100000 | mode, DIGEST)])
+        read = [(stamps[0], os.geteuid() if uid is None else uid, 0o100000 | mode, DIGEST)]
+        digests.remember(read, digests.settle())
     with opened(store, source) as digests:
         assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if is_known else None]
 
@@ -502,8 +525,8 @@ def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> No
     digests = [bytes([number]) * 64 for number in range(65)]
     for half in (slice(0, None, 2), slice(63, None, -2)):
         with opened(store, source, Algorithm.SHA512) as made:
-            made._settled = 0
-            made.remember([(*one[:1], 0, 0o100644, one[1]) for one in list(zip(stamps, digests, strict=True))[half]])
+            read = [(*one[:1], 0, 0o100644, one[1]) for one in list(zip(stamps, digests, strict=True))[half]]
+            made.remember(read, 0)
     with opened(store, source, Algorithm.SHA512) as again:
         found = again.find(stamps[::-1], 64).found
     assert found == [(digest, stamp.size, -1) for stamp, digest in zip(stamps, digests, strict=True)][::-1]
