@@ -24,8 +24,17 @@ from cfstools.streams.buffered import Read
 from cfstools.text import quoted, shown_path
 from cfstools.values import Value
 
+MAX_LOOKED_AT = 32 << 20  # bytes of manifests, and as many of configs, read to tell images apart, each once
+MAX_NAMES_COMPARED = 1 << 20  # pairs of a name in index.json and one in manifest.json
+
 _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _CONFIG_PATH = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?", re.DOTALL)
+_ONE_FORM_HINT = (
+    "oci-archive: before the path takes what the index says, docker-archive: what manifest.json says; @DIGEST behind "
+    "it takes one image"
+)
+
+_Configs = list[tuple[tuple[str, ...], Digest]]
 
 
 class LayerSource(Value):
@@ -82,6 +91,8 @@ class OciImages:
     def __init__(self, files: BlobFiles, kind: str = "oci") -> None:
         self.kind = kind
         self._files = files
+        self._looks: dict[tuple[Digest, int], tuple[State, Digest | None]] = {}
+        self._looks_left = MAX_LOOKED_AT
         layout = Fields(_json(files, "oci-layout"), "oci-layout")
         version = layout.required_text("imageLayoutVersion")
         if not version.startswith("1."):
@@ -117,13 +128,16 @@ class OciImages:
             ),
         )
 
-    def configs(self) -> list[tuple[tuple[str, ...], Digest]]:
+    def configs(self) -> _Configs:
         """Names and config of each image whose blobs are there. Raises as :meth:`image` does."""
         found = []
         for one in self._catalogue.images:
-            if self._look(one) is State.IMAGE:
-                with within(f"manifest {one.manifest.digest}"):
-                    found.append((one.names, parse_manifest(self._blob(one.manifest)).config.digest))
+            state, config = self._looked_at(one)
+            if state is State.IMAGE:
+                if config is None:  # a damaged one: reading it tells what is wrong
+                    with within(f"manifest {one.manifest.digest}"):
+                        config = parse_manifest(self._blob(one.manifest)).config.digest
+                found.append((one.names, config))
         return found
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
@@ -153,15 +167,36 @@ class OciImages:
 
     def _look(self, candidate: Candidate) -> State:
         """What is behind a candidate. One that is damaged counts as an image: choosing it tells what is wrong."""
+        return self._looked_at(candidate)[0]
+
+    def _looked_at(self, candidate: Candidate) -> tuple[State, Digest | None]:
+        """The same with the config of what can be read. Many entries may lead to one manifest, which is read once."""
+        manifest = candidate.manifest
+        key = manifest.digest, manifest.size
+        found = self._looks.get(key)
+        if found is None:
+            found = self._looks[key] = self._state(manifest)
+        return found
+
+    def _state(self, descriptor: Descriptor) -> tuple[State, Digest | None]:
         try:
-            if not self._has(candidate.manifest):
-                return State.ABSENT
-            manifest = parse_manifest(self._blob(candidate.manifest))
-            return State.IMAGE if all(map(self._has, (manifest.config, *manifest.layers))) else State.ABSENT
-        except NoImage:
-            return State.ARTIFACT
+            if not self._has(descriptor):
+                return State.ABSENT, None
         except CfsError:
-            return State.IMAGE
+            return State.IMAGE, None
+        if descriptor.size <= MAX_JSON:  # a longer one is not read
+            self._looks_left = _less(self._looks_left, descriptor.size, "manifests")
+        try:
+            manifest = parse_manifest(self._blob(descriptor))
+        except NoImage:
+            return State.ARTIFACT, None
+        except CfsError:
+            return State.IMAGE, None
+        try:
+            whole = all(map(self._has, (manifest.config, *manifest.layers)))
+        except CfsError:
+            whole = True
+        return State.IMAGE if whole else State.ABSENT, manifest.config.digest
 
     def _has(self, descriptor: Descriptor) -> bool:
         return descriptor.data is not None or self._files.size(blob_path(descriptor.digest)) is not None
@@ -227,9 +262,15 @@ class DockerImages:
             warnings=tuple((f"config: {where}", text) for where, text in config.warnings),
         )
 
-    def configs(self) -> list[tuple[tuple[str, ...], Digest]]:
-        """Names and config of each image. Raises :class:`OciError`, :class:`CheckFailed`."""
-        return [(image.tags, self._config(image)[1]) for image in self._images]
+    def configs(self) -> _Configs:
+        """Names and config of each image. Raises :class:`OciError`, :class:`CheckFailed`, :class:`LimitExceeded`."""
+        digests: dict[str, Digest] = {}
+        left = MAX_LOOKED_AT
+        for image in self._images:
+            if image.config not in digests:
+                left = _less(left, self._files.size(image.config) or 0, "configs")
+                digests[image.config] = self._config(image)[1]
+        return [(image.tags, digests[image.config]) for image in self._images]
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
         """A layer's bytes as stored."""
@@ -268,7 +309,7 @@ class DockerImages:
 
     def _chosen(self, choice: Choice) -> _DockerImage:
         if choice.digest is not None:
-            raise OciError(f"a docker archive has no manifest digests; there is {', '.join(self.names())}")
+            raise OciError(f"a docker archive has no manifest digests; there is {', '.join(self.names()[:12])}")
         found = self._images
         if choice.name is not None:
             number = re.fullmatch(r"@([0-9]{1,6})", choice.name)
@@ -331,15 +372,32 @@ def archive_images(files: ArchiveFiles) -> ImageContainer:
     there = by_index.configs()
     if not there:
         return by_manifest  # an index without entries, or one of images that are elsewhere
-    for tags, config in by_manifest.configs():
-        # Under the names that both have, and else under any.
-        same = [one for one in there if any(is_named(name, tag) for name in one[0] for tag in tags)] or there
-        if config not in {digest for _, digest in same}:
-            raise OciError(
-                f"index.json does not have the image {config} that manifest.json names",
-                hint="oci-archive: before the path takes what the index says, docker-archive: what manifest.json says",
-            )
+    _check_same(there, by_manifest.configs())
     return by_index
+
+
+def _check_same(there: _Configs, named: _Configs) -> None:
+    """Raise :class:`OciError` for an image of those *named* that is not *there*: under the names that both have, and
+    else under any."""
+    everything = {config for _, config in there}
+    by_name: dict[str, set[Digest]] = {}
+    for names, config in there:
+        for name in names:
+            by_name.setdefault(name, set()).add(config)
+    if len(by_name) * sum(len(tags) for tags, _ in named) > MAX_NAMES_COMPARED:
+        raise LimitExceeded("too many names in index.json and manifest.json to compare", hint=_ONE_FORM_HINT)
+    for tags, config in named:
+        same = [by_name[name] for name in by_name if any(is_named(name, tag) for tag in tags)] if tags else []
+        if not any(config in configs for configs in same or [everything]):
+            what = f"index.json does not have the image {config} that manifest.json names"
+            raise OciError(what, hint=_ONE_FORM_HINT)
+
+
+def _less(left: int, size: int, what: str) -> int:
+    """What is left of a budget of bytes. Raises :class:`LimitExceeded`."""
+    if size > left:
+        raise LimitExceeded(f"more than {MAX_LOOKED_AT} bytes of {what} to tell images apart", hint=_ONE_FORM_HINT)
+    return left - size
 
 
 def _inside(path: str, where: str) -> str:

@@ -175,7 +175,7 @@ def _strangers(evidence: Evidence, parts: set[str]) -> list[str]:
 def _named_by_manifest(files: ArchiveFiles) -> set[str] | None:
     """The files that a docker archive's manifest names; ``None`` where there is no such manifest."""
     value = _document(files, "manifest.json")
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         return None
     named: set[str] = set()
     for item in value:

@@ -99,9 +99,7 @@ class Catalogue:
         self, entry: Descriptor, names: tuple[str, ...], number: int, trail: tuple[Digest, ...], seen: set[Digest]
     ) -> list[Candidate]:
         """What an entry leads to that is not in *seen* yet."""
-        self._entries_left -= 1
-        if self._entries_left < 0:
-            raise LimitExceeded(f"more than {MAX_ENTRIES} entries in the indexes", where="index")
+        self._spend_entries(1)
         if entry.digest in trail:
             raise OciError("the index contains itself", where=str(entry.digest))
         if entry.digest in seen:
@@ -130,13 +128,19 @@ class Catalogue:
                 raise LimitExceeded(what, where=str(entry.digest))
             try:
                 found = self._load(entry)
-                self.odd += found.odd
             except CfsError as error:
                 found = Index(manifests=())
                 annotations = entry.annotations if outermost else {}
                 self.odd.append(OddEntry(error=error, digest=str(entry.digest), annotations=annotations))
+            self._spend_entries(len(found.odd))
+            self.odd += found.odd
             self._indexes[entry.digest] = found
         return found
+
+    def _spend_entries(self, count: int) -> None:
+        self._entries_left -= count
+        if self._entries_left < 0:
+            raise LimitExceeded(f"more than {MAX_ENTRIES} entries in the indexes", where="index")
 
     def _count_image(self) -> None:
         self._images_left -= 1
@@ -203,7 +207,7 @@ def _odd_text(odd: OddEntry) -> str:
 
 def _images(found: list[Candidate], look: Callable[[Candidate], State], notes: list[str]) -> list[Candidate]:
     """Those of several candidates that are images and all there; all where none is."""
-    if len(found) > MAX_LOOKS:
+    if len({one.manifest.digest for one in found}) > MAX_LOOKS:
         return found
     states = [(one, look(one)) for one in found]
     images = [one for one, state in states if state is State.IMAGE]

@@ -483,3 +483,14 @@ def test_a_digest_that_nothing_has() -> None:
     layout.tag(another(layout, "x"))
     with pytest.raises(OciError, match="no image 'sha512:"):
         picked(layout, digest=Digest("sha512", "0" * 128))
+
+
+def test_odd_entries_of_nested_indexes_have_the_budget_of_all_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout()
+    good = another(layout, "a")
+    layout.entries = [layout.index([{"odd": number}] * 10) for number in range(2)] + [good]
+    monkeypatch.setattr(select, "MAX_ENTRIES", 23)
+    assert picked(layout) == good["digest"]
+    monkeypatch.setattr(select, "MAX_ENTRIES", 22)
+    with pytest.raises(LimitExceeded, match="more than 22 entries"):
+        picked(layout)
