@@ -1,32 +1,55 @@
-"""The observer that long work reports to. The library only calls it; ``cli`` draws it."""
+"""The observer that long work reports to. The library only calls it; ``cli`` draws it.
+
+Work that takes a while opens a stage, advances it and finishes it. Stages may run at the same time, as downloads do
+beside the hashing of what has arrived; calls may come from any thread. What only advances takes a :class:`Stage`,
+which its caller has opened.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
-class Progress(Protocol):
-    """Told how far a stage of work is. Calls may come from worker threads."""
+class Stage(Protocol):
+    """One piece of work that is going on."""
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        """A stage begins: its name, its size if known, and its unit (``"B"`` for bytes, ``"file"``, …)."""
-
-    def advance(self, amount: int) -> None:
-        """*amount* more units of the current stage are done."""
+    def advance(self, amount: int, /) -> None:
+        """*amount* more units are done."""
 
     def finish(self) -> None:
-        """The current stage is over."""
+        """The work is over, whether it succeeded or not."""
+
+
+class Progress(Protocol):
+    """Told which stages there are and how far each of them is."""
+
+    def stage(self, name: str, total: int | None, unit: str, /) -> Stage:
+        """Open a stage: its name, its size if known, and its unit (``"B"`` for bytes, ``"file"``, …)."""
 
 
 class _Silent:
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        pass
+    """Progress that nobody sees, and its only stage."""
 
-    def advance(self, amount: int) -> None:
+    def stage(self, _name: str, _total: int | None, _unit: str, /) -> _Silent:
+        return self
+
+    def advance(self, _amount: int, /) -> None:
         pass
 
     def finish(self) -> None:
         pass
 
 
-SILENT: Progress = _Silent()
+SILENT = _Silent()
+
+
+@contextmanager
+def running_stage(progress: Progress, name: str, total: int | None, unit: str) -> Iterator[Stage]:
+    """Open a stage for a block of work, and finish it however the block ends."""
+    stage = progress.stage(name, total, unit)
+    try:
+        yield stage
+    finally:
+        stage.finish()

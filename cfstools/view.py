@@ -16,7 +16,7 @@ from cfstools.errors import CheckFailed, InputError, ObjectMissing, StoreError, 
 from cfstools.formats.escape import escape_text
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Stage
 from cfstools.store import Store
 from cfstools.tree import Directory, External, Leaf, RegularFile, Symlink, Unread
 from cfstools.tree.walk import inode_of
@@ -175,7 +175,7 @@ class Contents:
         if held:
             yield held
 
-    def check(self, fd: int | None = None, *, progress: Progress = SILENT) -> None:
+    def check(self, fd: int | None = None, *, progress: Stage = SILENT) -> None:
         """Raise :class:`CheckFailed` unless *fd*, a clone of the object, or else the object itself holds the contents.
 
         What the kernel guards with the right digest is not read. ``progress`` is advanced in bytes read.
@@ -202,7 +202,7 @@ class Contents:
             raise self._unreadable(error) from error
         return status.st_blocks * 512 < status.st_size
 
-    def copy_to(self, fd: int, *, progress: Progress = SILENT) -> None:
+    def copy_to(self, fd: int, *, progress: Stage = SILENT) -> None:
         """Copy the object to *fd*, a new file, which then has its holes as well.
 
         Only afterwards is it known to be right: raises as :meth:`check`, and OSError for what cannot be written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.verity import DEFAULT, Params, digest_file
 
@@ -24,9 +24,10 @@ def digest(
 
     A large file is hashed by *threads* at once.
     """
-    for path in paths:
-        yield FileDigest(
-            path=path,
-            algorithm=params.algorithm.value,
-            digest=digest_file(path, params, threads=threads, progress=progress),
-        )
+    with running_stage(progress, "digest", None, "B") as stage:
+        for path in paths:
+            yield FileDigest(
+                path=path,
+                algorithm=params.algorithm.value,
+                digest=digest_file(path, params, threads=threads, progress=stage),
+            )

@@ -15,7 +15,7 @@ from cfstools.errors import CfsError, ImageError, InputError, Interrupted, Limit
 from cfstools.formats.escape import escape_text
 from cfstools.linux.files import close, open_below
 from cfstools.output.directories import output_directory
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.sources.directory import MAX_PATH
 from cfstools.tree import Directory, HardLink, Leaf, RegularFile
@@ -111,12 +111,9 @@ def extract_view(
     options = options or ExtractOptions()
     root = select(view.root, options.paths) if options.paths else view.root
     with output_directory(directory, sync=options.sync, shared=options.shared) as top:
-        writer = InodeWriter(view, options, progress)
-        progress.start("extract", sum(_size(inode) for inode in iter_inodes(root)), "B")
-        try:
-            tally = _Extraction(root, directory, top, writer).run(threads)
-        finally:
-            progress.finish()
+        total = sum(_size(inode) for inode in iter_inodes(root))
+        with running_stage(progress, "extract", total, "B") as stage:
+            tally = _Extraction(root, directory, top, InodeWriter(view, options, stage)).run(threads)
     done = tally.done
     return ExtractReport(
         directory=shown_path(directory),

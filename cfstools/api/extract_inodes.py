@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from cfstools.errors import Interrupted, Unsupported, os_error, shown_path
 from cfstools.linux import files, pinned
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Stage
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, Leaf, RegularFile, Socket, Symlink, Xattrs
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.values import Value
@@ -101,7 +101,7 @@ class _Attributes(NamedTuple):
 class InodeWriter:
     """Makes inodes of *view* on disk; used from several threads."""
 
-    def __init__(self, view: View, options: InodeOptions, progress: Progress = SILENT) -> None:
+    def __init__(self, view: View, options: InodeOptions, progress: Stage = SILENT) -> None:
         self._view = view
         self._options = options
         self._progress = progress
@@ -331,16 +331,13 @@ class InodeWriter:
 
 
 class _Stoppable:
-    """The progress of one large copy: the stage is the writer's."""
+    """The progress of one large copy, counted in the writer's stage."""
 
     def __init__(self, writer: InodeWriter) -> None:
         self.advance = writer.advance
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        """Nothing: it goes on in the stage that there is."""
-
     def finish(self) -> None:
-        """Nothing, as well."""
+        """Nothing: the writer's stage goes on."""
 
 
 def _leave_out_xattr(tally: Tally, key: bytes, path: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from cfstools.api.image_search import Doubt, FoundImage, Search, is_plain_image
 from cfstools.api.store_images import ImageNeeds, image_needs
 from cfstools.errors import InputError, StoreError, UsageError, naming, os_error, shown_path
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.gc import DEFAULT_GRACE, GcReport
 from cfstools.store.gc import gc as collect
@@ -182,15 +182,14 @@ class _Marking:
 
     def _read_all(self, images: dict[bytes, FoundImage]) -> None:
         """Mark what the images need; what was read before and is the same is not read again."""
-        self._progress.start("read images", len(images), "image")
-        for real, image in images.items():
-            known = self._read.get(real)
-            if known is None or known[0] != image:
-                needs = image_needs(image.path)
-                self._marked.update(needs.objects)
-                self._read[real] = image, needs._replace(objects={})
-            self._progress.advance(1)
-        self._progress.finish()
+        with running_stage(self._progress, "read images", len(images), "image") as stage:
+            for real, image in images.items():
+                known = self._read.get(real)
+                if known is None or known[0] != image:
+                    needs = image_needs(image.path)
+                    self._marked.update(needs.objects)
+                    self._read[real] = image, needs._replace(objects={})
+                stage.advance(1)
 
     def _miss(self) -> None:
         """Stop for images that the last collection kept and that are not there any more, under whatever name."""

@@ -19,7 +19,7 @@ from cfstools.formats.erofs.reader import Image
 from cfstools.formats.overlay import format_word
 from cfstools.formats.primary_names import restore_primary_names
 from cfstools.lasting import keep
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
 from cfstools.store import DirectoryStore
@@ -203,10 +203,9 @@ class _Verification:
             def begin(root: Directory) -> ObjectCheck:
                 needed = needed_objects(root, self._algorithm)
                 self._needed = len(needed)
-                progress.start("verify", needed.size, "B")
-                stack.callback(progress.finish)
+                stage = stack.enter_context(running_stage(progress, "verify", needed.size, "B"))
                 check = ObjectCheck(
-                    needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=progress
+                    needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=stage
                 )
                 return stack.enter_context(check)
 

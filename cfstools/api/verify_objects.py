@@ -14,7 +14,7 @@ from cfstools.api.problems import Problem, ProblemKind, shown
 from cfstools.errors import InputError, ObjectMissing, StoreError, raise_exhausted
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
-from cfstools.progress import Progress
+from cfstools.progress import Stage
 from cfstools.store import DirectoryStore, Store
 from cfstools.tree import Directory, External, Leaf, RegularFile
 from cfstools.tree.model import KINDS
@@ -165,7 +165,7 @@ class ObjectCheck:
         algorithm: Algorithm,
         deep: bool,
         threads: int,
-        progress: Progress,
+        progress: Stage,
     ) -> None:
         if stores and isinstance(stores[0], DirectoryStore):
             _ = stores[0].prefix_fds  # opened here once, and not in several threads that wait for each other
@@ -233,7 +233,7 @@ class _BatchCheck:
         *,
         deep: bool,
         threads: int,
-        progress: Progress,
+        progress: Stage,
     ) -> None:
         self._needed = needed
         self._problem = needed.problem
@@ -374,7 +374,7 @@ def _measured(fd: int) -> tuple[int, bytes] | None:
 
 
 def hash_files(
-    files: Sequence[tuple[int, int]], params: Params, progress: Progress, *, threads: int = 1
+    files: Sequence[tuple[int, int]], params: Params, progress: Stage, *, threads: int = 1
 ) -> list[bytes | InputError]:
     """The fs-verity digest of each open file, given with its size, or why it cannot be read."""
     found: list[bytes | InputError] = []

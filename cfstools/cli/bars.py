@@ -14,38 +14,45 @@ _DELAY = 0.5
 
 
 class Bars:
-    """Draws the current stage as one bar; safe to be advanced from several threads."""
+    """Draws one bar for each stage; stages that run at the same time have a line each."""
 
     def __init__(self, *, color: bool) -> None:
         self._color = color
-        self._bar: tqdm[NoReturn] | None = None
-        self._lock = Lock()
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        """Begin a stage; a stage still running is closed first."""
-        self.finish()
-        self._bar = tqdm(
-            desc=printable(stage),
-            total=total,
-            unit=unit,
-            unit_scale=unit == "B",
-            unit_divisor=1024 if unit == "B" else 1000,
-            delay=_DELAY,
-            leave=False,
-            file=sys.stderr,
-            colour="green" if self._color else None,
-            dynamic_ncols=True,
+    def stage(self, name: str, total: int | None, unit: str, /) -> Bar:
+        """Open a stage."""
+        return Bar(
+            tqdm(
+                desc=printable(name),
+                total=total,
+                unit=unit,
+                unit_scale=unit == "B",
+                unit_divisor=1024 if unit == "B" else 1000,
+                delay=_DELAY,
+                leave=False,
+                file=sys.stderr,
+                colour="green" if self._color else None,
+                dynamic_ncols=True,
+            )
         )
 
-    def advance(self, amount: int) -> None:
+
+class Bar:
+    """The bar of one stage; safe to be advanced from several threads."""
+
+    def __init__(self, drawn: tqdm[NoReturn]) -> None:
+        self._drawn: tqdm[NoReturn] | None = drawn
+        self._lock = Lock()
+
+    def advance(self, amount: int, /) -> None:
         """Move the bar on."""
         with self._lock:
-            if self._bar is not None:
-                self._bar.update(amount)
+            if self._drawn is not None:
+                self._drawn.update(amount)
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar from the screen."""
         with self._lock:
-            if self._bar is not None:
-                self._bar.close()
-                self._bar = None
+            if self._drawn is not None:
+                self._drawn.close()
+                self._drawn = None

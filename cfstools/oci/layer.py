@@ -14,7 +14,7 @@ from cfstools.oci.aclmembers import AclSettler
 from cfstools.oci.descriptor import Digest, layer_compression
 from cfstools.oci.images import LayerSource
 from cfstools.oci.mapping import XattrKeeper
-from cfstools.progress import Progress
+from cfstools.progress import Stage
 from cfstools.report import Report
 from cfstools.streams.buffered import Read
 from cfstools.streams.decompress import Compression, open_compressed
@@ -63,7 +63,7 @@ def read_layer(
     *,
     options: LayerOptions,
     content: ContentReader,
-    progress: Progress,
+    progress: Stage,
     on_warning: Callable[[str, str], None],
 ) -> LayerReport:
     """Read one layer and stage its members in *layer*; *progress* counts bytes as stored.

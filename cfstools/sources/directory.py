@@ -19,7 +19,7 @@ from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error, sh
 from cfstools.linux.files import close
 from cfstools.linux.numbers import Numbers, makes_numbers_up, numbers_of, was_mounted
 from cfstools.native import _pure
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.sources.files import DirectorySource
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, is_there
 from cfstools.sources.links import Doubts, Known, Name, is_link
@@ -94,11 +94,8 @@ def open_directory(
     files: FileReader | None = None
     try:
         files = reader(source) if reader is not None else None
-        progress.start("walk", None, "entry")
-        try:
-            source.root = _Walk(Place(path), options, globs, files.add if files else _add_none, progress).run(fd)
-        finally:
-            progress.finish()
+        with running_stage(progress, "walk", None, "entry") as stage:
+            source.root = _Walk(Place(path), options, globs, files.add if files else _add_none, stage).run(fd)
     except BaseException:
         # Threads must not read through a descriptor that is closed, and perhaps given to something else.
         if files is not None:
@@ -154,7 +151,7 @@ class _Walk:
         options: WalkOptions,
         globs: GlobSet,
         add: Callable[[Sequence[RegularFile]], None],
-        progress: Progress,
+        stage: Stage,
     ) -> None:
         self._place = place
         self._globs = globs
@@ -167,7 +164,7 @@ class _Walk:
         self._maker = self._inodes.maker(int(options.hardlinks))
         # Where any name may be a link, whatever its link count says now.
         self._wary_maker = self._inodes.maker(2 if options.hardlinks else 0)
-        self._advance = progress.advance
+        self._advance = stage.advance
         self._met: list[RegularFile] = []
         self._stack: list[_Frame] = []
         self._first_open = 0

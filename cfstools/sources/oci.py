@@ -11,7 +11,7 @@ from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
 from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
 from cfstools.oci.mapping import XattrKeeper, apply_canonical
 from cfstools.oci.select import ANY, Choice
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.report import Report
 from cfstools.sources.oci_contents import LayerContents
 from cfstools.sources.oci_request import DEFAULT_OPTIONS, OciOptions
@@ -79,17 +79,18 @@ def read_oci(
     :class:`FormatError` for anything malformed, :class:`InputError`, :class:`StoreError`.
     """
     image = container.image(choice)
-    progress.start("layers", _total(image), "B")
     layers = []
-    with LayerContents(writer, writer.params if writer is not None else params) as contents:
+    with (
+        running_stage(progress, "layers", _total(image), "B") as stage,
+        LayerContents(writer, writer.params if writer is not None else params) as contents,
+    ):
         reading = _Reading(options, contents)
         for where, text in image.warnings:
             reading.warn("", where, text)
         for number, source in enumerate(image.layers, 1):
             with container.open_layer(source) as read:
-                layers.append(reading.layer(f"layer {number}", source, read, progress))
+                layers.append(reading.layer(f"layer {number}", source, read, stage))
         contents.finish()
-    progress.finish()
     root = reading.finish()
     config = image.config
     return OciTree(
@@ -137,7 +138,7 @@ class _Reading:
         self.warnings: list[OciWarning] = []
         self.dropped = 0
 
-    def layer(self, label: str, source: LayerSource, read: Read, progress: Progress) -> LayerReport:
+    def layer(self, label: str, source: LayerSource, read: Read, stage: Stage) -> LayerReport:
         """Read one layer and apply it."""
         staged = self._tree.layer(label)
         with _in_layer(label):
@@ -147,7 +148,7 @@ class _Reading:
                 staged,
                 options=self._layer_options,
                 content=self._contents,
-                progress=progress,
+                progress=stage,
                 on_warning=lambda where, text: self.warn(label, where, text),
             )
             staged.apply()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cfstools.oci.images import ImageContainer, LayerSource
 from cfstools.oci.select import ANY, Choice
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.report import Report
 from cfstools.streams.decompress import open_compressed
 from cfstools.streams.limits import DecompressionLimits
@@ -53,12 +53,11 @@ def describe(
     tells digest and size. Raises as :func:`cfstools.sources.oci.read_oci` does for documents.
     """
     image = container.image(choice)
-    progress.start("layers", None, "B")
-    layers = tuple(
-        _promised(layer) if layer.diff_id is not None else _measured(container, layer, limits, progress)
-        for layer in image.layers
-    )
-    progress.finish()
+    with running_stage(progress, "layers", None, "B") as stage:
+        layers = tuple(
+            _promised(layer) if layer.diff_id is not None else _measured(container, layer, limits, stage)
+            for layer in image.layers
+        )
     config, manifest = image.config, image.manifest
     return ImageDescription(
         kind=container.kind,
@@ -87,14 +86,14 @@ def _promised(layer: LayerSource) -> LayerDescription:
 
 
 def _measured(
-    container: ImageContainer, layer: LayerSource, limits: DecompressionLimits | None, progress: Progress
+    container: ImageContainer, layer: LayerSource, limits: DecompressionLimits | None, stage: Stage
 ) -> LayerDescription:
     with container.open_layer(layer) as read:
         stored = HashingReader(read)
         plain = HashingReader(open_compressed(stored.read, limits=limits).read)
         told = 0
         while plain.read(READ_SIZE):
-            progress.advance(stored.size - told)
+            stage.advance(stored.size - told)
             told = stored.size
     return LayerDescription(
         path=layer.path,

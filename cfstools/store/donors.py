@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cfstools.errors import InputError, StoreError, os_error, raise_exhausted, shown_path
 from cfstools.linux.files import close
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.verity import Algorithm, Params, hash_fd
 
@@ -57,21 +57,20 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
     # Contents of a known size first: with luck nothing else needs to be read. By path, so that runs are alike.
     files.sort(key=lambda item: (item[0] not in sizes, item[1]))
     lengths = sorted({len(digest) for digest in wanted})
-    progress.start("search", sum(size for size, _ in files), "B")
-    for size, file in files:
-        if not wanted:
-            break
-        try:
-            fd = os.open(file, OBJECT_FLAGS)
-        except OSError as error:
-            raise_exhausted(error, "cannot open", os.fsdecode(file))
-            continue
-        with _closing(fd):
-            for digest, there in _digests(fd, lengths):
-                if digest in wanted:
-                    yield Candidate(digest, there, fd, file)
-        progress.advance(size)
-    progress.finish()
+    with running_stage(progress, "search", sum(size for size, _ in files), "B") as stage:
+        for size, file in files:
+            if not wanted:
+                break
+            try:
+                fd = os.open(file, OBJECT_FLAGS)
+            except OSError as error:
+                raise_exhausted(error, "cannot open", os.fsdecode(file))
+                continue
+            with _closing(fd):
+                for digest, there in _digests(fd, lengths):
+                    if digest in wanted:
+                        yield Candidate(digest, there, fd, file)
+            stage.advance(size)
 
 
 def _digests(fd: int, lengths: list[int]) -> Iterator[tuple[bytes, int]]:

@@ -14,7 +14,7 @@ from cfstools import native
 from cfstools.errors import InputError, StoreError, os_error, raise_exhausted
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.files import close
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.store.base import split_digest
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.store.locking import in_turn
@@ -118,15 +118,14 @@ def fsck(
     stale = _stale_stages(store)
     result = FsckResult()
     with in_turn(store, exclusive=False, waiting=waiting):
-        # Counted only for someone who looks: it takes a walk of its own.
+        # The total costs an extra walk, so compute it only when progress is shown.
         total = None if progress is SILENT else sum(found.status.st_size for found in survey(store))
-        progress.start("check", total, "B")
-        check = ObjectCheck(store, measure=measure, progress=progress)
-        tasks = _tasks(_to_hash(store, result.problems, now, stale))
-        threads = threads or len(os.sched_getaffinity(0))
-        for part in map_ahead(check, tasks, threads=threads, ahead=_TASKS_AHEAD, name="fsck"):
-            result.add(part)
-        progress.finish()
+        with running_stage(progress, "check", total, "B") as stage:
+            check = ObjectCheck(store, measure=measure, progress=stage)
+            tasks = _tasks(_to_hash(store, result.problems, now, stale))
+            threads = threads or len(os.sched_getaffinity(0))
+            for part in map_ahead(check, tasks, threads=threads, ahead=_TASKS_AHEAD, name="fsck"):
+                result.add(part)
         classify(store, result.problems)
     result.problems.sort(key=lambda problem: problem.path)
     return result
@@ -230,7 +229,7 @@ def is_intact(store: DirectoryStore, digest: bytes) -> bool:
 class ObjectCheck:
     """Checks lists of objects; may be called from several threads."""
 
-    def __init__(self, store: DirectoryStore, *, measure: bool = False, progress: Progress = SILENT) -> None:
+    def __init__(self, store: DirectoryStore, *, measure: bool = False, progress: Stage = SILENT) -> None:
         self._store = store
         self._measure = measure
         self._progress = progress

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from cfstools.errors import StoreError
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.store.base import split_digest, store_error
 from cfstools.store.directory import DirectoryStore
@@ -68,11 +68,10 @@ def gc(
     turn = in_turn(store, exclusive=False, waiting=waiting) if dry_run else alone(store, waiting)
     with turn:
         sweep = _Sweep(store, mark(), now, grace, dry_run=dry_run)
-        progress.start("sweep", None, "object")
-        for found in survey(store):
-            sweep.take(found)
-            progress.advance(1)
-        progress.finish()
+        with running_stage(progress, "sweep", None, "object") as stage:
+            for found in survey(store):
+                sweep.take(found)
+                stage.advance(1)
         settle()
     return sweep.report()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
 from cfstools import native
 from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
 from cfstools.linux.files import close
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
 from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
@@ -218,20 +218,18 @@ class Ingest:
     def finish(self) -> IngestReport:
         """All files were added: read what is left and say what was read; raises the first error in tree order."""
         self._flush()
-        self._progress.start("read", self._bytes, "B")
-        self._run.progress.show(self._progress)
-        try:
-            for first, files in self._tasks:
-                self._run.read(first, files)
-            if self._workers is not None:
-                self._workers.help()
-            for call in self._calls:
-                call.result()
-        finally:
-            self.stop()
-        report = self._run.report()
-        self._progress.finish()
-        return report
+        with running_stage(self._progress, "read", self._bytes, "B") as stage:
+            self._run.progress.show(stage)
+            try:
+                for first, files in self._tasks:
+                    self._run.read(first, files)
+                if self._workers is not None:
+                    self._workers.help()
+                for call in self._calls:
+                    call.result()
+            finally:
+                self.stop()
+            return self._run.report()
 
     def stop(self) -> None:
         """Leave out what is not done yet and wait for the threads."""
@@ -259,16 +257,13 @@ def _met(read: Iterable[tuple[RegularFile, Result]]) -> Iterator[Met]:
             yield _unread(file).stamp, file.uid, file.mode, digest
 
 
-class _LateProgress:
-    """Keeps what is advanced until there is somebody to tell."""
+class _LateStage:
+    """Adds up what is advanced until the real stage is open: its total is known only when all files were added."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shown: Progress | None = None
+        self._shown: Stage | None = None
         self._early = 0
-
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        pass
 
     def advance(self, amount: int) -> None:
         with self._lock:
@@ -280,10 +275,10 @@ class _LateProgress:
     def finish(self) -> None:
         pass
 
-    def show(self, progress: Progress) -> None:
+    def show(self, stage: Stage) -> None:
         with self._lock:
-            self._shown = progress
-        progress.advance(self._early)
+            self._shown = stage
+        stage.advance(self._early)
 
 
 class _Run:
@@ -308,7 +303,7 @@ class _Run:
         self._batch = (
             BatchReader(blobs.root_fd, writer, params, inline_threshold) if isinstance(blobs, RootedBlobs) else None
         )
-        self.progress = _LateProgress()
+        self.progress = _LateStage()
         self._lock = threading.Lock()
         # Files after this one need not be read any more, and what is wrong with it.
         self._last: float = float("inf")

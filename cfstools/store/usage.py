@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.locking import in_turn
@@ -73,8 +73,10 @@ def usage(
     """
     needed = Counter(digest for image in images for digest in image)
     count = _Count(needed, asked=bool(images))
-    with in_turn(store, exclusive=False, waiting=waiting):
-        progress.start("count", None, "object")
+    with (
+        in_turn(store, exclusive=False, waiting=waiting),
+        running_stage(progress, "count", None, "object") as stage,
+    ):
         for found in survey(store):
             if found.kind is Kind.OBJECT:
                 assert found.digest is not None
@@ -83,8 +85,7 @@ def usage(
                 count.temporaries += 1
             else:
                 count.foreign += 1
-            progress.advance(1)
-        progress.finish()
+            stage.advance(1)
     return count.report(images)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from cfstools.errors import InputError, os_error
 from cfstools.linux import files
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Stage
 from cfstools.store.base import FsVerity, Store, Sync, store_error
 from cfstools.store.batch import digest_many
 from cfstools.store.directory import DirectoryStore
@@ -137,7 +137,7 @@ class StoreWriter:
                 offset, size = missing[digest]
                 add_small(publisher, view[offset : offset + size], self.params)
 
-    def add_fd(self, fd: int, *, threads: int = 1, progress: Progress = SILENT) -> StoredObject:
+    def add_fd(self, fd: int, *, threads: int = 1, progress: Stage = SILENT) -> StoredObject:
         """Add what *fd* holds from its start (a pipe: from where it stands) to its end.
 
         A regular file is cloned where the file systems can; else its contents are read once when they are small or
@@ -164,7 +164,7 @@ class StoreWriter:
         """Contents that arrive piece by piece."""
         return ObjectStream(self._publisher, self.params)
 
-    def _add_large(self, fd: int, status: os.stat_result, threads: int, progress: Progress) -> StoredObject:
+    def _add_large(self, fd: int, status: os.stat_result, threads: int, progress: Stage) -> StoredObject:
         cloned = self._clone(fd, status.st_dev)
         if cloned is not None:
             return self._add_temporary(cloned, cloned.fd, -1, threads, progress)
@@ -177,7 +177,7 @@ class StoreWriter:
         return self._add_temporary(temporary, fd, temporary.fd, threads, progress)
 
     def _add_temporary(
-        self, temporary: Temporary, fd: int, copy_fd: int, threads: int, progress: Progress
+        self, temporary: Temporary, fd: int, copy_fd: int, threads: int, progress: Stage
     ) -> StoredObject:
         """Add a temporary that holds the contents of *fd*, or is given them while they are hashed."""
         try:
@@ -207,7 +207,7 @@ class StoreWriter:
         self._publisher.drop(temporary)
         return None
 
-    def _copy(self, fd: int, progress: Progress, *, seekable: bool) -> StoredObject:
+    def _copy(self, fd: int, progress: Stage, *, seekable: bool) -> StoredObject:
         buffer = bytearray(SMALL)
         view = memoryview(buffer)
         with self.open_stream() as stream:

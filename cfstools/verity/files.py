@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cfstools import native
 from cfstools.errors import CfsError, SourceChanged, UsageError, naming, os_error
 from cfstools.linux.files import close, data_ranges, state_of
-from cfstools.progress import SILENT, Progress
+from cfstools.progress import SILENT, Stage
 from cfstools.verity.algorithm import DEFAULT, Params
 from cfstools.verity.merkle import MerkleHasher
 from cfstools.workers import give_up_if_stopped, map_ahead
@@ -29,7 +29,7 @@ _TEXT_SIZES = {64: "sha256", 128: "sha512"}
 
 
 def hash_fd(
-    fd: int, params: Params = DEFAULT, *, threads: int = 1, copy_fd: int = -1, progress: Progress = SILENT
+    fd: int, params: Params = DEFAULT, *, threads: int = 1, copy_fd: int = -1, progress: Stage = SILENT
 ) -> tuple[bytes, int]:
     """The fs-verity digest of what *fd* holds, from its start to its end, and how many bytes that was.
 
@@ -92,7 +92,7 @@ def _pieces(fd: int, size: int, block_size: int) -> Iterator[_Piece]:
         yield _Piece(offset, SEGMENT, is_hole=False)
 
 
-def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Progress) -> tuple[bytes, int]:
+def _hash_file(fd: int, params: Params, threads: int, copy_fd: int, progress: Stage) -> tuple[bytes, int]:
     """Hash a regular file in segments, in order, some of them ahead on other processors."""
     hasher = MerkleHasher(params)
     segment = partial(_segment, fd, params, copy_fd)
@@ -133,7 +133,7 @@ def _unreadable(error: OSError, offset: int) -> CfsError:
     return os_error(error, "cannot read", where=where)
 
 
-def _hash_stream(fd: int, params: Params, copy_fd: int, progress: Progress) -> tuple[bytes, int]:
+def _hash_stream(fd: int, params: Params, copy_fd: int, progress: Stage) -> tuple[bytes, int]:
     hasher = MerkleHasher(params)
     buffer = bytearray(READ_SIZE)
     view = memoryview(buffer)
@@ -171,7 +171,7 @@ def _set_size(fd: int, size: int) -> None:
         raise CopyFailed(error.errno, error.strerror) from error
 
 
-def digest_fd(fd: int, params: Params = DEFAULT, *, threads: int = 1, progress: Progress = SILENT) -> bytes:
+def digest_fd(fd: int, params: Params = DEFAULT, *, threads: int = 1, progress: Stage = SILENT) -> bytes:
     """The digest alone, as :func:`hash_fd` computes it."""
     return hash_fd(fd, params, threads=threads, progress=progress)[0]
 
@@ -184,7 +184,7 @@ def _is_seekable(fd: int) -> bool:
     return True
 
 
-def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1, progress: Progress = SILENT) -> bytes:
+def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1, progress: Stage = SILENT) -> bytes:
     """The fs-verity digest of the file at *path* (as :func:`digest_fd`); ``InputError`` names the path.
 
     It is that of one state of the file: if that changes while it is read, also its status only, that is

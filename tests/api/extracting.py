@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from cfstools.api.extract import ExtractOptions, ExtractReport, extract_view
 from cfstools.progress import SILENT, Progress
@@ -78,8 +79,8 @@ def stop_after(count: int, error: BaseException) -> Progress:
     class Stopper:
         left = count
 
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            pass
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            return self
 
         def advance(self, amount: int) -> None:
             Stopper.left -= 1

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -109,8 +110,9 @@ def test_many_files_and_bytes(out: Path) -> None:
     lock = threading.Lock()
 
     class Seen:
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            seen.append((stage, total, unit))
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            seen.append((name, total, unit))
+            return self
 
         def advance(self, amount: int) -> None:
             with lock:

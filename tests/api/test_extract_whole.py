@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -41,8 +42,8 @@ def test_threads_stop_in_the_middle_of_a_file(out: Path) -> None:
     started, advanced = threading.Event(), 0
 
     class Watch:
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            pass
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            return self
 
         def advance(self, amount: int) -> None:
             nonlocal advanced

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -59,9 +60,10 @@ class Recorder:
         self.done = 0
         self.finished = 0
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        assert (stage, unit) == ("verify", "B")
+    def stage(self, name: str, total: int | None, unit: str) -> Self:
+        assert (name, unit) == ("verify", "B")
         self.total = total
+        return self
 
     def advance(self, amount: int) -> None:
         self.done += amount

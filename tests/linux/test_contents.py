@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -77,8 +78,8 @@ def test_a_change_that_hides_itself(file: Path) -> None:
     status = file.stat()
 
     class Changing:
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            pass
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            return self
 
         def advance(self, _amount: int) -> None:
             file.write_bytes(bytes(status.st_size))

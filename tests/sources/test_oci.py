@@ -7,7 +7,7 @@ import tarfile
 import threading
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -190,8 +190,9 @@ def test_progress_counts_stored_bytes() -> None:
             self.calls: list[object] = []
             self.total = 0
 
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            self.calls.append((stage, total, unit))
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            self.calls.append((name, total, unit))
+            return self
 
         def advance(self, amount: int) -> None:
             self.total += amount

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -76,8 +77,9 @@ class AtNames:
         self._count = count
         self._action = action
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        assert (stage, total, unit) == ("walk", None, "entry")
+    def stage(self, name: str, total: int | None, unit: str) -> Self:
+        assert (name, total, unit) == ("walk", None, "entry")
+        return self
 
     def advance(self, amount: int) -> None:
         self._count -= 1

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -87,8 +88,9 @@ class Bar:
         self.stages: list[tuple[str, int | None, str]] = []
         self.done = 0
 
-    def start(self, stage: str, total: int | None, unit: str) -> None:
-        self.stages.append((stage, total, unit))
+    def stage(self, name: str, total: int | None, unit: str) -> Self:
+        self.stages.append((name, total, unit))
+        return self
 
     def advance(self, amount: int) -> None:
         self.done += amount

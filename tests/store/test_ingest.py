@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -269,8 +270,9 @@ def test_progress(store: DirectoryStore, tmp_path: Path) -> None:
             self.total = 0
             self.lock = threading.Lock()
 
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            self.events.append((stage, total, unit))
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            self.events.append((name, total, unit))
+            return self
 
         def advance(self, amount: int) -> None:
             with self.lock:
@@ -296,8 +298,8 @@ def test_interruption_stops_the_threads(tmp_path: Path) -> None:
     blobs = Files(tmp_path / "source")
 
     class Interrupt:
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            pass
+        def stage(self, name: str, total: int | None, unit: str) -> Self:
+            return self
 
         def advance(self, amount: int) -> None:
             raise KeyboardInterrupt

@@ -167,9 +167,6 @@ def test_progress_counts_bytes(tmp_path: Path) -> None:
     class Count:
         total = 0
 
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            raise AssertionError("the stage belongs to the caller")
-
         def advance(self, amount: int) -> None:
             self.total += amount
 
@@ -380,9 +377,6 @@ def test_a_file_that_changes_its_size_meanwhile(tmp_path: Path, change: int, thr
 
     class Changing:
         done = False
-
-        def start(self, stage: str, total: int | None, unit: str) -> None:
-            pass
 
         def advance(self, amount: int) -> None:
             if not self.done:
