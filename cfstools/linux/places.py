@@ -30,6 +30,8 @@ _ALL_IDS = [b"0", b"0", b"4294967295"]
 class Doubt(OSError):
     """Others decide where a path leads, or can change it: *path* is the step, *why* what is wrong with it."""
 
+    hint = "name the place itself, or make what is there anew as the user who runs this"
+
     def __init__(self, path: bytes, why: str) -> None:
         super().__init__(errno.EACCES, why)
         self.path = path
@@ -37,7 +39,9 @@ class Doubt(OSError):
 
     def about(self, path: bytes) -> str:
         """What is wrong with *path*, the whole of which a step is doubtful."""
-        return self.why if self.path == path else f"{shown_path(self.path)} {self.why}"
+        if self.path == path:
+            return self.why
+        return f"{'the current directory' if self.path == b'.' else shown_path(self.path)} {self.why}"
 
 
 class Place(NamedTuple):
@@ -56,22 +60,23 @@ def doubt_about(status: os.stat_result) -> str | None:
     """What lets others rename and replace names in a directory with this *status*; ``None`` if nothing does.
 
     In a sticky directory they can do that only to what is theirs. An ACL that lets others write shows in the group's
-    bits. For a symbolic link, which has no mode: whether its owner is one of them.
+    bits. For what is no directory: whether its owner is one of them.
     """
     if _is_other(status.st_uid):
         return f"belongs to user {status.st_uid}"
-    if stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX or not status.st_mode & _OTHERS_WRITE:
+    if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX or not status.st_mode & _OTHERS_WRITE:
         return None
     return "can be written by other users"
 
 
-def open_directory(path: bytes, *, private: bool = False) -> int:
+def open_directory(path: bytes, *, private: bool = False, make: int | None = None) -> int:
     """Open the directory *path*; with *private* nobody else may be able to change the way to it or its names.
 
     Links that others made are not followed where that could harm: by root never, by anyone else not from sticky
-    directories that all may write.
+    directories that all may write. With *make*, directories of *path* that are missing are made with this mode, minus
+    the umask; none that only a link names.
     """
-    walk = _Walk(path, private=private)
+    walk = _Walk(path, private=private, make=make)
     try:
         while walk.pending:
             walk.step()
@@ -104,6 +109,8 @@ def find(path: bytes, *, private: bool = False) -> Place:
             name = walk.pending[0] if walk.pending else b"."
             found = walk.look(name)
             if found is None or not stat.S_ISLNK(found.st_mode):
+                if found is not None and stat.S_ISFIFO(found.st_mode):
+                    walk.judge(name, found, "a fifo")  # opening it may wait for ever
                 return walk.ended(name, found)
             if files.filesystem_type(walk.here) == _PROC:
                 real = os.stat(name, dir_fd=walk.here)
@@ -118,17 +125,19 @@ def find(path: bytes, *, private: bool = False) -> Place:
 class _Walk:
     """A walk along *path*: *here* is the directory reached so far, *pending* what is left, the next one last."""
 
-    def __init__(self, path: bytes, *, private: bool) -> None:
+    def __init__(self, path: bytes, *, private: bool, make: int | None = None) -> None:
         if b"\0" in path:
             raise ValueError("embedded null byte")
         if not path:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._private = private
+        self._make = make
         self._hops = 0
         self.pending: list[bytes] = []
         self.here = -1
         self._shown = b""
         self._enter(path)
+        self._own = len(self.pending)  # how many of the pending ones are those of the path, not of a link
 
     def _enter(self, path: bytes) -> None:
         if path.startswith(b"/") or self.here < 0:
@@ -167,9 +176,10 @@ class _Walk:
         """Go into the next directory, or see where a link leads."""
         self.examine()
         name = self.pending.pop()
+        is_own = len(self.pending) < self._own
+        self._own = min(self._own, len(self.pending))
         try:
-            # As a directory: only so is a file system that waits there (autofs) mounted.
-            fd = os.open(name, _PATH | os.O_DIRECTORY, dir_fd=self.here)
+            fd = self._open(name, make=self._make if is_own else None)
         except NotADirectoryError:
             status = os.stat(name, dir_fd=self.here, follow_symlinks=False)
             if not stat.S_ISLNK(status.st_mode):
@@ -182,6 +192,18 @@ class _Walk:
                 return
         self._move(fd, self._beside(name))
 
+    def _open(self, name: bytes, *, make: int | None) -> int:
+        # As a directory: only so is a file system that waits there (autofs) mounted.
+        flags = _PATH | os.O_DIRECTORY
+        try:
+            return os.open(name, flags, dir_fd=self.here)
+        except FileNotFoundError:
+            if make is None:
+                raise
+        with suppress(FileExistsError):
+            os.mkdir(name, make, dir_fd=self.here)
+        return os.open(name, flags, dir_fd=self.here)
+
     def follow(self, name: bytes, status: os.stat_result) -> None:
         """Go where the text of the link *name* with this *status* leads."""
         self._hops += 1
@@ -191,13 +213,14 @@ class _Walk:
         try:
             if not os.path.samestat(os.fstat(fd), status):
                 raise Doubt(self._beside(name), "was replaced meanwhile")
-            self._judge_link(name, status)
+            self.judge(name, status, "a symbolic link")
             target = os.readlink(b"", dir_fd=fd)
         finally:
             close(fd)
         self._enter(target)
 
-    def _judge_link(self, name: bytes, status: os.stat_result) -> None:
+    def judge(self, name: bytes, status: os.stat_result, what: str) -> None:
+        """Raise Doubt if *name* with this *status*, which is *what*, may have been put there to deceive us."""
         around = os.fstat(self.here)
         if os.geteuid() == 0:
             why = doubt_about(status)
@@ -208,7 +231,7 @@ class _Walk:
             ours = status.st_uid in (os.geteuid(), around.st_uid)
             why = f"belongs to user {status.st_uid}" if shared and not ours else None
         if why is not None:
-            raise Doubt(self._beside(name), f"is a symbolic link that {why}")
+            raise Doubt(self._beside(name), f"is {what} that {why}")
 
     def _beside(self, name: bytes) -> bytes:
         return name if self._shown == b"." else self._shown.rstrip(b"/") + b"/" + name

@@ -55,7 +55,8 @@ def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
 
     Until then, and after an error or a kill, whatever was at *path* is untouched; what a killed writer of *path* left
     is removed. A symbolic link is followed, so that the file it names is the one replaced, unless another user may
-    have put it there; a device or pipe is written in place. Raises InputError.
+    have put it there; a device or pipe is written in place, a pipe not if another user may have put it there.
+    Raises InputError.
     """
     with naming(path):
         try:
@@ -83,9 +84,8 @@ def _found(path: bytes) -> Iterator[Place]:
 
 
 def refused(doubt: Doubt, path: bytes) -> InputError:
-    """The error for *path*, to which a link leads that another user may have put there."""
-    hint = "name the place itself, or make the link anew as the user who runs this"
-    return InputError(doubt.about(path), subject=shown_path(path), hint=hint)
+    """The error for *path*, where another user may have put a link that leads there, or a fifo."""
+    return InputError(doubt.about(path), subject=shown_path(path), hint=doubt.hint)
 
 
 @contextmanager

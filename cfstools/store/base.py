@@ -20,6 +20,9 @@ KEPT_NAME = b".mkcfs-images"
 NEW_KEPT_NAME = KEPT_NAME + b".new"
 """The same while it is written."""
 
+STAGE_PREFIX = b".mkcfs-tmp-"
+"""How directories of temporaries in a store are called, and directories of objects until they have their rights."""
+
 Sync = Literal["auto", "batch", "object", "none"]
 """How new objects are brought to stable storage before they get names: with one ``syncfs`` for a batch, an ``fsync``
 for each object, whichever is likely to be faster, or not at all."""

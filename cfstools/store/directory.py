@@ -18,8 +18,10 @@ from typing import Self
 
 from cfstools.errors import ObjectMissing, StoreError
 from cfstools.linux import files
+from cfstools.linux.places import Doubt, open_directory
 from cfstools.store.base import KEPT_NAME, LOCK_NAME, digest_of, is_prefix, split_digest, store_error
 from cfstools.store.lockfile import acquire
+from cfstools.store.sharing import make_prefix
 from cfstools.verity import object_path
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,14 +38,8 @@ class DirectoryStore:
 
     def __init__(self, path: str | bytes, *, create: bool = False) -> None:
         self.path = os.fsdecode(path)
-        if create:
-            self._make()
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except NotADirectoryError as error:
-            raise StoreError("an object store must be a directory", subject=self.path) from error
-        except OSError as error:
-            raise store_error(error, "cannot open the store", self.path) from error
+        self._doubt: Doubt | None = None  # about a link that led here
+        self.fd = self._open(os.fsencode(path), create=create)
         # Directories already opened, by prefix; kept open until the end so that no thread sees a number reused.
         self._prefixes: dict[bytes, int] = {}
         self._prefix_fds = array("i", [-1]) * 256
@@ -52,13 +48,34 @@ class DirectoryStore:
         self._lock = threading.Lock()
         self._opening = threading.Lock()
 
-    def _make(self) -> None:
+    def _open(self, path: bytes, *, create: bool) -> int:
+        what = "cannot open the store"
         try:
-            os.makedirs(self.path, mode=0o755, exist_ok=True)
+            try:
+                return open_directory(path)
+            except FileNotFoundError:
+                if not create:
+                    raise
+            except Doubt as doubt:
+                # Who only looks may be led anywhere: nothing is taken for more than its digest says.
+                self._doubt = doubt
+                if create:
+                    self._refuse_doubt()
+                return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            what = "cannot make the store"
+            return open_directory(path, make=0o755)
+        except ValueError:
+            raise StoreError("a path cannot contain a zero byte", subject=self.path) from None
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError("an object store must be a directory", subject=self.path) from error
         except OSError as error:
-            raise store_error(error, "cannot make the store", self.path) from error
+            raise store_error(error, what, self.path) from error
+
+    def _refuse_doubt(self) -> None:
+        """Raise ``StoreError`` if somebody else's link led here: nothing is to be written or removed then."""
+        if self._doubt is not None:
+            doubt = self._doubt
+            raise StoreError(doubt.about(os.fsencode(self.path)), subject=self.path, hint=doubt.hint) from doubt
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +234,7 @@ class DirectoryStore:
             return
         if create:
             with suppress(FileExistsError):
-                os.mkdir(prefix, 0o755, dir_fd=self.fd)
+                make_prefix(self.fd, prefix)
         fd = os.open(prefix, os.O_PATH | _DIRECTORY, dir_fd=self.fd)
         with self._lock:
             other = self._prefixes.get(prefix)
@@ -243,6 +260,7 @@ class DirectoryStore:
         to the store and want it shared. Without ``wait`` a lock that someone else holds is ``StoreBusy``. The lock ends
         with the process.
         """
+        self._refuse_doubt()
         fd = acquire(self.fd, self.path, exclusive=exclusive, wait=wait)
         try:
             yield fd is not None

@@ -21,7 +21,7 @@ from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.store.base import KEPT_NAME, NEW_KEPT_NAME, store_error
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
-from cfstools.store.lockfile import share_with_writers
+from cfstools.store.sharing import share_with_writers
 
 _HEADER = b"mkcfs images 1"
 _LINE = re.compile(rb"([0-9a-f]{64}) ([0-9]{1,20}) ([!-~]+)")

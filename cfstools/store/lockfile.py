@@ -11,25 +11,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from contextlib import suppress
 
 from cfstools.errors import StoreBusy, StoreError, shown_path
 from cfstools.linux import files, locks
 from cfstools.store.base import LOCK_NAME, store_error
+from cfstools.store.sharing import mode_for_writers, share_with_writers
 
 # A fifo that was planted must not hold us up, nor a terminal become ours.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _ATTEMPTS = 100  # to meet a file that others remove and make again
-
-# linux/posix_acl_xattr.h: a version, then entries of tag, permissions and id.
-_ACL = "system.posix_acl_access"
-_ACL_VERSION = struct.Struct("<I")
-_ACL_ENTRY = struct.Struct("<HHI")
-_ACL_OWNER, _ACL_MASK = 0x01, 0x10
-_READ_WRITE = 6
-_WRITE = 2
 
 
 def acquire(directory: int, path: str, *, exclusive: bool, wait: bool) -> int | None:
@@ -137,7 +129,7 @@ def _check(store: os.stat_result, fd: int, path: str) -> None:
     if found.st_uid not in (0, user, store.st_uid) and not store.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _odd("of a user who may not write to the store", path)
     # Somebody made it readable, as `chmod -R a+r` does. Rights are only ever taken away.
-    right = stat.S_IMODE(found.st_mode) & _mode(store)
+    right = stat.S_IMODE(found.st_mode) & mode_for_writers(store)
     if right != stat.S_IMODE(found.st_mode) and user in (0, found.st_uid):
         with suppress(OSError):  # of a read-only file system
             os.fchmod(fd, right)
@@ -146,16 +138,6 @@ def _check(store: os.stat_result, fd: int, path: str) -> None:
 def _odd(what: str, path: str) -> StoreError:
     place = os.path.join(path, os.fsdecode(LOCK_NAME))
     return StoreError(f"the lock of the store is {what}", subject=place, hint="remove it while nothing uses the store")
-
-
-def _mode(store: os.stat_result) -> int:
-    """Read and write for those who may write to the store."""
-    mode = 0o600
-    if store.st_mode & stat.S_IWGRP:
-        mode |= 0o060
-    if store.st_mode & stat.S_IWOTH:
-        mode |= 0o006
-    return mode
 
 
 def _make(directory: int) -> None:
@@ -170,38 +152,3 @@ def _make(directory: int) -> None:
             files.link_tmpfile(fd, directory, LOCK_NAME)
     finally:
         files.close(fd)
-
-
-def share_with_writers(directory: int, fd: int) -> None:
-    """Let those read and write the new file *fd* who may write to *directory*, and nobody else."""
-    store, user = os.fstat(directory), os.geteuid()
-    mode = _mode(store)
-    try:
-        os.fchown(fd, store.st_uid if user == 0 else -1, store.st_gid)
-    except OSError:
-        # Not a member of the group: those who are must be let in by the owner.
-        if os.fstat(fd).st_gid != store.st_gid:
-            mode &= ~0o060
-    acl = _access_list(directory)
-    if acl is not None:
-        os.setxattr(fd, _ACL, _writers(acl))
-        return
-    with suppress(OSError):  # inherited from a default of the directory
-        os.removexattr(fd, _ACL)
-    os.fchmod(fd, mode)
-
-
-def _access_list(directory: int) -> bytes | None:
-    try:
-        return os.getxattr(directory, _ACL)
-    except OSError:
-        return None
-
-
-def _writers(acl: bytes) -> bytes:
-    """The access control list that lets those read and write whom *acl* lets write."""
-    entries = []
-    for tag, rights, who in _ACL_ENTRY.iter_unpack(acl[_ACL_VERSION.size :]):
-        allowed = bool(rights & _WRITE) or tag in (_ACL_OWNER, _ACL_MASK)
-        entries.append(_ACL_ENTRY.pack(tag, _READ_WRITE if allowed else 0, who))
-    return acl[: _ACL_VERSION.size] + b"".join(entries)

@@ -7,6 +7,7 @@ durable, and after a crash every object that is visible is whole. Existing objec
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PUBLISH_TOGETHER = 256
 _WRITE_BACK_BYTES = 64 << 20
+_NOT_SHARED = "all who build into a store must be able to write to the directories of objects in it"
 
 
 class StoredObject(NamedTuple):
@@ -334,7 +336,8 @@ class Publisher:
                 self._new[0] += 1
                 self._new[1] += size
         elif not isinstance(error, FileExistsError):
-            raise store_error(error, "cannot add the object", self._store.describe(digest)) from error
+            hint = _NOT_SHARED if error.errno in (errno.EACCES, errno.EPERM) else None
+            raise store_error(error, "cannot add the object", self._store.describe(digest), hint=hint) from error
         elif self._in_store(digest, size):
             # Another process was faster.
             self.count_shared(digest, size)

@@ -20,14 +20,12 @@ from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.linux.places import make_directory
-from cfstools.store.base import FsVerity, store_error
+from cfstools.store.base import STAGE_PREFIX, FsVerity, store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.verity import Params
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-STAGE_PREFIX = b".mkcfs-tmp-"
 
 # What the composefs C tools leave behind when they are killed.
 FOREIGN_TEMPORARY_PREFIX = b".tmp"

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from cfstools.errors import raise_exhausted
 from cfstools.linux.files import close
-from cfstools.store.base import KEPT_NAME, LOCK_NAME, NEW_KEPT_NAME, digest_of, is_prefix, store_error
+from cfstools.store.base import KEPT_NAME, LOCK_NAME, NEW_KEPT_NAME, STAGE_PREFIX, digest_of, is_prefix, store_error
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.scratch import STAGE_PREFIX, is_temporary
+from cfstools.store.scratch import is_temporary
 
 # No objects, and nobody's fault: the lock, the record of the last collection, the digest cache of earlier versions; and
 # what fsck.ext4 makes.

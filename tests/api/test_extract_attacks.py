@@ -239,7 +239,7 @@ def test_links_of_root_in_directories_of_others(tmp_path: Path, theirs: Path) ->
 
 def test_relative_paths(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(theirs)
-    with pytest.raises(InputError, match=rf"out: \. belongs to user {NOBODY}"):
+    with pytest.raises(InputError, match=rf"out: the current directory belongs to user {NOBODY}"):
         put(Path("out"), shared=False)
     (theirs / "below").mkdir()
     monkeypatch.chdir(theirs / "below")

@@ -350,6 +350,41 @@ def test_links_in_sticky_directories_of_another_user(tmp_path: Path, owner: int,
     assert os.listdir(real) == (["out"] if followed else [])
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("user", "owner", "around", "mode"), [(0, OTHER, 0, 0o1777), (0, 0, OTHER, 0o755), (65534, OTHER, 0, 0o1777)]
+)
+def test_pipes_of_others_are_not_waited_for(tmp_path: Path, user: int, owner: int, around: int, mode: int) -> None:
+    tmp_path.chmod(0o755)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.mkfifo(place / "out", 0o666)
+    for path, uid in ((place / "out", owner), (place, around)):
+        os.chown(path, uid, uid)
+    (place / "out").chmod(0o666)
+    place.chmod(mode)
+    os.seteuid(user)
+    try:
+        with pytest.raises(InputError, match=r"is a fifo that (belongs to user|is in a directory that)") as caught:
+            write(place / "out")
+    finally:
+        os.seteuid(0)
+    assert caught.value.hint is not None
+
+
+@pytest.mark.root
+def test_pipes_of_others_behind_open_files_are_written(tmp_path: Path) -> None:
+    """As `sudo mkcfs build DIR /dev/stdout | …` hands one over."""
+    reading, writing = os.pipe()
+    try:
+        os.fchown(writing, OTHER, OTHER)
+        write(Path(f"/proc/self/fd/{writing}"))
+        assert os.read(reading, 100) == b"new"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_a_pipe_is_replaced_before_it_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written into what came instead."""
     precious, pipe = tmp_path / "precious", tmp_path / "pipe"

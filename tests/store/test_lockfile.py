@@ -16,8 +16,8 @@ from cfstools.errors import StoreBusy, StoreError
 from cfstools.linux import files, locks
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.gc import gc
-from cfstools.store.lockfile import share_with_writers
 from cfstools.store.locking import in_turn
+from cfstools.store.sharing import share_with_writers
 from cfstools.store.waiting import Waiting
 from tests.requirements import need_command
 from tests.store.conftest import as_nobody, loop_mount
