@@ -52,7 +52,6 @@ class LayerOptions(Value):
     symlink_mode: int | None = None
     safe_modes: bool = False
     tar_limits: TarLimits
-    decompression_limits: DecompressionLimits
     skip_unknown: bool = False
 
 
@@ -62,6 +61,7 @@ def read_layer(
     layer: Layer,
     *,
     options: LayerOptions,
+    limits: DecompressionLimits,
     content: ContentReader,
     progress: Stage,
     on_warning: Callable[[str, str], None],
@@ -82,7 +82,7 @@ def read_layer(
     unchecked = source.digest is None and source.diff_id is None
     stored = HashingReader(counted, _algorithm(source.digest))
     try:
-        stream = open_compressed(stored.read, limits=options.decompression_limits)
+        stream = open_compressed(stored.read, limits=limits)
         _check_type(source, stream.kind.value, on_warning)
         # What is not compressed need not be hashed twice.
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)

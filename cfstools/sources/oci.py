@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from cfstools.errors import CheckFailed, FormatError
 from cfstools.oci.choices import Mapping
+from cfstools.oci.descriptor import Digest
 from cfstools.oci.images import ImageContainer, ImageSource, LayerSource
 from cfstools.oci.layer import LayerOptions, LayerReport, read_layer
 from cfstools.oci.mapping import XattrKeeper, apply_canonical
@@ -17,6 +18,7 @@ from cfstools.sources.oci_contents import LayerContents
 from cfstools.sources.oci_request import DEFAULT_OPTIONS, OciOptions
 from cfstools.store import StoreWriter
 from cfstools.streams.buffered import Read
+from cfstools.streams.limits import DecompressionLimits
 from cfstools.tree.layers import MAX_WARNINGS, LayeredTree
 from cfstools.tree.model import Directory
 from cfstools.tree.resolve import shown
@@ -127,12 +129,12 @@ class _Reading:
         self._plain = options.mapping is Mapping.PLAIN
         self._contents = contents
         self._tree = LayeredTree(options.rules)
+        self._growth = _Growth(options.decompression_limits)
         self._layer_options = LayerOptions(
             xattrs=XattrKeeper(options.kept_xattrs),
             symlink_mode=_DISK_SYMLINK_MODE if self._plain else None,
             safe_modes=self._plain,
             tar_limits=options.tar_limits,
-            decompression_limits=options.decompression_limits,
             skip_unknown=options.skip_unknown,
         )
         self.warnings: list[OciWarning] = []
@@ -147,10 +149,12 @@ class _Reading:
                 source,
                 staged,
                 options=self._layer_options,
+                limits=self._growth.limits(source),
                 content=self._contents,
                 progress=stage,
                 on_warning=lambda where, text: self.warn(label, where, text),
             )
+            self._growth.take(source, report)
             staged.apply()
         return report
 
@@ -171,6 +175,38 @@ class _Reading:
             self.warnings.append(OciWarning(layer=layer, where=where, text=text))
         else:
             self.dropped += 1
+
+
+class _Growth:
+    """What the compressed layers of one image may grow to together.
+
+    Each layer alone may grow by the ratio; what may come out beyond that is one budget for all, and a layer that
+    stands in the image once more brings no bytes that would let it grow.
+    """
+
+    def __init__(self, limits: DecompressionLimits) -> None:
+        self._limits = limits
+        self._seen: set[Digest | str] = set()
+        self._stored = 0
+        self._unpacked = 0
+
+    def limits(self, source: LayerSource) -> DecompressionLimits:
+        """The limits of the next layer."""
+        limits = self._limits
+        left = max(limits.ratio_from, limits.ratio * self._stored) - self._unpacked
+        ratio = 0 if _identity(source) in self._seen else limits.ratio
+        return limits._replace(ratio_from=max(0, left), ratio=ratio)
+
+    def take(self, source: LayerSource, report: LayerReport) -> None:
+        """Count a layer that was read."""
+        self._unpacked += report.uncompressed_size
+        if _identity(source) not in self._seen:
+            self._seen.add(_identity(source))
+            self._stored += report.size
+
+
+def _identity(source: LayerSource) -> Digest | str:
+    return source.diff_id or source.path
 
 
 @contextmanager

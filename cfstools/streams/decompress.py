@@ -104,6 +104,8 @@ class Decompressed:
             and size > limits.ratio * self._source.received
         ):
             what = f"the {self.kind.value} stream grows more than {limits.ratio} times"
+            if not limits.ratio:
+                what = f"the {self.kind.value} stream stands in the image more than once, and grows too much in all"
         else:
             return
         raise LimitExceeded(what, where=self._source.where, hint=TRUST_HINT)

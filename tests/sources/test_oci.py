@@ -597,3 +597,28 @@ def test_any_layer_gives_a_tree_or_one_error(parts: list[bytes], at: int, patch:
         read_oci(LayerTars([("l", lambda: files.open("l"))]))
     except CfsError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_layers_that_repeat_or_grow_share_what_they_may_grow() -> None:
+    """A small layer of zeros named many times, or many of them, cannot be unpacked each time anew without an end."""
+    zeros = [tar(member(f"f{number}", bytes(200_000))) for number in range(4)]
+    plain, packed = len(zeros[0]), len(COMPRESSORS["+gzip"](zeros[0]))
+
+    def fits(layers: list[bytes], ratio: int, ratio_from: int) -> bool:
+        limits = DecompressionLimits(ratio=ratio, ratio_from=ratio_from)
+        container = OciImages(MemoryFiles(making.image(layers, "+gzip")))
+        try:
+            read_oci(container, options=OciOptions(decompression_limits=limits))
+        except LimitExceeded:
+            return False
+        return True
+
+    for layers in (zeros[:3], zeros[:1] * 3):
+        assert fits(layers, 2, 3 * plain)
+        assert not fits(layers, 2, 3 * plain - 1)
+    # One that may grow as it does may come again as long as all bytes that came allow it.
+    ratio = plain // packed + 1
+    assert fits(zeros, ratio, 0)
+    assert fits([*zeros[:1], *[bytes(1024)] * 3], ratio, 10_000)
+    assert not fits(zeros[:1] * 3, ratio, 0)
+    assert fits(zeros[:1] * 3, 4 * ratio, 0)
