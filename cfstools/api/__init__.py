@@ -1,1 +1,136 @@
-"""One module a verb: plain, documented arguments in, a report object out."""
+"""The public library: each verb of ``mkcfs`` as a function with documented arguments that returns a report.
+
+``docs/library.md`` shows its use. What this module exports, and the errors in :mod:`cfstools.errors`, is public;
+everything else may change in any release. A name's module is imported when the name is first used: a program that only
+verifies does not load what reads container images.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cfstools.api.build import BuildOptions as BuildOptions
+    from cfstools.api.build import BuildReport as BuildReport
+    from cfstools.api.build import ObjectOptions as ObjectOptions
+    from cfstools.api.build import build as build
+    from cfstools.api.cat import cat as cat
+    from cfstools.api.diff import DiffOptions as DiffOptions
+    from cfstools.api.diff import DiffReport as DiffReport
+    from cfstools.api.diff import diff as diff
+    from cfstools.api.digest import FileDigest as FileDigest
+    from cfstools.api.digest import digest as digest
+    from cfstools.api.expect import ExpectReport as ExpectReport
+    from cfstools.api.expect import expect as expect
+    from cfstools.api.extract import CopyMode as CopyMode
+    from cfstools.api.extract import ExtractOptions as ExtractOptions
+    from cfstools.api.extract import ExtractReport as ExtractReport
+    from cfstools.api.extract import extract as extract
+    from cfstools.api.image_output import Signing as Signing
+    from cfstools.api.inspect import InspectReport as InspectReport
+    from cfstools.api.inspect import TreeLine as TreeLine
+    from cfstools.api.inspect import TreeReport as TreeReport
+    from cfstools.api.inspect import describe_source as describe_source
+    from cfstools.api.inspect import inspect as inspect
+    from cfstools.api.inspect import layout as layout
+    from cfstools.api.inspect import tree as tree
+    from cfstools.api.inspect import tree_report as tree_report
+    from cfstools.api.keygen import KeygenReport as KeygenReport
+    from cfstools.api.keygen import keygen as keygen
+    from cfstools.api.keys import read_private_key as read_private_key
+    from cfstools.api.keys import read_public_key as read_public_key
+    from cfstools.api.listing import EntryReport as EntryReport
+    from cfstools.api.listing import dump as dump
+    from cfstools.api.listing import entries as entries
+    from cfstools.api.listing import ls as ls
+    from cfstools.api.listing import objects as objects
+    from cfstools.api.mount import MountReport as MountReport
+    from cfstools.api.mount import Protection as Protection
+    from cfstools.api.mount import VerityMode as VerityMode
+    from cfstools.api.mount import mount as mount
+    from cfstools.api.mount import umount as umount
+    from cfstools.api.sign import RemoveReport as RemoveReport
+    from cfstools.api.sign import SignReport as SignReport
+    from cfstools.api.sign import remove_signatures as remove_signatures
+    from cfstools.api.sign import sign as sign
+    from cfstools.api.sign import sign_for_kernel as sign_for_kernel
+    from cfstools.api.store_fsck import StoreFsckReport as StoreFsckReport
+    from cfstools.api.store_fsck import fsck as fsck
+    from cfstools.api.store_gc import StoreGcReport as StoreGcReport
+    from cfstools.api.store_gc import gc as gc
+    from cfstools.api.store_stat import StoreStatReport as StoreStatReport
+    from cfstools.api.store_stat import stat as stat
+    from cfstools.api.verify import Outcome as Outcome
+    from cfstools.api.verify import VerifyReport as VerifyReport
+    from cfstools.api.verify import verify as verify
+    from cfstools.mount import Layers as Layers
+    from cfstools.oci.descriptor import parse_platform as parse_platform
+    from cfstools.progress import SILENT as SILENT
+    from cfstools.progress import Progress as Progress
+    from cfstools.signing.keys import KeyType as KeyType
+    from cfstools.sources.oci_request import OciOptions as OciOptions
+    from cfstools.sources.oci_request import OciRequest as OciRequest
+    from cfstools.store.repair import RepairOptions as RepairOptions
+    from cfstools.store.waiting import Waiting as Waiting
+    from cfstools.tree.xattrs import XattrPolicy as XattrPolicy
+    from cfstools.verity import Algorithm as Algorithm
+    from cfstools.verity import parse_digest as parse_digest
+
+# Module to the public names that it defines: what the imports above say, for the interpreter.
+_HOMES = {
+    "cfstools.api.build": "BuildOptions BuildReport ObjectOptions build",
+    "cfstools.api.cat": "cat",
+    "cfstools.api.diff": "DiffOptions DiffReport diff",
+    "cfstools.api.digest": "FileDigest digest",
+    "cfstools.api.expect": "ExpectReport expect",
+    "cfstools.api.extract": "CopyMode ExtractOptions ExtractReport extract",
+    "cfstools.api.image_output": "Signing",
+    "cfstools.api.inspect": "InspectReport TreeLine TreeReport describe_source inspect layout tree tree_report",
+    "cfstools.api.keygen": "KeygenReport keygen",
+    "cfstools.api.keys": "read_private_key read_public_key",
+    "cfstools.api.listing": "EntryReport dump entries ls objects",
+    "cfstools.api.mount": "MountReport Protection VerityMode mount umount",
+    "cfstools.api.sign": "RemoveReport SignReport remove_signatures sign sign_for_kernel",
+    "cfstools.api.store_fsck": "StoreFsckReport fsck",
+    "cfstools.api.store_gc": "StoreGcReport gc",
+    "cfstools.api.store_stat": "StoreStatReport stat",
+    "cfstools.api.verify": "Outcome VerifyReport verify",
+    "cfstools.mount": "Layers",
+    "cfstools.oci.descriptor": "parse_platform",
+    "cfstools.progress": "SILENT Progress",
+    "cfstools.signing.keys": "KeyType",
+    "cfstools.sources.oci_request": "OciOptions OciRequest",
+    "cfstools.store.repair": "RepairOptions",
+    "cfstools.store.waiting": "Waiting",
+    "cfstools.tree.xattrs": "XattrPolicy",
+    "cfstools.verity": "Algorithm parse_digest",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+class _Library(ModuleType):
+    """This package: takes each public name from its module when it is first used.
+
+    Importing ``cfstools.api.build`` makes Python bind the module to the name ``build`` of this package, which is that
+    of the function. Such a binding is passed over; the module stays where imports look for it.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME_OF):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_HOME_OF})
+
+
+sys.modules[__name__].__class__ = _Library

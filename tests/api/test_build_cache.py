@@ -412,7 +412,7 @@ def test_a_build_that_fails_keeps_what_it_read(builder: Builder) -> None:
     source.mkdir()
     fill(source)
     script = (
-        "import os, sys\nfrom cfstools.api.build import *\nfrom cfstools.api import build as module\n"
+        "import os, sys\nfrom cfstools.api.build import *\nmodule = sys.modules['cfstools.api.build']\n"
         "module.plan_image = None\nfrom cfstools.store import cache\ncache.RACY_NS = 0\n"
         "source, store, place = map(os.fsencode, sys.argv[1:])\n"
         "before = len(os.listdir('/proc/self/fd'))\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api import mount as api
+from cfstools import api
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from tests.compat.mounted import differences

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from cfstools.api import extract as api
+from cfstools import api
 from cfstools.api.cat import cat as read_file
 from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cfstools.api import inspect as api
+from cfstools import api
 from cfstools.api.envelopes import PlacedSignature
 from cfstools.cli.oci_options import platform_of, platform_option
 from cfstools.cli.output import print_json, print_lines

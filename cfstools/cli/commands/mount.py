@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cfstools.api import mount as api
+from cfstools import api
 from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option, store_option
 from cfstools.cli.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cfstools.api import sign as api
+from cfstools import api
 from cfstools.cli.output import print_json
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.passphrase import Passphrases, passphrase_options
