@@ -273,7 +273,7 @@ class InodeWriter:
     def _finish_open(self, fd: int, path: bytes, attributes: _Attributes, tally: Tally) -> None:
         owner, mode, xattrs, time_ns, checks_time = attributes
         if owner is not None:
-            os.chown(fd, *owner)
+            self._chown(partial(os.chown, fd), owner)
         for key, value in xattrs.items():
             self._set_xattr(partial(os.setxattr, fd), key, value, path, tally)
         os.chmod(fd, mode)
@@ -307,7 +307,7 @@ class InodeWriter:
     def _finish_pinned(self, fd: int, path: bytes, inode: Leaf, tally: Tally) -> None:
         owner, mode, xattrs, time_ns, checks_time = self._attributes(path, inode, tally)
         if owner is not None:
-            pinned.chown(fd, *owner)
+            self._chown(partial(pinned.chown, fd), owner)
         for key, value in xattrs.items():
             self._set_xattr(partial(pinned.setxattr, fd), key, value, path, tally)
         if not isinstance(inode, Symlink):
@@ -315,6 +315,15 @@ class InodeWriter:
         pinned.utime(fd, time_ns)
         if checks_time and os.fstat(fd).st_mtime_ns != time_ns:
             tally.leave_out(TIMES, path)
+
+    @staticmethod
+    def _chown(chown: Callable[[int, int], object], owner: tuple[int, int]) -> None:
+        try:
+            chown(*owner)
+        except OSError as error:
+            # In a user namespace, numbers that nobody has there; of file systems, those that have no owners.
+            what = f"cannot give it to user {owner[0]} and group {owner[1]}"
+            raise os_error(error, what, hint="--no-owner leaves owners out") from error
 
     def _set_xattr(
         self, setxattr: Callable[[bytes, bytes], object], key: bytes, value: bytes, path: bytes, tally: Tally

@@ -60,7 +60,9 @@ _PRIVATE = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY", 
 _PUBLIC = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"})
 _SIGSTORE = frozenset({"ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"})
 # Possessive, so that a block without an end is passed over once.
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----[ \t]*\r?\n([^-]*+(?:-(?!----)[^-]*+)*+)-----END \1-----")
+# Only one way leads through a text, so this takes time by its length. Python before 3.11.3 finds nothing with possessive
+# quantifiers that repeat a group in a group.
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----[ \t]*\r?\n([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
 
 
 class KeyType(Enum):

@@ -45,6 +45,8 @@ def read_kept(store: DirectoryStore) -> list[KeptImage]:
     except FileNotFoundError:
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _damaged("it is a symbolic link", place) from error
         raise store_error(error, "cannot read which images the last collection kept", place) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

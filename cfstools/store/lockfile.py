@@ -52,7 +52,7 @@ def acquire(directory: int, path: str, *, exclusive: bool, wait: bool) -> int | 
                 return fd
     except OSError as error:
         hint = None
-        if error.errno in _NOT_ALLOWED:
+        if error.errno in _NOT_ALLOWED - {errno.EROFS}:
             hint = f"who may write to the store must be able to read and write {os.fsdecode(LOCK_NAME)} in it"
         raise store_error(error, "cannot lock the store", path, hint=hint) from error
     raise StoreError("cannot lock the store: its lock file is removed again and again", subject=path)
@@ -85,8 +85,9 @@ def _open(directory: int, path: str, *, exclusive: bool) -> int | None:
         except FileExistsError:
             continue  # somebody else was faster
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _odd("a symbolic link", path) from error
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                kind = "a symbolic link" if error.errno == errno.ELOOP else "a directory"
+                raise _odd(kind, path) from error
             if error.errno not in _NOT_ALLOWED:
                 raise
             if not exclusive:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import (
-    InputError,
-)
+from cfstools.errors import InputError
+from cfstools.linux import pinned
 from cfstools.tree import Device, Directory, Entry, Fifo, HardLink, RegularFile, Socket, Symlink
 from cfstools.tree.xattrs import XattrPolicy
 from tests.api.extracting import GID, NOBODY, UID, Stop, as_nobody, directory, file, left_out, put, stop_after
@@ -115,6 +114,25 @@ def test_root_without_owners(out: Path) -> None:
     assert {path.lstat().st_uid for path in out.iterdir()} == {0}
     assert stat.S_IMODE((out / "special").stat().st_mode) == 0o755
     assert stat.S_IMODE((out / "foreign").stat().st_mode) == 0o711
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("inode", [file(), Symlink(mode=0o120777, target=b"x")])
+def test_owners_that_nobody_has_in_a_user_namespace(
+    out: Path, monkeypatch: pytest.MonkeyPatch, inode: RegularFile | Symlink
+) -> None:
+    inode.uid, inode.gid = 65534, 12
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(pinned, "chown", refuse)
+    with pytest.raises(InputError, match="out/f: cannot give it to user 65534 and group 12: Invalid") as caught:
+        put(directory({b"f": inode}), out)
+    assert caught.value.hint == "--no-owner leaves owners out"
+    assert not out.exists()
+    put(directory({b"f": inode}), out, owners=False)
 
 
 @pytest.mark.root

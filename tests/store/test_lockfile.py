@@ -206,7 +206,7 @@ def test_what_was_planted_is_not_used(store: DirectoryStore, plant: object, *, e
     assert callable(plant)
     plant(lock_of(store))
     before = os.lstat(lock_of(store))
-    with pytest.raises(StoreError, match=r"lock of the store is|Is a directory"):
+    with pytest.raises(StoreError, match="lock of the store is (a |no |not )"):
         take(store, exclusive=exclusive)
     after = os.lstat(lock_of(store))
     assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
@@ -292,8 +292,9 @@ def test_on_a_read_only_file_system(tmp_path: Path) -> None:
         with DirectoryStore(str(path), create=True) as store:
             subprocess.run(["mount", "-o", "remount,ro", where], check=True)
             assert not take(store, exclusive=False)
-            with pytest.raises(StoreError, match="Read-only file system"):
+            with pytest.raises(StoreError, match="Read-only file system") as caught:
                 take(store)
+            assert caught.value.hint is None
             subprocess.run(["mount", "-o", "remount,rw", where], check=True)
             assert take(store)
             subprocess.run(["mount", "-o", "remount,ro", where], check=True)
