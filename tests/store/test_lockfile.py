@@ -206,7 +206,7 @@ def test_what_was_planted_is_not_used(store: DirectoryStore, plant: object, *, e
     assert callable(plant)
     plant(lock_of(store))
     before = os.lstat(lock_of(store))
-    with pytest.raises(StoreError, match="lock of the store is (a |no |not )"):
+    with pytest.raises(StoreError, match=r"lock of the store is (a |no |not )"):
         take(store, exclusive=exclusive)
     after = os.lstat(lock_of(store))
     assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
