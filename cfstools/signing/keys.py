@@ -59,9 +59,8 @@ _SMALL_ORDER = frozenset(
 _PRIVATE = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"})
 _PUBLIC = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"})
 _SIGSTORE = frozenset({"ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"})
-# Possessive, so that a block without an end is passed over once.
-# Only one way leads through a text, so this takes time by its length. Python before 3.11.3 finds nothing with possessive
-# quantifiers that repeat a group in a group.
+# A block without an end is passed over in time by its length: only one way leads through a text. Not possessive, as
+# Python before 3.11.3 then finds nothing at all.
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----[ \t]*\r?\n([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
 
 
