@@ -11,9 +11,9 @@ from benchmarks.runner import MKCFS, Job
 from cfstools.formats.tar import TarReader
 from cfstools.oci.files import DirectoryFiles
 from cfstools.oci.images import OciImages
-from cfstools.streams.buffered import Read
+from cfstools.streams.buffered import READ_SIZE, Read
 from cfstools.streams.decompress import open_compressed
-from cfstools.streams.readers import READ_SIZE, HashingReader
+from cfstools.streams.readers import HashingReader
 
 
 def jobs(size: int) -> Iterator[Job]:

@@ -16,11 +16,10 @@ from cfstools.formats.tar import Member, MemberType, TarReader
 from cfstools.oci.files import missing
 from cfstools.streams.buffered import Read
 from cfstools.streams.decompress import Compression, open_compressed, sniff
-from cfstools.streams.limits import DecompressionLimits
-from cfstools.streams.spool import MakeFile, Place, Source, Spool, reading_range
+from cfstools.streams.limits import MAX_ARCHIVE_MEMBERS, DecompressionLimits
+from cfstools.streams.spool import MakeFile, RandomAccess, RangeReader, Replayable, Spool
 from cfstools.text import shown_path
 
-MAX_MEMBERS = 1 << 18
 _HEAD = 6
 _SNIFFED = 512  # of the contents of each member a watch sees so many bytes
 
@@ -85,7 +84,7 @@ class Watch(Protocol):
 class ArchiveFiles:
     """The regular files of a tar archive, by their paths; a link is followed once. Takes over *place*."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: RandomAccess) -> None:
         self._place = place
         self._files: dict[str, Extent | _Alias | _Sparse] = {}
 
@@ -106,7 +105,7 @@ class ArchiveFiles:
         extent = self._extent(path)
         if extent is None:
             raise missing(path)
-        yield reading_range(self._place, extent.offset, extent.size)
+        yield RangeReader(self._place, extent.offset, extent.size).read
 
     def close(self) -> None:
         """Close the archive."""
@@ -122,8 +121,8 @@ class ArchiveFiles:
             return
         if path in self._files:
             raise OciError("two members of one name in the archive", where=shown_path(path))
-        if len(self._files) == MAX_MEMBERS:
-            raise LimitExceeded(f"more than {MAX_MEMBERS} files in the archive")
+        if len(self._files) == MAX_ARCHIVE_MEMBERS:
+            raise LimitExceeded(f"more than {MAX_ARCHIVE_MEMBERS} files in the archive")
         if member.type in {MemberType.SYMLINK, MemberType.HARDLINK}:
             self._files[path] = _Alias(_link_path(member))
         elif member.type is MemberType.FILE:
@@ -145,7 +144,7 @@ class ArchiveFiles:
 
 
 def index_archive(
-    source: Source, make_file: MakeFile, *, limits: DecompressionLimits | None = None, watch: Watch | None = None
+    source: Replayable, make_file: MakeFile, *, limits: DecompressionLimits | None = None, watch: Watch | None = None
 ) -> ArchiveFiles | None:
     """The files of the archive that *source* gives, which belongs to the result; ``None`` where *watch* ended the
     pass, which leaves *source* open and to be read again from its start.
@@ -154,18 +153,23 @@ def index_archive(
     :class:`LimitExceeded` for more than 262144 members, :class:`InputError` for what cannot be read.
     """
     staged: Spool | None = None
+    in_place = False
     if sniff(source.peek(_HEAD)) is not Compression.NONE:
         staged = Spool(make_file)
         if watch is None:
             source.forget()
         reader = TarReader(open_compressed(source.read, limits=limits).read, skip_unknown=watch is not None)
     elif source.size is not None:
-        reader = _Stepping(source.place, source.size, skip_unknown=watch is not None)
+        lies = RangeReader(source.place, 0, source.size)
+        reader = TarReader(lies.read, skip=lies.skip, skip_unknown=watch is not None)
+        in_place = True
     else:
         reader = TarReader(open_compressed(source.read, limits=limits).read, skip_unknown=watch is not None)
     try:
         files = ArchiveFiles(source if staged is None else staged)
-        whole = _pass(reader, files, staged, watch) and not (watch is not None and watch.sees_end(files))
+        whole = _pass(reader, files, staged, watch, in_place=in_place)
+        if whole and watch is not None:
+            whole = not watch.sees_end(files)
     except BaseException:
         if staged is not None:
             staged.close()
@@ -179,7 +183,7 @@ def index_archive(
     return files
 
 
-def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: Watch | None) -> bool:
+def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: Watch | None, *, in_place: bool) -> bool:
     """Find all members; whether *watch* let it come to the end."""
     try:
         for member in reader:
@@ -191,7 +195,7 @@ def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: W
             offset = 0
             if member.type is MemberType.FILE and member.sparse is None:
                 offset = reader.offset if staged is None else staged.size
-                head = _keep(reader, member, files, staged)
+                head = files.head(offset, member.size) if in_place else _keep(reader, member, staged)
                 if watch is not None and watch.sees_contents(path, head):
                     return False
             files.note(path, member, offset)
@@ -202,10 +206,8 @@ def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: W
     return True
 
 
-def _keep(reader: TarReader, member: Member, files: ArchiveFiles, staged: Spool | None) -> bytes:
-    """See to it that the contents of a member can be read again; the result is how they begin."""
-    if isinstance(reader, _Stepping):
-        return files.head(reader.offset, member.size)
+def _keep(reader: TarReader, member: Member, staged: Spool | None) -> bytes:
+    """Pass the contents of a member by, into *staged* if given; the result is how they begin."""
     head = b""
     for chunk in reader.iter_content(member):
         if len(head) < _SNIFFED:
@@ -213,30 +215,3 @@ def _keep(reader: TarReader, member: Member, files: ArchiveFiles, staged: Spool 
         if staged is not None:
             staged.write(chunk)
     return head
-
-
-class _Stepping(TarReader):
-    """A tar reader over bytes at any offset that steps over long contents instead of reading them."""
-
-    def __init__(self, place: Place, size: int, *, skip_unknown: bool) -> None:
-        self._next_at = 0
-        self._end = size
-
-        def read(count: int) -> bytes:
-            part = place.pread(count, self._next_at)
-            self._next_at += len(part)
-            return part
-
-        super().__init__(read, skip_unknown=skip_unknown)
-
-    def _skip(self) -> None:
-        buffered = len(self._buffer) - self._at
-        beyond = self._left + self._padding - buffered
-        # Let the sequential path report a truncated archive.
-        if beyond > 0 and self._next_at + beyond <= self._end:
-            self._base += len(self._buffer) + beyond
-            self._buffer, self._at = b"", 0
-            self._next_at += beyond
-            self._left = self._padding = 0
-        else:
-            super()._skip()

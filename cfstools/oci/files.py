@@ -15,12 +15,12 @@ from typing import Protocol
 
 from cfstools.errors import OciError, naming, os_error
 from cfstools.linux.files import close, open_beneath
-from cfstools.streams.buffered import Read
+from cfstools.streams.buffered import Read, read_up_to
+from cfstools.streams.limits import MAX_LINK_HOPS
 from cfstools.text import quoted, shown_path
 
 # How a kernel says that a path would lead through a symbolic link or out of the directory.
 _LED_AWAY = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR})
-_MAX_LINKS = 40
 
 
 class BlobFiles(Protocol):
@@ -160,8 +160,8 @@ class DirectoryFiles:
                     resolved.append(part)
                     continue
                 links += 1
-                if links > _MAX_LINKS:
-                    raise OciError(f"more than {_MAX_LINKS} symbolic links on the way", where=shown_path(path))
+                if links > MAX_LINK_HOPS:
+                    raise OciError(f"more than {MAX_LINK_HOPS} symbolic links on the way", where=shown_path(path))
                 if target.startswith(b"/"):
                     raise _leaves(path)
                 pending += target.split(b"/")[::-1]
@@ -202,12 +202,8 @@ def missing(path: str) -> OciError:
 
 def read_all(files: BlobFiles, path: str, limit: int) -> bytes:
     """A small file at once; raises :class:`OciError` where there is none or it is longer than *limit* bytes."""
-    parts: list[bytes] = []
-    left = limit + 1
     with files.open(path) as read:
-        while left and (part := read(min(left, 1 << 20))):
-            parts.append(part)
-            left -= len(part)
-    if not left:
+        data = read_up_to(read, limit + 1)
+    if len(data) > limit:
         raise OciError(f"longer than {limit} bytes", where=shown_path(path))
-    return b"".join(parts)
+    return data

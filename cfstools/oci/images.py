@@ -17,10 +17,11 @@ from cfstools.errors import CfsError, CheckFailed, LimitExceeded, OciError
 from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.descriptor import Descriptor, Digest, Platform
 from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
-from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, within
-from cfstools.oci.manifest import MAX_LAYERS, ImageConfig, Index, NoImage, parse_config, parse_index, parse_manifest
+from cfstools.oci.jsontext import Fields, parse_json, within
+from cfstools.oci.manifest import ImageConfig, Index, NoImage, parse_config, parse_index, parse_manifest
 from cfstools.oci.select import ANY, Candidate, Catalogue, Choice, State, choose, is_named, platform_rank
 from cfstools.streams.buffered import Read
+from cfstools.streams.limits import MAX_JSON, MAX_LAYERS
 from cfstools.text import quoted, shown_path
 from cfstools.values import Value
 

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 from cfstools import strictjson
 from cfstools.errors import CfsError, OciError
-
-MAX_JSON = 4 * 1024 * 1024
-MAX_NESTING = 64
+from cfstools.streams.limits import MAX_JSON, MAX_NESTING
 
 _LIMITS = strictjson.JsonLimits(size=MAX_JSON, depth=MAX_NESTING)
 

@@ -16,10 +16,10 @@ from cfstools.oci.images import LayerSource
 from cfstools.oci.mapping import XattrKeeper
 from cfstools.progress import Stage
 from cfstools.report import Report
-from cfstools.streams.buffered import Read
+from cfstools.streams.buffered import READ_SIZE, Read
 from cfstools.streams.decompress import Compression, open_compressed
 from cfstools.streams.limits import DecompressionLimits, TarLimits
-from cfstools.streams.readers import READ_SIZE, HashingReader, ReadAhead
+from cfstools.streams.readers import HashingReader, ReadAhead
 from cfstools.tree.layers import Layer
 from cfstools.tree.model import Content, Device, Directory, Fifo, Leaf, RegularFile, Symlink
 from cfstools.values import Value
@@ -88,10 +88,9 @@ def read_layer(
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
         plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
         with ReadAhead(stream.read if once else plain.read) as ahead:
-            start = ahead.read(READ_SIZE)
-            if start or unchecked:
+            if ahead.peek(1) or unchecked:
                 staging = _Members(layer, options, content, on_warning, require_end=unchecked)
-                members = staging.stage(_going_on(start, ahead.read))
+                members = staging.stage(ahead.read)
             else:  # a whole one that its digest vouches for, as some builders write layers that change nothing
                 members = 0
                 on_warning("", "the layer has no bytes at all, and so changes nothing")
@@ -111,12 +110,6 @@ def read_layer(
         uncompressed_size=plain.size,
         members=members,
     )
-
-
-def _going_on(start: bytes, read: Read) -> Read:
-    """A reader that gives *start*, not longer than what is asked for at once, before what *read* gives."""
-    pending = [start]
-    return lambda count: pending.pop() if pending else read(count)
 
 
 def _algorithm(digest: Digest | None) -> str:

@@ -18,11 +18,9 @@ from cfstools.oci.descriptor import (
     read_descriptor,
 )
 from cfstools.oci.jsontext import Fields, parse_json
+from cfstools.streams.limits import MAX_LAYERS, MAX_MANIFESTS
 from cfstools.text import quoted
 from cfstools.values import Value
-
-MAX_LAYERS = 1000
-MAX_MANIFESTS = 1000
 
 
 class NoImage(OciError):

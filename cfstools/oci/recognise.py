@@ -14,12 +14,12 @@ from cfstools.errors import CfsError, LimitExceeded, OciError
 from cfstools.formats.tar import Member, MemberType
 from cfstools.formats.tar.layout import BLOCK, HALVES, HEADER
 from cfstools.formats.tar.numbers import checksum_holds
-from cfstools.oci.archive import MAX_MEMBERS, ArchiveFiles, member_path
+from cfstools.oci.archive import ArchiveFiles, member_path
 from cfstools.oci.files import read_all
-from cfstools.oci.jsontext import MAX_JSON, parse_json
+from cfstools.oci.jsontext import parse_json
 from cfstools.streams.buffered import Read
 from cfstools.streams.decompress import Compression, open_compressed, sniff
-from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.limits import MAX_ARCHIVE_MEMBERS, MAX_JSON, MAX_LEADING_ZEROS, DecompressionLimits
 from cfstools.text import quoted
 
 ORDERS_HINT = "say what it is: docker-archive:, oci-archive: or layers: before the path"
@@ -39,7 +39,6 @@ _PART = re.compile(
 )
 _PART_DIRECTORY = re.compile(r"blobs(?:/[a-z0-9]+(?:[.+_-][a-z0-9]+)*)?|[0-9a-f]{64}")
 _OLD_PART = re.compile(r"[0-9a-f]{64}/(?:json|layer\.tar)")
-_MAX_ZEROS = 1 << 20  # a longer file of zeros is no empty archive, but something of which nothing is known
 
 
 def begins_a_tar(read: Read, limits: DecompressionLimits | None = None) -> bool:
@@ -48,22 +47,15 @@ def begins_a_tar(read: Read, limits: DecompressionLimits | None = None) -> bool:
     Raises :class:`CompressionError` where its compression is damaged from the start, :class:`LimitExceeded`.
     """
     stream = open_compressed(read, limits=limits)
-    block = _exactly(stream.read, BLOCK)
+    block = stream.peek(BLOCK)
     if len(block) < BLOCK:
         # Nothing at all, compressed, is told apart from a cut archive by whoever reads it.
         return not block and stream.kind is not Compression.NONE
     if any(block):
         return _is_header(block)
     # Many disk images begin with zeros too: an empty archive has nothing else.
-    rest = _exactly(stream.read, _MAX_ZEROS)
-    return len(rest) < _MAX_ZEROS and not any(rest)
-
-
-def _exactly(read: Read, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (part := read(count - len(data))):
-        data += part
-    return data
+    start = stream.peek(BLOCK + MAX_LEADING_ZEROS)
+    return len(start) < BLOCK + MAX_LEADING_ZEROS and not any(start)
 
 
 def _is_header(block: bytes) -> bool:
@@ -85,8 +77,8 @@ class Evidence:
         if kind not in {MemberType.FILE, MemberType.DIR, MemberType.SYMLINK, MemberType.HARDLINK}:
             return True
         top, slash, _ = path.partition("/")
-        if len(self.others) == MAX_MEMBERS:
-            raise LimitExceeded(f"more than {MAX_MEMBERS} members of which none tells an archive from a layer")
+        if len(self.others) == MAX_ARCHIVE_MEMBERS:
+            raise LimitExceeded(f"more than {MAX_ARCHIVE_MEMBERS} members of which none tells an archive from a layer")
         if path.rpartition("/")[2].startswith(".wh.") or (
             top in _ROOT_NAMES and (slash or kind is not MemberType.FILE)
         ):

@@ -8,15 +8,17 @@ from enum import Enum
 from cfstools.errors import CfsError, LimitExceeded, OciError
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
 from cfstools.oci.manifest import Index, OddEntry
+from cfstools.streams.limits import (
+    MAX_CANDIDATES,
+    MAX_ENTRIES,
+    MAX_INDEX_BYTES,
+    MAX_INDEX_DEPTH,
+    MAX_INDEXES,
+    MAX_LOOKS,
+)
 from cfstools.text import quoted
 from cfstools.values import Value
 
-MAX_INDEX_DEPTH = 8
-MAX_INDEXES = 4096  # all of an image's indexes together, each read once
-MAX_INDEX_BYTES = 32 << 20
-MAX_ENTRIES = 1 << 16  # looked at on all ways through the indexes
-MAX_CANDIDATES = 1 << 14
-MAX_LOOKS = 256  # manifests read to tell images from what is none
 _LISTED = 12
 
 _REF_NAME = "org.opencontainers.image.ref.name"

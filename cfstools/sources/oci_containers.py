@@ -18,7 +18,7 @@ from cfstools.oci.recognise import Evidence, begins_a_tar
 from cfstools.sources.oci_request import Form
 from cfstools.streams.buffered import Read
 from cfstools.streams.limits import DecompressionLimits
-from cfstools.streams.spool import MakeFile, Source
+from cfstools.streams.spool import MakeFile, Replayable
 
 _Files = TypeVar("_Files", bound=BlobFiles)
 _STDIN = b"-"
@@ -127,7 +127,7 @@ class _Opening:
             raise UsageError("--layer goes over a layer tar, and the source is an image")
         return _closing(files, archive_images)
 
-    def _layers(self, paths: Sequence[bytes], first: Source | None = None) -> ImageContainer:
+    def _layers(self, paths: Sequence[bytes], first: Replayable | None = None) -> ImageContainer:
         """Layer tars, of which the *first* may be open."""
         layers = [
             (os.fsdecode(path), self._layer_opener(path, ordered=not number)) for number, path in enumerate(paths)
@@ -162,7 +162,7 @@ class _Opening:
 
         return opener
 
-    def _check_layer(self, source: Source) -> None:
+    def _check_layer(self, source: Replayable) -> None:
         files = index_archive(source, self._make_file, limits=self._limits, watch=Evidence())
         if files is not None:
             files.close()
@@ -181,8 +181,8 @@ class _Opening:
         assert files is not None  # nobody watches who could end the pass
         return _closing(files, _by_manifest if form is Form.DOCKER_ARCHIVE else _by_index)
 
-    def _source(self, path: bytes) -> Source:
-        return Source(_descriptor(path, self._stdin), self._make_file)
+    def _source(self, path: bytes) -> Replayable:
+        return Replayable(_descriptor(path, self._stdin), self._make_file)
 
 
 def _by_manifest(files: ArchiveFiles) -> ImageContainer:

@@ -8,9 +8,10 @@ from cfstools.oci.images import ImageContainer, LayerSource
 from cfstools.oci.select import ANY, Choice
 from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.report import Report
+from cfstools.streams.buffered import READ_SIZE
 from cfstools.streams.decompress import open_compressed
 from cfstools.streams.limits import DecompressionLimits
-from cfstools.streams.readers import READ_SIZE, HashingReader
+from cfstools.streams.readers import HashingReader
 
 
 class LayerDescription(Report):

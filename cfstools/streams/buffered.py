@@ -1,105 +1,95 @@
-"""A compressed stream, read once, with a little look-ahead."""
+"""Pull readers: the one buffer that everything which looks ahead in a stream stands on.
+
+A stream is a function ``read(n)`` that gives 1 to *n* bytes, or none at the end. :class:`BufferedReader` puts a buffer
+over one; readers of formats (tar, compressed streams) and producers that give pieces of their own size (decoders, a
+thread that reads ahead) are subclasses, which touch the buffer itself where a call for each field would cost too much.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from cfstools.errors import CompressionError
-
 Read = Callable[[int], bytes]
 
-# Smaller pieces are a stage of work that ends too soon: each end is a wait for the interpreter.
+# Smaller pieces make threads wait more often for the interpreter: each piece is handed over under the GIL.
 READ_SIZE = 1 << 18
 
 
-class ByteSource:
-    """A buffer over ``read(n)``, which gives 1 to *n* bytes, or none at the end."""
+class BufferedReader:
+    """A buffer over ``read(n)``. A subclass that makes its pieces itself overrides :meth:`_fetch`."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read | None = None) -> None:
         self._read = read
         self._buffer = b""
-        self._at = 0
-        self.received = 0  # bytes read so far
+        self._at = 0  # position in the buffer
+        self._base = 0  # offset of the buffer in the stream
 
     @property
     def offset(self) -> int:
-        """Where in the stream the next byte stands."""
-        return self.received - len(self._buffer) + self._at
+        """Offset in the stream of the next byte."""
+        return self._base + self._at
 
     @property
-    def where(self) -> str:
-        """The offset for a message."""
-        return f"compressed offset {self.offset:#x}/{self.offset}"
+    def received(self) -> int:
+        """Bytes taken from the stream below, those still in the buffer included."""
+        return self._base + len(self._buffer)
 
-    def some(self, count: int) -> bytes:
-        """The next bytes, at most *count*; none at the end."""
-        if self._at == len(self._buffer):
-            self._buffer = self._more()
-            self._at = 0
+    def read(self, count: int) -> bytes:
+        """The next bytes, at most *count*; none only at the end."""
+        if self._at == len(self._buffer) and not self._refill():
+            return b""
         start = self._at
-        piece = self._buffer[start : start + count]
+        piece = self._buffer[start : start + count]  # the whole buffer is not copied
         self._at = start + len(piece)
         return piece
 
-    def give_back(self, count: int) -> None:
-        """Put back the last *count* bytes of what :meth:`some` gave last."""
+    def unread(self, count: int) -> None:
+        """Put back the last *count* bytes of what :meth:`read` gave last."""
         self._at -= count
 
     def peek(self, count: int) -> bytes:
-        """The next *count* bytes without taking them; fewer at the end."""
-        while len(self._buffer) - self._at < count:
-            more = self._more()
-            if not more:
-                break
-            self._buffer = self._buffer[self._at :] + more
-            self._at = 0
+        """The next *count* bytes without taking them; fewer only at the end."""
+        self._gather(count)
         return self._buffer[self._at : self._at + count]
 
-    def take(self, count: int, what: str) -> bytes:
-        """Exactly *count* bytes of a *what*; :class:`CompressionError` if the stream ends before."""
-        start = self._at
-        if start + count <= len(self._buffer):
-            self._at = start + count
-            return self._buffer[start : start + count]
-        parts = []
-        missing = count
-        while missing:
-            part = self.some(missing)
-            if not part:
-                raise CompressionError(f"the stream ends inside a {what}", where=self.where)
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+    def _fetch(self) -> bytes:
+        """The next piece of the stream; none at the end."""
+        assert self._read is not None
+        return self._read(READ_SIZE)
 
-    def take_until(self, end: bytes, limit: int, what: str) -> bytes:
-        """All bytes up to and with *end*, at most *limit*; :class:`CompressionError` if it does not come."""
-        text = bytearray()
-        while not text.endswith(end):
-            if len(text) >= limit:
-                raise CompressionError(f"a field of a {what} is longer than {limit} bytes", where=self.where)
-            text += self.take(1, what)
-        return bytes(text)
+    def _refill(self) -> bool:
+        """Replace the used-up buffer by what comes next; whether anything came."""
+        buffer = self._fetch()
+        self._base += len(self._buffer)
+        self._at = 0
+        self._buffer = buffer
+        return bool(buffer)
 
-    def skip(self, count: int, what: str) -> None:
-        """Pass over *count* bytes of a *what*."""
-        while count:
-            part = self.some(count)
-            if not part:
-                raise CompressionError(f"the stream ends inside a {what}", where=self.where)
-            count -= len(part)
-
-    def _more(self) -> bytes:
-        more = self._read(READ_SIZE)
-        self.received += len(more)
-        return more
+    def _gather(self, count: int) -> bool:
+        """Have *count* bytes in one piece at the current position; whether the stream had them."""
+        have = len(self._buffer) - self._at
+        if have >= count:
+            return True
+        if have == 0:
+            if not self._refill():
+                return False
+            have = len(self._buffer)
+        parts = [self._buffer[self._at :]]
+        try:
+            while have < count and (part := self._fetch()):
+                parts.append(part)
+                have += len(part)
+        finally:  # what came before an error stays readable
+            self._base += self._at
+            self._at = 0
+            self._buffer = b"".join(parts)
+        return have >= count
 
 
-def pass_padding(source: ByteSource, what: str) -> None:
-    """Pass over zeros to the end, as block devices and tapes leave them behind a *what*; nothing else may follow."""
-    while True:
-        where = source.where
-        part = source.some(READ_SIZE)
-        if not part:
-            return
-        if part.count(0) != len(part):
-            raise CompressionError(f"something else follows the {what}", where=where)
+def read_up_to(read: Read, count: int) -> bytes:
+    """The next *count* bytes that *read* gives; fewer only at the end."""
+    parts = []
+    while count and (part := read(min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -12,14 +12,13 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.streams.buffered import ByteSource, Read, pass_padding
-from cfstools.streams.limits import DecompressionLimits
+from cfstools.streams.buffered import BufferedReader, Read
+from cfstools.streams.compressed import CompressedInput
+from cfstools.streams.limits import MAX_GZIP_FIELD, XZ_MEMORY_EXTRA, DecompressionLimits
 from cfstools.streams.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
 CHUNK = 1 << 18  # at most so much comes out of a decoder at once
 _FIRST_PIECE = 1 << 12  # a stream of many short members should not copy a whole buffer for each
-_GZIP_FIELD_MAX = 1 << 16  # file name or comment in a gzip header
-_XZ_MEMORY_EXTRA = 16 << 20  # what the decoder needs besides its window
 
 _GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _HEAD = 6
@@ -50,7 +49,7 @@ def sniff(head: bytes) -> Compression:
     return Compression.NONE
 
 
-class Decompressed:
+class Decompressed(BufferedReader):
     """The decompressed side of a stream: ``kind`` is how it is compressed, ``size`` what has come out.
 
     ``read(n)`` gives 1 to *n* bytes, or none at the end, which is reached only when the source is read to
@@ -58,41 +57,31 @@ class Decompressed:
     :class:`LimitExceeded` with the offset in the compressed stream, and again on every later call.
     """
 
-    def __init__(self, kind: Compression, source: ByteSource, chunks: Iterator[bytes], limits: DecompressionLimits):
+    def __init__(
+        self, kind: Compression, source: CompressedInput, chunks: Iterator[bytes], limits: DecompressionLimits
+    ) -> None:
+        super().__init__()
         self.kind = kind
-        self.size = 0
         self._source = source
         self._chunks = chunks
         self._limits = limits
-        self._chunk = b""
-        self._at = 0
         self._failed: BaseException | None = None
 
-    def read(self, count: int) -> bytes:
-        """The next bytes, at most *count*; none only at the end."""
-        if self._at == len(self._chunk):
-            self._next()
-        start = self._at
-        chunk = self._chunk
-        if start == 0 and len(chunk) <= count:
-            self._at = len(chunk)
-            return chunk
-        piece = chunk[start : start + count]
-        self._at = start + len(piece)
-        return piece
+    @property
+    def size(self) -> int:
+        """Bytes that have come out of the decoder."""
+        return self.received
 
-    def _next(self) -> None:
+    def _fetch(self) -> bytes:
         if self._failed is not None:
             raise self._failed
-        self._at, self._chunk = 0, b""
         try:
             chunk = next(self._chunks, b"")
-            self._check(self.size + len(chunk))
+            self._check(self.received + len(chunk))
         except BaseException as error:
             self._failed = error
             raise
-        self.size += len(chunk)
-        self._chunk = chunk
+        return chunk
 
     def _check(self, size: int) -> None:
         limits = self._limits
@@ -119,7 +108,7 @@ def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, ac
     ``isal``, gzip goes through zlib. Memory is bounded by the window and a few buffers of 256 KiB.
     """
     limits = limits or DecompressionLimits()
-    source = ByteSource(read)
+    source = CompressedInput(read)
     kind = sniff(source.peek(_HEAD))
     if kind is Compression.GZIP:
         chunks = _gzip(source, accelerate=accelerate)
@@ -128,7 +117,7 @@ def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, ac
     elif kind is Compression.BZIP2:
         chunks = _streams(source, "bzip2", _BZIP2_MAGIC, bz2.BZ2Decompressor)
     elif kind is Compression.XZ:
-        memory = limits.window + _XZ_MEMORY_EXTRA
+        memory = limits.window + XZ_MEMORY_EXTRA
         chunks = _streams(source, "xz", _XZ_MAGIC, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memory))
     else:
         chunks = _plain(source)
@@ -188,23 +177,23 @@ def _gzip_decoder(*, accelerate: bool) -> _Decoder:
     return _Zlib()
 
 
-def _plain(source: ByteSource) -> Iterator[bytes]:
-    while chunk := source.some(CHUNK):
+def _plain(source: CompressedInput) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK):
         yield chunk
 
 
-def _gzip(source: ByteSource, *, accelerate: bool) -> Iterator[bytes]:
+def _gzip(source: CompressedInput, *, accelerate: bool) -> Iterator[bytes]:
     """All members of a gzip stream; behind the last one nothing but zeros may follow."""
     while True:
         _pass_gzip_header(source)
         # isal loses its place in a header that comes in pieces, so headers are read here and replaced.
         yield from _member(source, "gzip", _gzip_decoder(accelerate=accelerate), _GZIP_PLAIN_HEADER)
         if source.peek(2) != _GZIP_MAGIC:
-            pass_padding(source, "gzip stream")
+            source.skip_padding("gzip stream")
             return
 
 
-def _pass_gzip_header(source: ByteSource) -> None:
+def _pass_gzip_header(source: CompressedInput) -> None:
     """Read and check one member's header (RFC 1952, section 2.3)."""
     header = source.take(10, "gzip header")
     flags = header[3]
@@ -215,14 +204,14 @@ def _pass_gzip_header(source: ByteSource) -> None:
         header += length + source.take(int.from_bytes(length, "little"), "gzip header")
     for flag in (_FNAME, _FCOMMENT):
         if flags & flag:
-            header += source.take_until(b"\0", _GZIP_FIELD_MAX, "gzip header")
+            header += source.take_until(b"\0", MAX_GZIP_FIELD, "gzip header")
     if flags & _FHCRC:
         stated = int.from_bytes(source.take(2, "gzip header"), "little")
         if stated != zlib.crc32(header) & 0xFFFF:
             raise CompressionError("the checksum of a gzip header does not hold", where=source.where)
 
 
-def _streams(source: ByteSource, name: str, magic: bytes, new: Callable[[], _Decoder]) -> Iterator[bytes]:
+def _streams(source: CompressedInput, name: str, magic: bytes, new: Callable[[], _Decoder]) -> Iterator[bytes]:
     """All streams of a bzip2 or xz file; xz allows zeros in fours between them."""
     while True:
         yield from _member(source, name, new(), b"")
@@ -230,16 +219,16 @@ def _streams(source: ByteSource, name: str, magic: bytes, new: Callable[[], _Dec
             while source.peek(4) == bytes(4):
                 source.take(4, "xz stream")
         if source.peek(len(magic)) != magic:
-            pass_padding(source, f"{name} stream")
+            source.skip_padding(f"{name} stream")
             return
 
 
-def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
+def _member(source: CompressedInput, name: str, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
     """Contents of one member; the source stands behind it afterwards. *data* goes in before the source."""
     piece = _FIRST_PIECE
     while True:
         if decoder.needs_input:
-            more = source.some(piece)
+            more = source.read(piece)
             if not more:
                 raise CompressionError(f"the {name} stream is cut", where=source.where)
             data += more
@@ -255,5 +244,5 @@ def _member(source: ByteSource, name: str, decoder: _Decoder, data: bytes) -> It
         if chunk:
             yield chunk
         if decoder.eof:
-            source.give_back(len(decoder.unused_data))
+            source.unread(len(decoder.unused_data))
             return

@@ -34,3 +34,25 @@ class TarLimits(NamedTuple):
     sparse_extents: int = 1 << 18  # data regions of one sparse file
     holes: int = 64 << 30  # zeros made up for the holes of all sparse files together
     members: int = 1 << 23
+
+
+# Compressed streams
+MAX_GZIP_FIELD = 1 << 16  # file name or comment in a gzip header
+XZ_MEMORY_EXTRA = 16 << 20  # what the xz decoder needs besides its window
+MAX_LEADING_ZEROS = 1 << 20  # a longer file of zeros is not taken for an empty archive
+
+# Archives of images
+MAX_ARCHIVE_MEMBERS = 1 << 18
+MAX_LINK_HOPS = 40  # symbolic links on the way to one file of a layout
+
+# Documents of images: JSON, manifests and indexes
+MAX_JSON = 4 << 20
+MAX_NESTING = 64
+MAX_LAYERS = 1000
+MAX_MANIFESTS = 1000
+MAX_INDEX_DEPTH = 8
+MAX_INDEXES = 4096  # all of an image's indexes together, each read once
+MAX_INDEX_BYTES = 32 << 20
+MAX_ENTRIES = 1 << 16  # looked at on all paths through the indexes
+MAX_CANDIDATES = 1 << 14
+MAX_LOOKS = 256  # manifests read to tell images from other artifacts

@@ -1,4 +1,4 @@
-"""What stands between a layer's file and its reader: hashing on the way, and reading ahead in a thread."""
+"""Readers in the middle of a stream: one hashes what passes, one reads ahead in a thread."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from cfstools.streams.buffered import Read
+from cfstools.streams.buffered import READ_SIZE, BufferedReader, Read
 
-READ_SIZE = 1 << 18
 _DEPTH = 4
 
 
@@ -39,21 +38,20 @@ class HashingReader:
         return self._hashes[algorithm].hexdigest()
 
 
-class ReadAhead:
+class ReadAhead(BufferedReader):
     """Reads a stream in a thread, so that decompression and hashing overlap with the work on the contents.
 
     At most *depth* pieces of 256 KiB wait. What the source raises is raised by :meth:`read` at the same
     place, and again on later calls. The thread starts with the first read; close it, best with ``with``:
-    afterwards the source is not touched any more.
+    afterwards the source is not read any more.
     """
 
     def __init__(self, read: Read, *, depth: int = _DEPTH) -> None:
-        self._read = read
+        super().__init__()
+        self._source = read
         self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(depth)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._piece = b""
-        self._at = 0
         self._ended = False
         self._error: BaseException | None = None
 
@@ -64,19 +62,6 @@ class ReadAhead:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def read(self, count: int) -> bytes:
-        """The next bytes of the stream, at most *count*; none at the end and after :meth:`close`."""
-        if self._at == len(self._piece):
-            self._next()
-        start = self._at
-        piece = self._piece
-        if start == 0 and len(piece) <= count:
-            self._at = len(piece)
-            return piece
-        part = piece[start : start + count]
-        self._at = start + len(part)
-        return part
 
     def close(self) -> None:
         """Stop the thread and wait for it. What it has read and nobody has asked for is lost."""
@@ -89,27 +74,26 @@ class ReadAhead:
             except queue.Empty:
                 thread.join(0.01)
 
-    def _next(self) -> None:
+    def _fetch(self) -> bytes:
         if self._error is not None:
             raise self._error
         if self._ended:
-            return
+            return b""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
             self._thread.start()
         piece = self._pieces.get()
-        self._at = 0
         if isinstance(piece, BaseException):
-            self._piece, self._error = b"", piece
+            self._error = piece
             raise piece
-        self._piece = piece
         self._ended = not piece
+        return piece
 
     def _run(self) -> None:
         piece: bytes | BaseException = b"more"
         while piece and not isinstance(piece, BaseException) and not self._stopping.is_set():
             try:
-                piece = self._read(READ_SIZE)
+                piece = self._source(READ_SIZE)
             except BaseException as error:  # noqa: BLE001 (it is raised again where the stream is read)
                 piece = error
             self._pieces.put(piece)

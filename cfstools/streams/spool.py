@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cfstools.errors import InputError, os_error
 from cfstools.linux.files import close, write_all
-from cfstools.streams.buffered import Read
+from cfstools.streams.buffered import read_up_to
 
 IN_MEMORY = 8 << 20  # so many bytes are kept in memory before a file is made
 MakeFile = Callable[[], int]
@@ -26,7 +26,7 @@ _HINT = (
 )
 
 
-class Place(Protocol):
+class RandomAccess(Protocol):
     """Bytes that can be read at any offset."""
 
     def pread(self, count: int, offset: int) -> bytes:
@@ -36,7 +36,7 @@ class Place(Protocol):
         """Give back what is held."""
 
 
-class FilePlace:
+class FileAccess:
     """The bytes of the file *fd* from *start* on. The descriptor is closed with it."""
 
     def __init__(self, fd: int, start: int = 0) -> None:
@@ -114,7 +114,7 @@ class Spool:
             write_all(self._fd, data)
 
 
-class Source:
+class Replayable:
     """What the descriptor *fd* gives, to be looked at before it is read.
 
     A regular file or block device is read at any offset, from where the descriptor stands. Of anything else, what is
@@ -135,7 +135,7 @@ class Source:
             raise os_error(error, "cannot look up") from error
         self.size = None if start < 0 else max(0, end - start)  # None: it can be read only once
         self._spool = Spool(make_file) if self.size is None else None
-        self.place: Place = self._spool or FilePlace(fd, start)
+        self.place: RandomAccess = self._spool or FileAccess(fd, start)
         self._keeping = self._spool is not None
 
     def read(self, count: int) -> bytes:
@@ -168,9 +168,7 @@ class Source:
     def peek(self, count: int) -> bytes:
         """The first *count* bytes, fewer if there are no more; the next read is from the start."""
         self.rewind()
-        head = b""
-        while len(head) < count and (part := self.read(count - len(head))):
-            head += part
+        head = read_up_to(self.read, count)
         self.rewind()
         return head
 
@@ -189,16 +187,25 @@ class Source:
             raise os_error(error, "cannot read") from error
 
 
-def reading_range(place: Place, offset: int, size: int) -> Read:
-    """A reader of *size* bytes of *place* from *offset* on. It raises :class:`InputError` if they are not there."""
-    at, end = offset, offset + size
+class RangeReader:
+    """Reads *size* bytes of *place* from *offset* on. Raises :class:`InputError` if they are not there."""
 
-    def read(count: int) -> bytes:
-        nonlocal at
-        part = place.pread(min(count, end - at), at)
-        if not part and at < end:
+    def __init__(self, place: RandomAccess, offset: int, size: int) -> None:
+        self._place = place
+        self._at = offset
+        self._end = offset + size
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, at most *count*; none at the end of the range."""
+        part = self._place.pread(min(count, self._end - self._at), self._at)
+        if not part and self._at < self._end:
             raise InputError("the archive became shorter while it was read")
-        at += len(part)
+        self._at += len(part)
         return part
 
-    return read
+    def skip(self, count: int) -> bool:
+        """Pass over *count* bytes, if there are so many."""
+        if self._at + count > self._end:
+            return False
+        self._at += count
+        return True

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import zstandard
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.streams.buffered import ByteSource, pass_padding
+from cfstools.streams.compressed import CompressedInput
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_FIRST = frozenset(bytes((value,)) for value in range(0x50, 0x60))
@@ -62,7 +62,7 @@ def parse_frame_header(head: bytes, where: str) -> FrameHeader:
     return FrameHeader(length, window, bool(descriptor & 0x04))
 
 
-def zstd_chunks(source: ByteSource, window_limit: int) -> Iterator[bytes]:
+def zstd_chunks(source: CompressedInput, window_limit: int) -> Iterator[bytes]:
     """Contents of all frames of *source*, in chunks of a few blocks; skippable frames are passed over.
 
     Raises :class:`CompressionError`, and :class:`LimitExceeded` for a window above *window_limit*.
@@ -80,7 +80,7 @@ def zstd_chunks(source: ByteSource, window_limit: int) -> Iterator[bytes]:
     yield from _decode(decoder, pending, source)
 
 
-def _decode(decoder: zstandard.ZstdDecompressionObj, pending: list[bytes], source: ByteSource) -> Iterator[bytes]:
+def _decode(decoder: zstandard.ZstdDecompressionObj, pending: list[bytes], source: CompressedInput) -> Iterator[bytes]:
     data = b"".join(pending)
     pending.clear()
     if not data:
@@ -93,7 +93,7 @@ def _decode(decoder: zstandard.ZstdDecompressionObj, pending: list[bytes], sourc
         yield chunk
 
 
-def _pieces(source: ByteSource, window_limit: int) -> Iterator[tuple[bytes, int]]:
+def _pieces(source: CompressedInput, window_limit: int) -> Iterator[tuple[bytes, int]]:
     """The stream's frame headers and blocks in order, each with the most that can come out of it."""
     while head := source.peek(18):
         if head[1:4] == SKIPPABLE_REST and head[:1] in SKIPPABLE_FIRST:
@@ -101,7 +101,7 @@ def _pieces(source: ByteSource, window_limit: int) -> Iterator[tuple[bytes, int]
             source.skip(size, "skippable zstd frame")
             continue
         if not head.startswith(ZSTD_MAGIC):
-            pass_padding(source, "zstd frames")
+            source.skip_padding("zstd frames")
             return
         header = parse_frame_header(head, source.where)
         if header.window > window_limit:
@@ -113,7 +113,7 @@ def _pieces(source: ByteSource, window_limit: int) -> Iterator[tuple[bytes, int]
             yield source.take(4, "zstd checksum"), 0
 
 
-def _blocks(source: ByteSource, block_max: int) -> Iterator[tuple[bytes, int]]:
+def _blocks(source: CompressedInput, block_max: int) -> Iterator[tuple[bytes, int]]:
     last = False
     while not last:
         head = source.take(3, "zstd block header")

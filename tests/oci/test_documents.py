@@ -20,8 +20,9 @@ from cfstools.oci.descriptor import (
     parse_platform,
     read_descriptor,
 )
-from cfstools.oci.jsontext import MAX_JSON, Fields, parse_json, within
-from cfstools.oci.manifest import MAX_LAYERS, MAX_MANIFESTS, parse_config, parse_index, parse_manifest
+from cfstools.oci.jsontext import Fields, parse_json, within
+from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
+from cfstools.streams.limits import MAX_JSON, MAX_LAYERS, MAX_MANIFESTS
 from tests.oci.making import CONFIG, INDEX, LAYER, MANIFEST, descriptor, digest, packed
 
 SHA256 = "sha256:" + "0" * 64

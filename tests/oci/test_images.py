@@ -25,10 +25,10 @@ from cfstools.oci.archive import ArchiveFiles, index_archive, member_path
 from cfstools.oci.descriptor import parse_digest, parse_platform
 from cfstools.oci.files import BlobFiles, DirectoryFiles, MemoryFiles, read_all
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
-from cfstools.oci.jsontext import MAX_JSON
 from cfstools.oci.select import Choice
 from cfstools.streams import spool as spool_module
-from cfstools.streams.spool import Source
+from cfstools.streams.limits import MAX_JSON
+from cfstools.streams.spool import Replayable
 from tests.oci import making
 from tests.oci.making import COMPRESSORS, CONFIG, LAYER, MANIFEST, Layout, descriptor, hello, link, member, packed, tar
 
@@ -44,7 +44,7 @@ def on_disk(root: Path, files: dict[str, bytes]) -> Path:
 
 def archive_files(path: Path, data: bytes) -> ArchiveFiles:
     path.write_bytes(data)
-    files = index_archive(Source(os.open(path, os.O_RDONLY), no_file), no_file)
+    files = index_archive(Replayable(os.open(path, os.O_RDONLY), no_file), no_file)
     assert files is not None
     return files
 
@@ -105,14 +105,14 @@ def test_an_uncompressed_archive_is_not_read_through(tmp_path: Path, monkeypatch
     data = making.archive({"big": bytes(50_000_000), "oci-layout": b"{}"})
     taken = 0
 
-    def counted(self: spool_module.FilePlace, count: int, offset: int) -> bytes:
+    def counted(self: spool_module.FileAccess, count: int, offset: int) -> bytes:
         nonlocal taken
         part = pread(self, count, offset)
         taken += len(part)
         return part
 
-    pread = spool_module.FilePlace.pread
-    monkeypatch.setattr(spool_module.FilePlace, "pread", counted)
+    pread = spool_module.FileAccess.pread
+    monkeypatch.setattr(spool_module.FileAccess, "pread", counted)
     assert archive_files(tmp_path / "a", data).size("big") == 50_000_000
     assert taken < 2_000_000
 
@@ -159,7 +159,7 @@ def test_archive_with_a_name_twice(tmp_path: Path) -> None:
 
 
 def test_archive_with_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_module, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVE_MEMBERS", 2)
     with pytest.raises(LimitExceeded, match="more than 2 files"):
         archive_files(tmp_path / "a", tar(*(member(str(number), b"") for number in range(3))))
 

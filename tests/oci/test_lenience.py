@@ -18,6 +18,7 @@ from cfstools.oci.files import MemoryFiles
 from cfstools.oci.images import DockerImages, ImageSource, OciImages
 from cfstools.oci.select import Choice
 from cfstools.sources.oci import OciTree, read_oci
+from cfstools.streams import limits
 from tests.oci import making
 from tests.oci.making import CONFIG, LAYER, MANIFEST, Layout, descriptor, digest, hello, member, packed, tar
 
@@ -411,7 +412,7 @@ def ladder(layout: Layout, depth: int, width: int) -> dict[str, Any]:
 
 def test_each_index_is_walked_once() -> None:
     layout = Layout()
-    layout.tag(ladder(layout, select.MAX_INDEX_DEPTH, 40), "all")
+    layout.tag(ladder(layout, limits.MAX_INDEX_DEPTH, 40), "all")
     started = time.process_time()
     assert picked(layout, name="all")
     assert time.process_time() - started < 1
@@ -472,9 +473,9 @@ def test_a_hostile_index_needs_little_time() -> None:
 
 def test_manifests_looked_into_are_few() -> None:
     layout = Layout()
-    for number in range(select.MAX_LOOKS + 1):
+    for number in range(limits.MAX_LOOKS + 1):
         layout.tag(another(layout, str(number)), f"v{number}")
-    with pytest.raises(OciError, match=f"{select.MAX_LOOKS + 1} images could be meant"):
+    with pytest.raises(OciError, match=f"{limits.MAX_LOOKS + 1} images could be meant"):
         picked(layout)
 
 

@@ -14,6 +14,7 @@ from cfstools.oci.images import OciImages
 from cfstools.oci.jsontext import Fields
 from cfstools.oci.manifest import Index
 from cfstools.oci.select import Catalogue, Choice, is_named, platform_rank
+from cfstools.streams import limits
 from tests.oci.making import INDEX, Layout, descriptor, member, packed, tar
 
 
@@ -120,7 +121,7 @@ def test_first_of_equal_platforms_wins() -> None:
 def test_depth_and_number_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout()
     entry = add(layout, "linux/amd64")
-    for _ in range(select.MAX_INDEX_DEPTH):
+    for _ in range(limits.MAX_INDEX_DEPTH):
         entry = layout.index([entry])
     assert pick(layout.tag(entry))
     layout.entries = [layout.index([entry])]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from cfstools.errors import CfsError, CompressionError, LimitExceeded
 from cfstools.streams import decompress
-from cfstools.streams.buffered import ByteSource
+from cfstools.streams.compressed import CompressedInput
 from cfstools.streams.decompress import Compression, Decompressed, open_compressed, sniff
 from cfstools.streams.limits import DecompressionLimits
 from cfstools.streams.readers import HashingReader
@@ -428,10 +428,10 @@ def test_layer_digest_and_diff_id_come_from_one_pass(accelerate: bool) -> None:
 
 
 def test_a_source_gives_back_and_looks_ahead() -> None:
-    source = ByteSource(short_reads(b"abcdefgh", 3))
+    source = CompressedInput(short_reads(b"abcdefgh", 3))
     assert source.peek(5) == b"abcde"
-    assert source.some(4) == b"abcd"
-    source.give_back(2)
+    assert source.read(4) == b"abcd"
+    source.unread(2)
     assert source.offset == 2
     assert source.take(4, "word") == b"cdef"
     assert source.peek(9) == b"gh"

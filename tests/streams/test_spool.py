@@ -20,7 +20,7 @@ from cfstools.sources.oci_containers import open_images
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.streams import spool as spool_module
 from cfstools.streams.decompress import Decompressed
-from cfstools.streams.spool import Source, Spool
+from cfstools.streams.spool import Replayable, Spool
 from tests.oci import making
 from tests.oci.making import hello, member, tar
 
@@ -72,7 +72,7 @@ def test_a_pipe_can_be_read_again_until_it_is_forgotten(kept: bool) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"0123456789")
     os.close(writing)
-    source = Source(reading, make_file)
+    source = Replayable(reading, make_file)
     assert source.size is None
     assert source.peek(4) == b"0123"
     assert source.read(6) == b"0123"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cfstools.errors import TarError
 from cfstools.formats.tar import layout
 from cfstools.formats.tar.layout import Header, MemberType
 from cfstools.formats.tar.member import Member, label
 from cfstools.formats.tar.numbers import parse_number
-from cfstools.formats.tar.pax import Extension
+from cfstools.formats.tar.pax import Extension, interpret, parse_records
+from cfstools.streams.limits import TarLimits
 
 # The fields of layout.Header; making the named tuple would cost as much as the whole split.
 RawHeader = tuple[bytes, ...]
@@ -102,3 +105,28 @@ def bad_number(header: RawHeader) -> TarError:
         except ValueError:
             return TarError(f"the {field} field is not a number: {label(raw)}")
     raise AssertionError  # pragma: no cover
+
+
+def merge(seen: Mapping[bytes, bytes], header: RawHeader, limits: TarLimits) -> Extension:
+    """What the extended headers *seen* before *header* say, by type flag. Raises :class:`TarError`."""
+    records = seen.get(layout.PAX_LOCAL)
+    result = interpret(parse_records(records), limits) if records is not None else Extension()
+    for typeflag, known in ((layout.GNU_LONG_NAME, result.path), (layout.GNU_LONG_LINK, result.linkpath)):
+        if typeflag not in seen:
+            continue
+        text, _, rest = seen[typeflag].partition(b"\0")
+        if rest.strip(b"\0"):
+            raise TarError(f"a {layout.EXTENSION_NAMES[typeflag]} holds a NUL")
+        if known is not None and known != text:
+            raise TarError(f"a {layout.EXTENSION_NAMES[typeflag]} and a PAX record disagree")
+        if not text:
+            raise TarError(f"a {layout.EXTENSION_NAMES[typeflag]} is empty")
+        if typeflag == layout.GNU_LONG_NAME:
+            result.path = text
+        else:
+            result.linkpath = text
+        if header[9] != layout.MAGIC_GNU:
+            result.notes.append(
+                f"a {layout.EXTENSION_NAMES[typeflag]} before a header of another format: not for all tools"
+            )
+    return result

@@ -62,7 +62,13 @@ class MemberType(Enum):
 
 
 PAX_LOCAL, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = b"x", b"g", b"L", b"K"
-EXTENSIONS = frozenset((PAX_LOCAL, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK))
+EXTENSION_NAMES = {
+    PAX_LOCAL: "PAX extended header",
+    PAX_GLOBAL: "PAX global header",
+    GNU_LONG_NAME: "GNU long name",
+    GNU_LONG_LINK: "GNU long link",
+}
+EXTENSIONS = frozenset(EXTENSION_NAMES)
 OLD_FILE = b"\0"
 OLD_SPARSE = b"S"
 

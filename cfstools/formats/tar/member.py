@@ -1,13 +1,18 @@
-"""What a tar reader gives: members, warnings, and the limits it holds to."""
+"""What a tar reader gives: members, their contents in chunks, and warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from cfstools.formats.tar.layout import MemberType
+from cfstools.streams.buffered import READ_SIZE
 from cfstools.tree.model import Xattrs
+
+Chunk = bytes | memoryview
+
+_ZEROS = bytes(READ_SIZE)
 
 
 class SparseMap(NamedTuple):
@@ -55,3 +60,20 @@ def label(name: bytes) -> str:
     """*name* for a message: one line of printable ASCII, cut at 200 characters."""
     text = repr(name)[2:-1]
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def hole(count: int) -> Iterator[Chunk]:
+    """*count* zeros, as chunks of contents."""
+    while count > 0:
+        step = min(count, READ_SIZE)
+        yield _ZEROS if step == READ_SIZE else memoryview(_ZEROS)[:step]
+        count -= step
+
+
+def filled(regions: Iterator[Chunk | int]) -> Iterator[Chunk]:
+    """*regions* with zeros in place of holes."""
+    for region in regions:
+        if isinstance(region, int):
+            yield from hole(region)
+        else:
+            yield region

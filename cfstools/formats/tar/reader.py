@@ -14,15 +14,15 @@ from cfstools.formats.tar.headers import (
     bad_number,
     device_number,
     device_of,
+    merge,
     odd_name,
     prefixed,
 )
 from cfstools.formats.tar.layout import BLOCK, HALVES, HEADER, NO_PREFIX, ZERO_BLOCK, MemberType
-from cfstools.formats.tar.member import Member, SparseMap, TarWarning, label
+from cfstools.formats.tar.member import Chunk, Member, SparseMap, TarWarning, filled, label
 from cfstools.formats.tar.numbers import cached_number, checksum_holds, parse_number
-from cfstools.formats.tar.pax import Extension, check_global, interpret, parse_records
-from cfstools.formats.tar.stream import Chunk, Stream, hole
-from cfstools.streams.buffered import Read
+from cfstools.formats.tar.pax import Extension, check_global, parse_records
+from cfstools.streams.buffered import BufferedReader, Read
 from cfstools.streams.limits import TarLimits
 from cfstools.tree.model import NO_XATTRS
 
@@ -30,21 +30,19 @@ _CUT_HINT = "check where it comes from; a complete archive ends with 1024 zero b
 _UINT32_MAX = 0xFFFFFFFF
 _SLASHED = frozenset((MemberType.FILE, MemberType.HARDLINK))
 _DEVICES = frozenset((MemberType.CHAR, MemberType.BLOCK))
-_EXTENSION_NAMES = {
-    layout.PAX_LOCAL: "PAX extended header",
-    layout.PAX_GLOBAL: "PAX global header",
-    layout.GNU_LONG_NAME: "GNU long name",
-    layout.GNU_LONG_LINK: "GNU long link",
-}
 
 
-class TarReader(Stream):
+class TarReader(BufferedReader):
     """Iterates over the members of a tar archive, each byte of the source read once and in order.
 
     ``read(n)`` returns 1 to *n* bytes, or none at the end; it is called until it returns none, also behind
     the end of the archive, so that a hash taken below sees the whole stream. Contents of a member are read
     with :meth:`iter_content` or :meth:`read_content` before the next member is asked for, or skipped. With
     *skip_unknown*, members of unknown type are passed over with a warning instead of being an error.
+
+    Where the source can be entered anywhere, *skip* saves reading contents that nobody asks for: called with a number
+    of bytes that come next and are not wanted, it passes over all of them and returns true, or none and returns false.
+    What it passes over must be there: an archive cut in the middle of contents is told by reading.
 
     An archive without end blocks may have been cut between two members. Some writers leave them out, so it is
     accepted with a warning; *require_end* makes it an error, for archives that no digest shows to be whole.
@@ -58,12 +56,14 @@ class TarReader(Stream):
         read: Read,
         *,
         limits: TarLimits | None = None,
+        skip: Callable[[int], bool] | None = None,
         skip_unknown: bool = False,
         require_end: bool = False,
         on_warning: Callable[[TarWarning], object] | None = None,
     ) -> None:
         super().__init__(read)
         self._limits = limits or TarLimits()
+        self._skip_source = skip
         self._skip_unknown = skip_unknown
         self._require_end = require_end
         self._on_warning = on_warning
@@ -102,7 +102,7 @@ class TarReader(Stream):
         Once per member. A chunk may be a view of the reader's buffer: use or copy it, keeping it keeps the
         buffer. Raises :class:`UsageError` for any but the current member.
         """
-        return _filled(self.iter_regions(member))
+        return filled(self.iter_regions(member))
 
     def iter_regions(self, member: Member) -> Iterator[Chunk | int]:
         """As :meth:`iter_content`, but a hole is the number of its zeros, at least one."""
@@ -338,7 +338,7 @@ class TarReader(Stream):
             typeflag = header[7]
             data = self._extension_data(header)
             if typeflag in seen:
-                raise TarError(f"two {_EXTENSION_NAMES[typeflag]}s for one member")
+                raise TarError(f"two {layout.EXTENSION_NAMES[typeflag]}s for one member")
             if typeflag != layout.PAX_GLOBAL:
                 seen[typeflag] = data
             elif seen:
@@ -355,11 +355,11 @@ class TarReader(Stream):
             if typeflag == layout.PAX_GLOBAL:
                 first = self._offset
             if header[7] not in layout.EXTENSIONS:
-                return (self._merge(seen, header) if seen else None), header, first
+                return (merge(seen, header, self._limits) if seen else None), header, first
 
     def _extension_data(self, header: RawHeader) -> bytes:
         size = self._size(header)
-        what = _EXTENSION_NAMES[header[7]]
+        what = layout.EXTENSION_NAMES[header[7]]
         if size > self._limits.extension:
             raise TarError(f"a {what} has {size} bytes, allowed are {self._limits.extension}")
         padded = size + -size % BLOCK
@@ -368,29 +368,6 @@ class TarReader(Stream):
         data = self._buffer[self._at : self._at + size]
         self._at += padded
         return data
-
-    def _merge(self, seen: dict[bytes, bytes], header: RawHeader) -> Extension:
-        records = seen.get(layout.PAX_LOCAL)
-        result = interpret(parse_records(records), self._limits) if records is not None else Extension()
-        for typeflag, known in ((layout.GNU_LONG_NAME, result.path), (layout.GNU_LONG_LINK, result.linkpath)):
-            if typeflag not in seen:
-                continue
-            text, _, rest = seen[typeflag].partition(b"\0")
-            if rest.strip(b"\0"):
-                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} holds a NUL")
-            if known is not None and known != text:
-                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} and a PAX record disagree")
-            if not text:
-                raise TarError(f"a {_EXTENSION_NAMES[typeflag]} is empty")
-            if typeflag == layout.GNU_LONG_NAME:
-                result.path = text
-            else:
-                result.linkpath = text
-            if header[9] != layout.MAGIC_GNU:
-                result.notes.append(
-                    f"a {_EXTENSION_NAMES[typeflag]} before a header of another format: not for all tools"
-                )
-        return result
 
     # Contents
 
@@ -433,6 +410,11 @@ class TarReader(Stream):
     def _skip(self) -> None:
         """Pass over the rest of the current member's contents and padding."""
         count = self._left + self._padding
+        beyond = count - (len(self._buffer) - self._at)
+        if beyond > 0 and self._skip_source is not None and self._skip_source(beyond):
+            self._base += len(self._buffer) + beyond
+            self._buffer, self._at = b"", 0
+            return
         while count:
             have = len(self._buffer) - self._at
             if have == 0:
@@ -509,11 +491,3 @@ class TarReader(Stream):
             error.where = self._where()
         self._error = error
         return error
-
-
-def _filled(regions: Iterator[Chunk | int]) -> Iterator[Chunk]:
-    for region in regions:
-        if isinstance(region, int):
-            yield from hole(region)
-        else:
-            yield region

@@ -842,6 +842,61 @@ def test_an_endless_chain_of_sparse_blocks_ends() -> None:
         read(data + block * 2000 + END)
 
 
+# Contents that nobody asks for
+
+
+class Seekable:
+    """A source that can be entered anywhere and counts what is read of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = self.taken = 0
+
+    def read(self, count: int) -> bytes:
+        part = self.data[self.at : self.at + count]
+        self.at += len(part)
+        self.taken += len(part)
+        return part
+
+    def skip(self, count: int) -> bool:
+        if self.at + count > len(self.data):
+            return False
+        self.at += count
+        return True
+
+
+def test_contents_that_nobody_asks_for_are_skipped() -> None:
+    large = bytes(range(256)) * 8192
+    data = file(b"a", large) + file(b"b", b"small") + file(b"c", large) + file(b"d", b"last") + END
+    source = Seekable(data)
+    reader = TarReader(source.read, skip=source.skip)
+    found = [
+        (member.name, reader.offset, reader.read_content(member) if member.size < 100 else b"") for member in reader
+    ]
+    plain = TarReader(io.BytesIO(data).read)
+    assert found == [
+        (member.name, plain.offset, plain.read_content(member) if member.size < 100 else b"") for member in plain
+    ]
+    assert source.taken < len(data) - 2 * len(large) + 4 * (1 << 18)
+
+
+def test_contents_are_read_in_part_and_the_rest_skipped() -> None:
+    large = bytes(range(256)) * 8192
+    source = Seekable(file(b"a", large) + file(b"b", b"small") + END)
+    reader = TarReader(source.read, skip=source.skip)
+    first = next(reader)
+    assert next(reader.iter_content(first)) == large[: (1 << 18) - 512]
+    assert reader.read_content(next(reader)) == b"small"
+
+
+def test_a_cut_archive_is_told_although_contents_are_skipped() -> None:
+    source = Seekable(file(b"a", bytes(1 << 20))[:-512])
+    reader = TarReader(source.read, skip=source.skip)
+    next(reader)
+    with pytest.raises(TarError, match="the archive ends inside the contents, 512 bytes are missing"):
+        next(reader)
+
+
 def test_members_have_slots_only() -> None:
     assert not hasattr(one(header()), "__dict__")
     assert isinstance(one(header()), Member)
