@@ -31,7 +31,10 @@ ENVIRONMENT: Mapping[str, tuple[str, frozenset[str]]] = {
     "MKCFS_NATIVE": ("Which hot loops to use: native, pure or auto (the default); for comparisons.", EVERY),
     "MKCFS_PASSPHRASE": ("The passphrase of the private key.", frozenset({"build", "keygen", "sign"})),
     "NO_COLOR": ("If set and not empty, progress bars have no colour.", EVERY),
-    "TMPDIR": ("Where large parts of container images wait while they are read.", frozenset({"build", "inspect"})),
+    "TMPDIR": (
+        "The directory for temporary files: parts of container images while they are read, mounts while they are made.",
+        frozenset({"build", "inspect", "mount"}),
+    ),
     "XDG_CACHE_HOME": (
         "If it is an absolute path, the digest cache is in cfstools below it, except for root.",
         frozenset({"build"}),
