@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import missing_objects
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.composefs import automatic_whiteouts, plan_image
-from cfstools.formats.overlay import format_word, select_version
+from cfstools.formats.base import Format, PlanOptions
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.lasting import keep
 from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
@@ -122,6 +123,9 @@ class BuildReport(Report):
     warnings: tuple[str, ...] = ()
 
 
+_NOTHING = Directory(mode=stat.S_IFDIR | 0o755)
+
+
 def build(
     source: bytes,
     image: bytes | BinaryIO | None,
@@ -130,11 +134,12 @@ def build(
     options: BuildOptions | None = None,
     objects: ObjectOptions | None = None,
     signing: Signing | None = None,
+    format: Format = COMPOSEFS,
     threads: int = 1,
     stdin: BinaryIO | None = None,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Build the image of *source*.
+    """Build the image of *source* in *format*.
 
     *image* is a path, replaced once the new image is whole and durable, or a stream, or ``None`` to compute the
     digest only. Contents go into the first of *stores*, unless one of them has the object; without stores they are
@@ -158,8 +163,8 @@ def build(
     walked = not container and not options.from_file and is_directory(source)
     with naming(source):
         _check_meaning(options, place, is_directory=walked)
-    minimum, maximum = options.versions(container=container)
-    select_version(minimum, maximum, has_whiteout=False)  # a version that does not exist is found out before any work
+    choices = PlanOptions(options.algorithm, *options.versions(container=container))
+    format.plan(_NOTHING, choices)  # a version that does not exist is found out before any work
     with (
         _writer(stores, params, objects, deferred=container) as writer,
         closing(_Reading(writer, params, objects, threads=threads, progress=progress)) as reading,
@@ -184,7 +189,7 @@ def build(
         if options.clamp_mtime is not None:
             clamp_mtime(tree.root, options.clamp_mtime)
         with naming(source):
-            plan = plan_image(tree.root, min_version=minimum, max_version=maximum, algorithm=options.algorithm)
+            plan = format.plan(tree.root, choices)
         if writer is not None:
             # Objects that a later layer or a filter took out of the tree are not kept.
             writer.commit(_digests(tree.root) if container else None)
@@ -195,10 +200,10 @@ def build(
     inside = _inside(source, targets, options) if walked else ()
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
-        format=format_word(plan.header.composefs_version, options.algorithm),
+        format=plan.word,
         digest=digest.hex(),
         image_size=plan.size,
-        inodes=plan.inode_count - automatic_whiteouts(tree.root),
+        inodes=plan.inode_count,
         store=shown_path(stores[0]) if stores else None,
         objects_new=stored.objects_new if stored else 0,
         objects_shared=stored.objects_shared if stored else 0,

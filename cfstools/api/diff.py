@@ -11,13 +11,9 @@ from typing import BinaryIO
 from cfstools.api.build import BuildOptions
 from cfstools.api.changes import ChangeReport, ChangeReports, change_kind
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.composefs import plan_image
-from cfstools.formats.composefs_reader import TreeReader
-from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
-from cfstools.formats.erofs.reader import Image
-from cfstools.formats.explain import Form, Reason, drop_version_marks, explain
-from cfstools.formats.overlay import format_word
-from cfstools.formats.primary_names import restore_primary_names
+from cfstools.formats.base import OpenImage, PlanOptions
+from cfstools.formats.explain import Form, Reason, explain
+from cfstools.formats.registry import COMPOSEFS, recognise
 from cfstools.lasting import keep
 from cfstools.linux.contents import whole_file
 from cfstools.linux.lookup import file_type
@@ -30,10 +26,9 @@ from cfstools.store.ingest import ingest
 from cfstools.tree import Directory
 from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
 from cfstools.values import Value
-from cfstools.verity import Algorithm, MerkleHasher, Params, digest_bytes
+from cfstools.verity import Algorithm, Params, digest_bytes
 
 _STDIN = b"-"
-_IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 
 
 class SideReport(Report):
@@ -135,15 +130,26 @@ class _ImageSide(Value):
     path: bytes
     name: str
     root: Directory
-    version: int
-    algorithm: Algorithm | None
+    image: OpenImage
     data: memoryview
+
+    @property
+    def algorithm(self) -> Algorithm | None:
+        return self.image.algorithm
 
     def settled(self, default: Algorithm) -> _Side:
         algorithm = self.algorithm or default
         digest = digest_bytes(self.data, Params(algorithm=algorithm))
-        form = Form(name=self.name, root=self.root, version=self.version, algorithm=algorithm, data=self.data)
-        return _Side(form=form, report=_side_report(self.path, "image", form, digest, len(self.data)))
+        form = Form(
+            name=self.name,
+            root=self.root,
+            version=self.image.version,
+            algorithm=algorithm,
+            data=self.data,
+            format=self.image.format,
+        )
+        report = _side_report(self.path, "image", self.image.word(algorithm), digest, len(self.data))
+        return _Side(form=form, report=report)
 
 
 def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
@@ -151,22 +157,17 @@ def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
     if file_type(path) != stat.S_IFREG:
         return None
     data = stack.enter_context(whole_file(path))
-    if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
+    format = recognise(data)
+    if format is None:
         return None
     with naming(path):
-        image = Image(data, allow_tail=True)
-        reader = TreeReader(image)
-        root = reader.read()
-        restore_primary_names(image, root)
-    version = image.header.composefs_version
-    if version:
-        drop_version_marks(root)
+        image = format.open(data, allow_tail=True)
+        root = image.tree(as_written=True)
     return _ImageSide(
         path=path,
         name=name,
         root=root,
-        version=version,
-        algorithm=reader.algorithm,
+        image=image,
         data=stack.enter_context(data[: image.length]),
     )
 
@@ -184,19 +185,16 @@ def _read(
         if source.blobs is not None:
             ingest(source.root, source.blobs, None, params=params, threads=threads, progress=progress)
     with naming(path):
-        plan = plan_image(source.root, min_version=minimum, max_version=maximum, algorithm=algorithm)
-    hasher = MerkleHasher(params)
-    for chunk in plan.chunks():
-        hasher.update(chunk)
-    form = Form(name=name, root=source.root, version=plan.header.composefs_version, algorithm=algorithm)
-    return _Side(form=form, report=_side_report(path, source.kind, form, hasher.digest(), plan.size))
+        plan = COMPOSEFS.plan(source.root, PlanOptions(algorithm, minimum, maximum))
+    form = Form(name=name, root=source.root, version=plan.version, algorithm=algorithm)
+    return _Side(form=form, report=_side_report(path, source.kind, plan.word, plan.digest(params), plan.size))
 
 
-def _side_report(path: bytes, kind: str, form: Form, digest: bytes, size: int) -> SideReport:
+def _side_report(path: bytes, kind: str, word: str, digest: bytes, size: int) -> SideReport:
     return SideReport(
         path=shown_path(path),
         kind=kind,
-        format=format_word(form.version, form.algorithm),
+        format=word,
         digest=digest.hex(),
         image_size=size,
     )

@@ -7,6 +7,7 @@ from enum import Enum
 
 from cfstools.api.input import read_small
 from cfstools.errors import SignatureInvalid, shown_path
+from cfstools.formats.registry import FORMATS, recognise
 from cfstools.linux.lookup import file_type
 from cfstools.report import Report
 from cfstools.signing import MAX_TRAILER, ImageDigests, SignatureReport, Verdict, Verifier, find_trailer, judge
@@ -81,7 +82,8 @@ def read_envelope(path: bytes) -> bytes | None:
 
 def split_trailer(data: memoryview) -> tuple[memoryview, bytes | None]:
     """The image in the bytes of a file, and the envelope behind it. ``SignatureInvalid`` for a damaged trailer."""
-    attached = find_trailer(bytes(data[max(0, len(data) - MAX_TRAILER) :]), len(data))
+    unit = (recognise(data) or FORMATS[0]).unit
+    attached = find_trailer(bytes(data[max(0, len(data) - MAX_TRAILER) :]), len(data), unit=unit)
     if attached is None:
         return data, None
     return data[: attached.image_size], attached.envelope

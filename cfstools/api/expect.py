@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
 from cfstools.errors import naming, shown_path
-from cfstools.formats.composefs import plan_image
-from cfstools.formats.overlay import format_word
+from cfstools.formats.base import PlanOptions
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
@@ -22,7 +22,7 @@ from cfstools.tree.copying import copy_tree
 from cfstools.tree.filters import drop_devices, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.walk import iter_inodes, iter_names
 from cfstools.tree.xattrs import XattrPolicy
-from cfstools.verity import Algorithm, MerkleHasher, Params
+from cfstools.verity import Algorithm, Params
 
 _Change = Callable[[Directory], object]
 _Choice = tuple[str, _Change | None]  # in words (empty: the default), and what it does to the tree
@@ -64,20 +64,21 @@ def expect(
     for choices in _combinations(root):
         words = [word for word, _ in choices if word]
         tree = _changed(root, choices)
-        met = -1
+        default_version = -1
         for minimum, maximum, word in ((*default, ""), *_VERSIONS):
-            if minimum == maximum == met:
+            if minimum == maximum == default_version:
                 continue
             with naming(path):
-                version, found = _image(tree, minimum, maximum, algorithm)
-            met = version if met < 0 else met
+                plan = COMPOSEFS.plan(tree, PlanOptions(algorithm, minimum, maximum))
+                found = plan.digest(Params(algorithm=algorithm))
+            default_version = plan.version if default_version < 0 else default_version
             seen.add(found)
             if found == digest:
                 return ExpectReport(
                     path=shown_path(path),
                     digest=digest.hex(),
                     found=True,
-                    format=format_word(version, algorithm),
+                    format=plan.word,
                     choices=tuple(words if not word else [word, *words]),
                     tried=len(seen),
                 )
@@ -147,12 +148,3 @@ def _changed(root: Directory, choices: Sequence[_Choice]) -> Directory:
         if change is not None:
             change(tree)
     return tree
-
-
-def _image(root: Directory, minimum: int, maximum: int, algorithm: Algorithm) -> tuple[int, bytes]:
-    """Version and digest of the image of a tree."""
-    plan = plan_image(root, min_version=minimum, max_version=maximum, algorithm=algorithm)
-    hasher = MerkleHasher(Params(algorithm=algorithm))
-    for chunk in plan.chunks():
-        hasher.update(chunk)
-    return plan.header.composefs_version, hasher.digest()

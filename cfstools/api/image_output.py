@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from cfstools.api.image_signing import Target
-    from cfstools.formats.composefs import ImagePlan
+    from cfstools.formats.base import ImagePlan
     from cfstools.signing import Signer
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-import struct
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from cfstools.errors import InputError, os_error, shown_path
-from cfstools.formats.erofs.layout import BLOCK_SIZE, COMPOSEFS_MAGIC, EROFS_MAGIC, SUPERBLOCK_OFFSET
+from cfstools.formats.base import HEAD
+from cfstools.formats.registry import recognise, why_in_doubt
 from cfstools.linux.files import close
 from cfstools.signing import MAX_TRAILER
 from cfstools.signing.attach import has_trailer_marks
@@ -26,10 +26,6 @@ _UNFINISHED = re.compile(rb"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _CUSTOMARY = re.compile(rb".*\.(?:cfs|composefs|erofs)|composefs\.blob", re.DOTALL | re.IGNORECASE)
 _SIGNATURE = b".sig"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_MAGIC = struct.pack("<I", COMPOSEFS_MAGIC)
-_EROFS_MAGIC = struct.pack("<I", EROFS_MAGIC)
-# So many wrong bits of 32 are damage and no chance: one file in 100,000 comes as near.
-_WRONG_BITS = 4
 _SHOWN_DOUBTS = 20
 
 
@@ -166,14 +162,15 @@ def _why_in_doubt(path: bytes, status: os.stat_result, *, briefly: bool = False)
         return ""
     fd = os.open(path, _FLAGS)
     try:
-        head = os.pread(fd, len(_MAGIC) if briefly else BLOCK_SIZE, 0)
-        if head.startswith(_MAGIC):
+        head = os.pread(fd, HEAD, 0)
+        if recognise(head) is not None:
             return None
         if briefly:
             return ""
         size = os.lseek(fd, 0, os.SEEK_END)
         tail = os.pread(fd, MAX_TRAILER, max(0, size - MAX_TRAILER))
-        return _looks_like_an_image(head, tail, size)
+        signed = "has a signature behind it and is no image" if has_trailer_marks(tail, size) else ""
+        return why_in_doubt(head) or signed
     finally:
         close(fd)
 
@@ -182,30 +179,6 @@ def is_plain_image(path: bytes) -> bool:
     """Whether a regular file is at *path*, and starts as images do. Raises OSError."""
     status = os.stat(path, follow_symlinks=False)
     return stat.S_ISREG(status.st_mode) and _why_in_doubt(path, status) is None
-
-
-def _looks_like_an_image(head: bytes, tail: bytes, size: int) -> str:
-    if not head:
-        return "is empty, and may have been an image"
-    if not any(head):
-        return "starts with nothing but zeros, and may have been an image"
-    if len(head) < len(_MAGIC) and _MAGIC.startswith(head):
-        return "is cut, and may have been an image"
-    if _nearly(head[: len(_MAGIC)], _MAGIC) or _nearly(
-        head[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + len(_EROFS_MAGIC)], _EROFS_MAGIC
-    ):
-        return "has the marks of an image, and not all of them"
-    if has_trailer_marks(tail, size):
-        return "has a signature behind it and is no image"
-    return ""
-
-
-def _nearly(data: bytes, magic: bytes) -> bool:
-    """Whether it is the number, with a byte or a few bits of it changed."""
-    if len(data) != len(magic):
-        return False
-    wrong = [one ^ other for one, other in zip(data, magic, strict=True)]
-    return sum(map(bool, wrong)) <= 1 or sum(one.bit_count() for one in wrong) <= _WRONG_BITS
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cfstools.api.envelopes import envelope_path, read_envelope
 from cfstools.api.sign import SignedImage, extended
 from cfstools.errors import SignatureInvalid, UsageError, naming, shown_path
-from cfstools.formats.composefs import ImagePlan
-from cfstools.formats.overlay import format_word
+from cfstools.formats.base import ImagePlan
 from cfstools.output.files import OutputFile, output_file
 from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
 from cfstools.verity import Algorithm
@@ -59,7 +58,7 @@ class Target:
         algorithm = Algorithm.from_digest_size(len(fsverity))
         signed = SignedImage(
             digests=ImageDigests(size=plan.size, sha256=self._sha256.digest(), fsverity=fsverity),
-            format=format_word(plan.header.composefs_version, algorithm),
+            format=plan.word,
             algorithm=algorithm,
         )
         statement = signed.statement(self._image)

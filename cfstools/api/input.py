@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cfstools.errors import CheckFailed, ImageError, InputError, naming, os_error, shown_path
-from cfstools.formats.erofs.reader import check_head, declared_length
+from cfstools.formats.base import HEAD
+from cfstools.formats.registry import check_head, declared_length
 from cfstools.linux.contents import MAX_FILE, read_regular, whole_file
 from cfstools.linux.files import close, data_ranges
 from cfstools.linux.lookup import file_type
@@ -17,7 +18,6 @@ from cfstools.verity import Algorithm, MerkleHasher, Params
 
 MAX_IMAGE_FILE = MAX_FILE
 LARGE_IMAGE = 1 << 26
-HEAD = 1 << 12
 _PIECE = 1 << 16
 _BLOCKS = 1 << 20
 

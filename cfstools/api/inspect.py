@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 from cfstools.api.envelopes import PlacedSignature, signed_file
 from cfstools.api.input import image_view
 from cfstools.errors import InputError, shown_path
-from cfstools.formats.composefs_info import ImageInfo, image_info
-from cfstools.formats.composefs_reader import read_image
-from cfstools.formats.erofs.regions import Region, regions
+from cfstools.formats.base import Region
 from cfstools.formats.escape import escape_text
-from cfstools.formats.overlay import format_word
+from cfstools.formats.facts import ImageInfo
+from cfstools.formats.registry import open_image, read_tree
 from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
@@ -50,7 +49,9 @@ class InspectReport(Report):
 def inspect(path: bytes) -> InspectReport:
     """Read the whole image at *path* and say what it is. Raises InputError and ImageError."""
     with image_view(path) as data:
-        info = image_info(data, allow_tail=True)
+        opened = open_image(data, allow_tail=True)
+        keep(opened)
+        info = opened.facts()
         algorithm = info.algorithm or Algorithm.SHA256
         with data[: info.size] as image:
             digest = digest_bytes(image, Params(algorithm=algorithm))
@@ -58,7 +59,7 @@ def inspect(path: bytes) -> InspectReport:
         signatures = signed_file(path, data).judge(ImageDigests(size=info.size), (), threshold=1)
     return InspectReport(
         path=shown_path(path),
-        format=format_word(info.composefs_version, algorithm),
+        format=opened.word(algorithm),
         digest=digest.hex(),
         sha256=sha256,
         contents=info,
@@ -121,7 +122,7 @@ def tree_report(path: bytes, start: bytes = b"/") -> TreeReport:
 def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     """The root of the image at *path* and its entry *start*."""
     with image_view(path) as data:
-        root = read_image(data, allow_tail=True)
+        root = read_tree(data, allow_tail=True)
     keep(root)
     entry = lookup(root, start)
     if entry is None:
@@ -156,4 +157,4 @@ def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
 def layout(path: bytes) -> Iterator[Region]:
     """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
     with image_view(path) as data:
-        yield from regions(data, allow_tail=True)
+        yield from open_image(data, allow_tail=True).regions()

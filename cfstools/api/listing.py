@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 from cfstools.api.input import image_view
 from cfstools.api.stores import missing_objects
-from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape_text
 from cfstools.formats.listing import ls_lines, object_sizes
+from cfstools.formats.registry import read_tree
 from cfstools.lasting import keep
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
@@ -47,7 +47,7 @@ class ObjectReport(Report):
 def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
     """The tree of the image at *path*, or only the named children of its root. Raises InputError and ImageError."""
     with image_view(path) as data:
-        return read_image(data, filters=frozenset(filters) or None, allow_tail=True)
+        return read_tree(data, filters, allow_tail=True)
 
 
 def _trees(images: Sequence[bytes], filters: Collection[bytes]) -> Iterator[Directory]:

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
 from cfstools.api.input import read_image_file, read_small
 from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error, shown_path
-from cfstools.formats.composefs_check import check_composefs
-from cfstools.formats.composefs_info import image_info
-from cfstools.formats.erofs.check import Severity
-from cfstools.formats.overlay import format_word
+from cfstools.formats.base import Finding, Severity
+from cfstools.formats.registry import open_image
 from cfstools.output.files import delete_file, output_file
 from cfstools.report import Report
 from cfstools.signing import (
@@ -186,19 +184,27 @@ def _refuse_image(image: bytes, output: bytes | None) -> None:
 
 def examine(body: memoryview, algorithm: Algorithm | None = None) -> SignedImage:
     """Check the bytes of an image strictly and take its digests. Raises ImageError for one that is not valid."""
-    wrong = [finding for finding in check_composefs(body) if finding.severity is Severity.ERROR]
+    try:
+        image = open_image(body)
+    except ImageError as error:
+        raise _not_signed(error) from None
+    wrong = [finding for finding in image.findings() if finding.severity is Severity.ERROR]
     if wrong:
-        more = f" (and {len(wrong) - 1} more problems)" if len(wrong) > 1 else ""
-        hint = "`mkcfs verify` lists everything that is wrong"
-        raise ImageError(f"{wrong[0].what}{more}: not signed", where=wrong[0].where, hint=hint)
-    info = image_info(body)
-    algorithm = algorithm or info.algorithm or Algorithm.SHA256
+        raise _not_signed(wrong[0], len(wrong) - 1)
+    image.tree()  # until then its algorithm is not known
+    algorithm = algorithm or image.algorithm or Algorithm.SHA256
     digests = ImageDigests(
         size=len(body),
         sha256=hashlib.sha256(body).digest(),
         fsverity=digest_bytes(body, Params(algorithm=algorithm)),
     )
-    return SignedImage(digests=digests, format=format_word(info.composefs_version, algorithm), algorithm=algorithm)
+    return SignedImage(digests=digests, format=image.word(algorithm), algorithm=algorithm)
+
+
+def _not_signed(first: Finding | ImageError, others: int = 0) -> ImageError:
+    more = f" (and {others} more problems)" if others else ""
+    hint = "`mkcfs verify` lists everything that is wrong"
+    return ImageError(f"{first.what}{more}: not signed", where=first.where, hint=hint)
 
 
 def extended(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -> bytes:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cfstools.api.input import read_image_file
 from cfstools.errors import naming
-from cfstools.formats.composefs_objects import object_uses
+from cfstools.formats.registry import open_image
 from cfstools.store.base import digest_of
 from cfstools.verity import digest_bytes
 
@@ -27,7 +27,7 @@ def image_needs(path: bytes) -> ImageNeeds:
     needed: dict[bytes, int] = {}
     with naming(path):
         data = read_image_file(path, devices=True)
-        for use in object_uses(data, allow_tail=True):
+        for use in open_image(data, allow_tail=True).objects():
             if use.digest is not None:
                 needed[use.digest] = use.size
             digest = _digest_at(use.payload)

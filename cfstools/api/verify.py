@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
 
-from cfstools.api.canonical import canonical_difference
 from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
 from cfstools.api.input import ImageBytes, check_large_image, opened_image, read_image
 from cfstools.api.problems import Problem, ProblemKind, Problems
 from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
-from cfstools.formats.composefs_check import check_every_rule, is_written_anew, read_at_once
-from cfstools.formats.composefs_reader import TreeReader
-from cfstools.formats.erofs.check import Severity
-from cfstools.formats.erofs.reader import Image
-from cfstools.formats.overlay import format_word
-from cfstools.formats.primary_names import restore_primary_names
+from cfstools.formats.base import OpenImage, PlanOptions, Severity
+from cfstools.formats.registry import open_image
 from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
@@ -134,6 +129,7 @@ class _Verification:
         self._signature = SignatureReport(state=Verdict.MISSING, required=0)
         self._place: Place | None = None
         self._structure = Outcome.NOT_CHECKED
+        self._unreadable = ""
         self._canonical = Outcome.NOT_CHECKED
         self._objects = Outcome.NOT_CHECKED
         self._needed = 0
@@ -209,48 +205,50 @@ class _Verification:
                 )
                 return stack.enter_context(check)
 
-            check: ObjectCheck | None = None
-            read = read_at_once(self._image)
-            keep(read)
-            if read is not None:
-                self._know(read[0], read[1].algorithm)
-                check = begin(read[1].root) if stores else None
-            if read is not None and is_written_anew(*read):
-                self._structure = Outcome.OK
-                self._canonical = Outcome.OK if canonical else Outcome.NOT_CHECKED
-            else:
-                root = self._check_every_rule(canonical=canonical)
-                if check is None and root is not None and stores:
-                    check = begin(root)
+            image, root = self._read()
+            check = begin(root) if root is not None and stores else None
+            if image is not None:
+                self._check_structure(image, root, canonical=canonical)
             if check is not None:
                 self._add_up(check)
 
-    def _check_every_rule(self, *, canonical: bool) -> Directory | None:
-        findings = check_every_rule(self._image)
-        errors = [str(finding) for finding in findings if finding.severity is Severity.ERROR]
-        self._warnings += [str(finding) for finding in findings if finding.severity is Severity.WARNING]
+    def _read(self) -> tuple[OpenImage | None, Directory | None]:
+        """The image and its tree, as far as they can be read."""
+        image = None
         try:
-            disk = Image(self._image)
-            reader = TreeReader(disk)
-            root = reader.read()
+            image = open_image(self._image)
+            keep(image)
+            root = image.tree()
         except FormatError as error:
             self._structure = Outcome.WRONG
-            self._fail(ProblemKind.STRUCTURE, errors or [str(error)])
-            return None
+            self._unreadable = str(error)
+            if image is None:
+                self._fail(ProblemKind.STRUCTURE, [self._unreadable])
+            return image, None
+        self._algorithm = image.algorithm or self._algorithm
+        self._format = image.word(self._algorithm)
+        return image, root
+
+    def _check_structure(self, image: OpenImage, root: Directory | None, *, canonical: bool) -> None:
+        """Take down everything that is wrong with the image, which has a *root* if it can be read."""
+        findings = image.findings()
+        errors = [str(finding) for finding in findings if finding.severity is Severity.ERROR]
+        self._warnings += [str(finding) for finding in findings if finding.severity is Severity.WARNING]
+        if root is None:
+            self._fail(ProblemKind.STRUCTURE, errors or [self._unreadable])
+            return
         self._structure = Outcome.WRONG if self._fail(ProblemKind.STRUCTURE, errors) else Outcome.OK
-        self._know(disk, reader.algorithm)
         if canonical:
-            # The tree has each inode at its first name; the writer may have met another one first.
-            restore_primary_names(disk, root)
-            difference = canonical_difference(self._image, root, disk.header.composefs_version, self._algorithm)
+            difference = None if image.canonical else self._canonical_difference(image)
             wrong = self._fail(ProblemKind.CANONICAL, [] if difference is None else [difference])
             self._canonical = Outcome.WRONG if wrong else Outcome.OK
-        return root
 
-    def _know(self, disk: Image, algorithm: Algorithm | None) -> None:
-        """Take down the format of the image."""
-        self._algorithm = algorithm or self._algorithm
-        self._format = format_word(disk.header.composefs_version, self._algorithm)
+    def _canonical_difference(self, image: OpenImage) -> str | None:
+        from cfstools.formats.canonical import canonical_difference
+
+        # The writer may have met another name of an inode first than a reader.
+        options = PlanOptions(self._algorithm, image.version, image.version)
+        return canonical_difference(image.format, self._image, image.tree(as_written=True), options)
 
     def _add_up(self, check: ObjectCheck) -> None:
         """Take down what was found out about the objects."""

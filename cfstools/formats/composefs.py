@@ -18,7 +18,7 @@ from cfstools.verity import Algorithm
 _CHUNK = 1 << 20
 
 
-class ImagePlan(Protocol):
+class Encoding(Protocol):
     """An image whose every byte is decided."""
 
     @property
@@ -38,7 +38,7 @@ class ImagePlan(Protocol):
 
 
 class _Encoded(NamedTuple):
-    """An :class:`ImagePlan` that is in memory already."""
+    """An :class:`Encoding` that is in memory already."""
 
     image: bytes
     inode_count: int
@@ -66,7 +66,7 @@ def write_image(
 
 def plan_image(
     root: Directory, *, min_version: int = 0, max_version: int = 1, algorithm: Algorithm = Algorithm.SHA256
-) -> ImagePlan:
+) -> Encoding:
     """Decide every byte of the composefs image of *root*, to be emitted by ``chunks()``.
 
     Digests of external files must be of *algorithm*. The tree is not changed. Raises UsageError for versions that
@@ -83,30 +83,6 @@ def plan_image(
     from cfstools.formats.composefs_plan import place_tree  # noqa: PLC0415
 
     return place_tree(root, min_version=min_version, max_version=max_version, algorithm=algorithm)
-
-
-def first_difference(plan: ImagePlan, image: memoryview) -> int | None:
-    """Where *image* is not what *plan* would write, its end or the plan's included; ``None`` if it is all of it."""
-    position = 0
-    for chunk in plan.chunks():
-        end = position + len(chunk)
-        # Not as views, which are compared number by number.
-        if bytes(image[position:end]) != bytes(chunk):
-            return position + _length_of_same(image[position:end], memoryview(chunk))
-        position = end
-    return None if position == len(image) else position
-
-
-def _length_of_same(one: memoryview, other: memoryview) -> int:
-    """How many bytes two pieces begin with that are the same in both."""
-    same, end = 0, min(len(one), len(other))
-    while same < end:
-        middle = (same + end + 1) // 2
-        if one[same:middle] == other[same:middle]:
-            same = middle
-        else:
-            end = middle - 1
-    return same
 
 
 def automatic_whiteouts(root: Directory) -> int:

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cfstools.errors import FormatError, ImageError
-from cfstools.formats.composefs import first_difference, plan_image
+from cfstools.formats.base import Finding, Severity
+from cfstools.formats.canonical import first_difference
+from cfstools.formats.composefs import plan_image
 from cfstools.formats.composefs_reader import OrdinaryTree, parse_metacopy, parse_redirect, read_ordinary
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.check import Finding, Severity, check_image
+from cfstools.formats.erofs.check import check_image
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.walk import Step
 from cfstools.formats.escape import escape_text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import ObjectUse
 from cfstools.formats.composefs_reader import parse_metacopy, parse_redirect, split_xattrs
 from cfstools.formats.erofs.reader import REGULAR, TYPE_MASK, Image
 from cfstools.formats.erofs.walk import Walk
@@ -14,21 +15,17 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class ObjectUse(NamedTuple):
-    """One inode's contents outside of the image: where they are below a store, their digest, their size in bytes."""
-
-    payload: bytes | None
-    digest: bytes | None
-    size: int
-
-
 def object_uses(data: Buffer, *, allow_tail: bool = False) -> Iterator[ObjectUse]:
     """The contents that the inodes of an image have outside of it; the same may come several times.
 
     Raises ImageError for what the strict reader does not accept (composefs format, section 10.2), so that nothing an
     image needs is overlooked.
     """
-    image = Image(data, allow_tail=allow_tail)
+    return uses_of(Image(data, allow_tail=allow_tail))
+
+
+def uses_of(image: Image) -> Iterator[ObjectUse]:
+    """The same for an open image."""
     walk = Walk(image)
     for step in walk:
         inode = step.inode

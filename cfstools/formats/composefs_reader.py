@@ -123,9 +123,9 @@ class TreeReader:
         """The algorithm of the digests of external files; None as long as there was none."""
         return self._algorithm
 
-    def read(self) -> Directory:
-        """The whole tree; see :func:`read_image`."""
-        tree = None if self._filtered else read_ordinary(self._image)
+    def read(self, *, try_native: bool = True) -> Directory:
+        """The whole tree; see :func:`read_image`. *try_native* is false where :func:`read_ordinary` gave nothing."""
+        tree = read_ordinary(self._image) if try_native and not self._filtered else None
         if tree is not None:
             self._algorithm = tree.algorithm
             return tree.root

@@ -7,11 +7,13 @@ or ``\xHH``. A field that consists of one raw dash means "not set".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from cfstools.errors import DumpError
 
 _NAMED = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
 _PLAIN = range(0x21, 0x7F)
+_PATH_SHOWN = 4096
 
 
 def _table(*, plain: bytes = b"", escaped: bytes = b"") -> list[bytes]:
@@ -90,3 +92,16 @@ def _complaint(text: bytes) -> str:
     if text.startswith(b"\\x"):
         return "an escape \\x needs two hexadecimal digits"
     return f"unknown escape \\{escape(text[1:]).decode()}"
+
+
+def show_path(names: Iterator[bytes]) -> str:
+    """Path text of the *names* from the last one up to the root (whose name is empty)."""
+    parts: list[bytes] = []
+    size = 0
+    for name in names:
+        if name:
+            parts.append(name)
+            size += len(name) + 1
+            if size > _PATH_SHOWN:
+                return ".../" + escape_text(b"/".join(parts[::-1]))
+    return "/" + escape_text(b"/".join(parts[::-1]))

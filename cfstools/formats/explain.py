@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from cfstools.errors import FormatError
-from cfstools.formats.composefs import write_image
+from cfstools.formats.base import Format, PlanOptions
 from cfstools.formats.erofs.places import first_difference, place_of
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.regions import RegionKind
 from cfstools.formats.erofs.walk import Walk
 from cfstools.formats.escape import escape_text
 from cfstools.formats.overlay import OPAQUE_KEY
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.report import Report
 from cfstools.text import counted
 from cfstools.tree import NO_XATTRS, Device, Directory, HardLink
@@ -32,6 +33,7 @@ from cfstools.verity import Algorithm
 class Rule(Enum):
     """A rule or a choice that decides bytes of an image; the value is its name in reports."""
 
+    FORMAT = "image format"
     VERSION = "format version"
     ALGORITHM = "hash algorithm"
     NANOSECONDS = "mtime nanoseconds"
@@ -55,7 +57,7 @@ class Form(Value):
     """One side: its tree, and the image it is or would become.
 
     ``data`` are the bytes of an image, without anything appended; ``None`` for other sources, which are taken to be
-    written as the rules say.
+    written as the rules say. ``format`` is that of the image.
     """
 
     name: str
@@ -63,12 +65,13 @@ class Form(Value):
     version: int
     algorithm: Algorithm
     data: memoryview | None = None
+    format: Format = COMPOSEFS
 
     def written(self, root: Directory | None = None, version: int | None = None) -> bytes:
         """The image a canonical writer makes of the tree, or of another *root* or *version*. Raises TreeError."""
         version = self.version if version is None else version
         tree = self.root if root is None else root
-        return write_image(tree, min_version=version, max_version=version, algorithm=self.algorithm)
+        return b"".join(self.format.plan(tree, PlanOptions(self.algorithm, version, version)).chunks())
 
 
 # As a reader gives them back: of PARENT_MARKS_V1, what it does not drop.
@@ -98,6 +101,8 @@ def explain(a: Form, b: Form, changes: Sequence[Change], notes: Notes) -> list[R
     reasons += _subtleties(changes, notes)
     if not any(Aspect.LINKS in change.aspects for change in changes):
         reasons += _primaries(a, b)
+    if not a.format is b.format is COMPOSEFS:
+        return reasons
     known = {reason.rule for reason in reasons}
     for form in (a, b):
         reasons += _writer(form)
@@ -122,7 +127,10 @@ def drop_version_marks(root: Directory) -> None:
 
 
 def _choices(a: Form, b: Form, notes: Notes) -> Iterator[Reason]:
-    if a.version != b.version:
+    if a.format is not b.format:
+        what = f"{_is(a)} in the format {a.format.name}, {_is(b)} in {b.format.name}"
+        yield Reason(rule=Rule.FORMAT, what=what)
+    elif a.version != b.version:
         what = f"{_is(a)} version {a.version}, {_is(b)} version {b.version}"
         yield Reason(rule=Rule.VERSION, what=what)
     if a.algorithm is not b.algorithm:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from cfstools.errors import CfsError, InputError, Unsupported, os_error
-from cfstools.formats.erofs import layout as fmt
+from cfstools.errors import CfsError, Unsupported, os_error
+from cfstools.formats.base import HEAD, KernelMount
+from cfstools.formats.registry import FORMATS, recognise
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
 from cfstools.mount.kernel_needs import cannot, missing
@@ -15,40 +16,37 @@ from cfstools.mount.kernel_needs import cannot, missing
 _FLAGS = linux.MountFlag.READ_ONLY | linux.MountFlag.NO_SUID | linux.MountFlag.NO_DEV
 
 
-def has_acls(image_fd: int) -> bool:
-    """Whether the header of the image *image_fd* says that there are ACLs. Raises InputError for what is no image."""
+def kernel_mount(image_fd: int) -> KernelMount:
+    """How the kernel mounts the image *image_fd*. Raises InputError for what is no image, or none that it can mount."""
     try:
-        start = os.pread(image_fd, fmt.COMPOSEFS_HEADER.size, fmt.HEADER_OFFSET)
+        head = os.pread(image_fd, HEAD, 0)
     except OSError as error:
         raise os_error(error, "cannot read") from error
-    if len(start) < fmt.COMPOSEFS_HEADER.size:
-        raise InputError("is too short for a composefs image")
-    header = fmt.ComposefsHeader._make(fmt.COMPOSEFS_HEADER.unpack(start))
-    if header.magic != fmt.COMPOSEFS_MAGIC:
-        raise InputError("is no composefs image")
-    return bool(header.flags & fmt.HEADER_FLAG_HAS_ACL)
+    return (recognise(head) or FORMATS[0]).kernel_mount(head)
 
 
 def mount_erofs(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | None = None) -> bool:
     """Mount the image in the first *size* bytes of the file *image_fd* on *directory_fd*; whether by a loop device.
 
-    Without ACLs in the image the kernel is told not to look for them. *idmap_fd* is a user namespace that owners
+    *idmap_fd* is a user namespace that owners
     are mapped with. Raises InputError and Unsupported.
     """
-    acls = has_acls(image_fd)
+    how = kernel_mount(image_fd)
     try:
-        _mount(linux.fd_path(image_fd), directory_fd, acls=acls, idmap_fd=idmap_fd)
+        _mount(linux.fd_path(image_fd), directory_fd, how=how, idmap_fd=idmap_fd)
     except OSError as error:
         # Before Linux 6.12, and for files that have no page cache of their own kind.
         if error.errno != errno.ENOTBLK:
             raise _translated(error) from error
     else:
         return False
-    mount_erofs_by_loop(image_fd, directory_fd, size=size, idmap_fd=idmap_fd)
+    mount_erofs_by_loop(image_fd, directory_fd, size=size, how=how, idmap_fd=idmap_fd)
     return True
 
 
-def mount_erofs_by_loop(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | None = None) -> None:
+def mount_erofs_by_loop(
+    image_fd: int, directory_fd: int, *, size: int, how: KernelMount, idmap_fd: int | None = None
+) -> None:
     """As :func:`mount_erofs`, on a loop device that goes away with the mount."""
     try:
         path, device_fd = linux.attach_loop(image_fd, size)
@@ -56,28 +54,28 @@ def mount_erofs_by_loop(image_fd: int, directory_fd: int, *, size: int, idmap_fd
         hint = "EROFS straight on a file needs Linux 6.12"
         raise Unsupported(f"cannot attach a loop device: {error.strerror}", hint=hint) from error
     try:
-        _mount(path, directory_fd, acls=has_acls(image_fd), idmap_fd=idmap_fd)
+        _mount(path, directory_fd, how=how, idmap_fd=idmap_fd)
     except OSError as error:
         raise _translated(error) from error
     finally:
         close(device_fd)
 
 
-def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None) -> None:
+def _mount(source: bytes, directory_fd: int, *, how: KernelMount, idmap_fd: int | None) -> None:
     try:
-        context = linux.FsContext(b"erofs")
+        context = linux.FsContext(how.file_system)
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
         if idmap_fd is not None:
             raise missing("mapping owners", "5.19") from error
-        mount_erofs_classic(source, directory_fd, acls=acls)
+        mount_erofs_classic(source, directory_fd, how=how)
         return
     with context:
         context.set_string(b"source", source)
         context.set_flag(b"ro")
-        if not acls:
-            context.set_flag(b"noacl")
+        for flag in how.flags:
+            context.set_flag(flag)
         mount_fd = context.mount(_FLAGS)
     try:
         if idmap_fd is not None:
@@ -87,9 +85,9 @@ def _mount(source: bytes, directory_fd: int, *, acls: bool, idmap_fd: int | None
         close(mount_fd)
 
 
-def mount_erofs_classic(source: bytes, directory_fd: int, *, acls: bool) -> None:
+def mount_erofs_classic(source: bytes, directory_fd: int, *, how: KernelMount) -> None:
     """Mount with mount(2) alone. Raises OSError."""
-    linux.mount(source, directory_fd, b"erofs", b"" if acls else b"noacl", _FLAGS)
+    linux.mount(source, directory_fd, how.file_system, b",".join(how.flags), _FLAGS)
 
 
 def _map_ids(mount_fd: int, idmap_fd: int) -> None:

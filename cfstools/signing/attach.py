@@ -63,18 +63,18 @@ def make_trailer(image_size: int, envelope: bytes) -> bytes:
     return _START + envelope + bytes(padding) + footer
 
 
-def find_trailer(tail: bytes, file_size: int) -> Attached | None:
+def find_trailer(tail: bytes, file_size: int, *, unit: int = IMAGE_UNIT) -> Attached | None:
     """Find the envelope in *tail*, the last ``min(file_size, MAX_TRAILER)`` bytes of a file; None if it has none.
 
     ``SignatureInvalid`` if there is a trailer that is not whole, and if the file has a size no image has, which
-    is what a cut trailer leaves behind.
+    is what a cut trailer leaves behind: images of its format are multiples of *unit* bytes.
     """
     if len(tail) != min(file_size, MAX_TRAILER):
         raise UsageError(f"{len(tail)} bytes are not the tail of a file of {file_size} bytes")
     if not tail.endswith(_MAGIC):
-        if file_size % IMAGE_UNIT:
+        if file_size % unit:
             raise SignatureInvalid(
-                f"the file has {file_size} bytes, no multiple of {IMAGE_UNIT}, and no whole signature behind the image",
+                f"the file has {file_size} bytes, no multiple of {unit}, and no whole signature behind the image",
                 where="trailer",
                 hint="its end was cut off, or it is no image",
             )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
-from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.formats.base import HEAD
+from cfstools.formats.registry import recognise
 from cfstools.linux.lookup import file_type
 from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
 
 if TYPE_CHECKING:
     from cfstools.streams.limits import DecompressionLimits
 
-_IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _STDIN = b"-"
 
 
@@ -52,6 +52,6 @@ def _is_image(path: bytes) -> bool:
     """Whether *path* is a file that begins as images of our own do."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(len(_IMAGE_MAGIC)) == _IMAGE_MAGIC
+            return recognise(file.read(HEAD)) is not None
     except (OSError, ValueError):
         return False

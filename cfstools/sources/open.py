@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from cfstools.errors import FormatError, UsageError, naming
-from cfstools.formats.erofs.layout import COMPOSEFS_MAGIC
+from cfstools.formats.registry import recognise
 from cfstools.linux.contents import read_stream, whole_file
 from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cfstools.sources.oci_describe import ImageDescription
     from cfstools.store import Blobs, StoreWriter
 
-_IMAGE_MAGIC = COMPOSEFS_MAGIC.to_bytes(4, "little")
 _DUMP_START = b"/ "
 _STDIN = b"-"
 
@@ -138,17 +137,16 @@ def describe_image(
 
 
 def _from_bytes(data: memoryview, *, algorithm: Algorithm, from_file: bool, strict: bool) -> SourceTree:
-    from cfstools.formats.composefs_reader import TreeReader
     from cfstools.formats.dump import parse_dump
-    from cfstools.formats.erofs.reader import Image
 
     if from_file or data[: len(_DUMP_START)] == _DUMP_START:
         return SourceTree(root=parse_dump(data, algorithm=algorithm, strict=strict), blobs=None, kind="dump")
-    if data[: len(_IMAGE_MAGIC)] != _IMAGE_MAGIC:
+    format = recognise(data)
+    if format is None:
         raise FormatError("unknown input: expected a directory, an image or a dump", hint=advice(data))
-    reader = TreeReader(Image(data, allow_tail=True))
-    root = reader.read()
-    if reader.algorithm not in {None, algorithm}:
+    image = format.open(data, allow_tail=True)
+    root = image.tree()
+    if image.algorithm not in {None, algorithm}:
         raise UsageError(
             f"the objects of the image are not named by {algorithm.value}",
             hint="the names of objects come from their contents: extract the image and build the directory",

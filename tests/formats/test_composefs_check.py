@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from cfstools.formats.base import Severity
 from cfstools.formats.composefs import write_image
 from cfstools.formats.composefs_check import check_composefs
-from cfstools.formats.erofs.check import Severity
 from cfstools.tree import Device
 from tests.formats.images import SAMPLE, SAMPLE_SHA512, directory, external, find, patch, regular
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import ObjectUse
 from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_objects import ObjectUse, object_uses
+from cfstools.formats.composefs_objects import object_uses
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.overlay import METACOPY_HEADERS
 from cfstools.verity import Algorithm

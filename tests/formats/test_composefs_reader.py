@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from cfstools.errors import ImageError, UsageError
 from cfstools.formats import composefs_reader
+from cfstools.formats.base import Severity
 from cfstools.formats.composefs import write_image
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_info import image_info
 from cfstools.formats.composefs_reader import TreeReader, read_image
 from cfstools.formats.dump import parse_dump, print_dump
-from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.erofs.regions import regions
 from cfstools.tree import (

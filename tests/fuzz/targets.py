@@ -15,15 +15,16 @@ from typing import IO
 
 from cfstools import native
 from cfstools.api.build import BuildOptions, build
-from cfstools.api.canonical import canonical_difference
 from cfstools.errors import CfsError, PassphraseNeeded
+from cfstools.formats.base import PlanOptions, Severity
+from cfstools.formats.canonical import canonical_difference
 from cfstools.formats.composefs import write_image
 from cfstools.formats.composefs_check import check_composefs
 from cfstools.formats.composefs_reader import TreeReader, read_image
 from cfstools.formats.dump import parse_dump, print_dump
-from cfstools.formats.erofs.check import Severity
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.primary_names import restore_primary_names
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.formats.tar import TarReader
 from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
 from cfstools.signing import ImageDigests, judge, parse_envelope
@@ -88,7 +89,7 @@ def canonical(data: bytes) -> None:
     restore_primary_names(disk, root)
     algorithm = reader.algorithm or Algorithm.SHA256
     version = disk.header.composefs_version
-    difference = canonical_difference(memoryview(data), root, version, algorithm)
+    difference = canonical_difference(COMPOSEFS, memoryview(data), root, PlanOptions(algorithm, version, version))
     assert difference is None or "\n" not in difference
     if difference and not any(one.severity is Severity.ERROR for one in check_composefs(data)):
         again = write_image(root, min_version=version, max_version=version, algorithm=algorithm)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import CfsError, InputError, StoreError, Unsupported, UsageError
+from cfstools.formats.base import KernelMount
 from cfstools.linux import mount as linux
 from cfstools.mount import Layers, Mounting, ObjectCheck, mount_image
-from cfstools.mount.erofs import has_acls, mount_erofs, mount_erofs_by_loop, mount_erofs_classic
+from cfstools.mount.erofs import kernel_mount, mount_erofs, mount_erofs_by_loop, mount_erofs_classic
 from cfstools.mount.kernel_needs import cannot
 from cfstools.mount.overlay import classic_options, mount_overlay, mount_overlay_classic
 from tests.compat.mounted import differences
@@ -127,7 +128,7 @@ def test_flags_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_old_overlay_alone(place: Path) -> None:
     (place / "erofs").mkdir()
     with opened(place / "image", place / "erofs", place / "mnt") as (image_fd, erofs_fd, directory_fd):
-        mount_erofs_classic(linux.fd_path(image_fd), erofs_fd, acls=False)
+        mount_erofs_classic(linux.fd_path(image_fd), erofs_fd, how=KernelMount(b"erofs", (b"noacl",)))
         assert not mount_overlay_classic(bytes(place / "erofs"), Layers(stores=stores(place)), directory_fd)
         assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
         long = Layers(stores=stores(place) * 400)
@@ -156,7 +157,7 @@ def test_old_options_are_escaped() -> None:
 def test_a_loop_device(place: Path) -> None:
     image = place / "image"
     with opened(image, place / "mnt") as (image_fd, directory_fd):
-        mount_erofs_by_loop(image_fd, directory_fd, size=image.stat().st_size)
+        mount_erofs_by_loop(image_fd, directory_fd, size=image.stat().st_size, how=kernel_mount(image_fd))
     found = linux.mounted_at(bytes(place / "mnt"))
     assert found is not None
     assert found.kind == b"erofs"
@@ -188,7 +189,7 @@ def test_a_file_the_kernel_cannot_mount_gets_a_loop_device(place: Path) -> None:
 def test_no_loop_device(place: Path) -> None:
     with opened(place / "mnt") as (directory_fd,):
         with pytest.raises(Unsupported, match="cannot attach a loop device") as caught:
-            mount_erofs_by_loop(directory_fd, directory_fd, size=4096)
+            mount_erofs_by_loop(directory_fd, directory_fd, size=4096, how=KernelMount(b"erofs"))
         assert caught.value.hint == "EROFS straight on a file needs Linux 6.12"
 
 
@@ -334,11 +335,11 @@ def test_acls(place: Path) -> None:
     (place / "acl").mkdir()
     data = bytearray((place / "image").read_bytes())
     with opened(place / "image") as (fd,):
-        assert not has_acls(fd)
+        assert kernel_mount(fd).flags == (b"noacl",)
     data[8] |= 1
     (place / "image").write_bytes(data)
     with opened(place / "image", place / "acl") as (fd, directory_fd):
-        assert has_acls(fd)
+        assert kernel_mount(fd).flags == ()
         assert not mount_erofs(fd, directory_fd, size=len(data))
     options = next(
         line.split(" - ")[1]
@@ -347,7 +348,7 @@ def test_acls(place: Path) -> None:
     )
     assert ",acl," in f"{options},"
     with opened(place / "mnt") as (directory_fd,), pytest.raises(InputError, match="cannot read"):
-        has_acls(directory_fd)
+        kernel_mount(directory_fd)
 
 
 def test_rights() -> None:

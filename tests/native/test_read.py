@@ -12,10 +12,11 @@ from cfstools import native
 from cfstools.errors import CfsError, ImageError, TreeError
 from cfstools.formats.composefs import write_image
 from cfstools.formats.composefs_check import check_composefs, check_every_rule
-from cfstools.formats.composefs_info import ImageInfo, image_info
+from cfstools.formats.composefs_info import image_info
 from cfstools.formats.composefs_reader import TreeReader, read_ordinary
 from cfstools.formats.dump import print_dump
 from cfstools.formats.erofs.reader import Image
+from cfstools.formats.facts import ImageInfo
 from cfstools.tree import NO_XATTRS, Device, Directory, External, HardLink, RegularFile
 from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm

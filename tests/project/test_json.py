@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.formats.erofs.regions import Region
+from cfstools.formats.base import Region
 from tests.mkcfs import mkcfs
 from tests.project.reports import classes, members, parts, schema
 from tests.requirements import REPOSITORY

@@ -17,7 +17,7 @@ from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
 from cfstools.errors import UsageError, shown_path
-from cfstools.formats.erofs.regions import Region
+from cfstools.formats.base import Region
 from cfstools.report import Json
 from cfstools.sources.find import find_image
 from cfstools.text import counted

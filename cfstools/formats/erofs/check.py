@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import Finding, Severity
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr, parse_dirents
 from cfstools.formats.erofs.regions import ExtentMap, Owner, nonzero_bytes
-from cfstools.formats.erofs.walk import Step, Walk, show_path
+from cfstools.formats.erofs.walk import Step, Walk
 from cfstools.formats.erofs.xattrs import filter_bit, split_key
-from cfstools.report import Report
+from cfstools.formats.escape import show_path
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,29 +28,6 @@ _SHARED = (Owner.SHARED_XATTR, Owner.UNREFERENCED)
 
 Rules = Callable[[Step, Sequence[Xattr]], Iterable[str]]
 """More rules, for the first name of each inode and its xattrs: what is wrong, in words."""
-
-
-class Severity(Enum):
-    """How bad a finding is."""
-
-    ERROR = "error"  # the image breaks a rule of the format
-    WARNING = "warning"  # allowed by the format, but not what a careful writer makes
-
-
-class Finding(Report):
-    """One thing that is wrong: ``where`` names the inode, its offset and path, ``what`` says what is wrong."""
-
-    severity: Severity
-    what: str
-    where: str | None
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
-
-    @property
-    def error(self) -> ImageError:
-        """The finding as an exception."""
-        return ImageError(self.what, where=self.where)
 
 
 def check_image(

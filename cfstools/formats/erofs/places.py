@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import Region
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.regions import Region, RegionKind, regions
+from cfstools.formats.erofs.regions import RegionKind, regions
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -22,7 +24,7 @@ class Place(NamedTuple):
     """An offset in an image, the kind of the range it is in (``None`` if that is not known), and both in words."""
 
     offset: int
-    kind: RegionKind | None
+    kind: Enum | None
     text: str
 
 

@@ -14,11 +14,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import Region
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE
 from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, parse_dirents, place_name
-from cfstools.formats.erofs.walk import Walk, show_path
-from cfstools.formats.escape import escape_text
+from cfstools.formats.erofs.walk import Walk
+from cfstools.formats.escape import escape_text, show_path
 from cfstools.text import counted
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ _HOLES = fmt.CHUNK_HOLE * (BLOCK_SIZE // len(fmt.CHUNK_HOLE))
 
 
 class RegionKind(Enum):
-    """What a range of bytes is; the value is its name in reports."""
+    """What a range of bytes is; the value is its name in reports.
+
+    Padding is all zero; bytes that nothing refers to and that are not zero are ``UNKNOWN``.
+    """
 
     HEADER = "composefs header"
     SUPERBLOCK = "superblock"
@@ -44,19 +48,6 @@ class RegionKind(Enum):
     PADDING = "padding"
     UNKNOWN = "unknown"
     APPENDED = "appended"
-
-
-class Region(NamedTuple):
-    """Bytes ``start`` to ``end`` of an image; ``label`` says more in words, ``nid`` is the inode they belong to.
-
-    Padding is all zero; bytes that nothing refers to and that are not zero are ``UNKNOWN``.
-    """
-
-    start: int
-    end: int
-    kind: RegionKind
-    label: str
-    nid: int | None
 
 
 class Owner(IntEnum):

@@ -14,10 +14,9 @@ from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import FileType
 from cfstools.formats.erofs.reader import DIRECTORY, TYPE_MASK, DirentTuple, DiskInode, Image
-from cfstools.formats.escape import escape_text
+from cfstools.formats.escape import show_path
 
 Report = Callable[[ImageError], None]
-_PATH_SHOWN = 4096
 
 
 class Step(NamedTuple):
@@ -132,16 +131,3 @@ class Walk:
         self._names[-1] = b""
         for what in wrong:
             self.fail(ImageError(what, where=inode.where))
-
-
-def show_path(names: Iterator[bytes]) -> str:
-    """Path text of the *names* from the last one up to the root (whose name is empty)."""
-    parts: list[bytes] = []
-    size = 0
-    for name in names:
-        if name:
-            parts.append(name)
-            size += len(name) + 1
-            if size > _PATH_SHOWN:
-                return ".../" + escape_text(b"/".join(parts[::-1]))
-    return "/" + escape_text(b"/".join(parts[::-1]))

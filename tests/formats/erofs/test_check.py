@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from cfstools.formats.base import Finding, Severity
 from cfstools.formats.composefs import write_image
 from cfstools.formats.dump import parse_dump
 from cfstools.formats.erofs import check, walk
-from cfstools.formats.erofs.check import Finding, Severity, check_image
+from cfstools.formats.erofs.check import check_image
 from cfstools.formats.erofs.reader import Image, Xattr
-from cfstools.formats.erofs.walk import Step, show_path
+from cfstools.formats.erofs.walk import Step
+from cfstools.formats.escape import show_path
 from cfstools.tree import HardLink
 from tests.formats.images import SAMPLE, SAMPLE_SHA512, directory, dirent_offset, external, find, patch, regular
 

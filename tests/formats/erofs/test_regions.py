@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from enum import Enum
+
 import pytest
 
 from cfstools.errors import ImageError
+from cfstools.formats.base import Region
 from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.erofs.regions import Region, RegionKind, regions
+from cfstools.formats.erofs.regions import RegionKind, regions
 from cfstools.tree import Directory
 from tests.formats.images import SAMPLE, SAMPLE_SHA512, directory, external, find, patch, regular, sample_tree
 
@@ -21,7 +24,7 @@ def named(data: bytes, *, allow_tail: bool = False) -> list[Region]:
     return found
 
 
-def kinds(data: bytes) -> set[RegionKind]:
+def kinds(data: bytes) -> set[Enum]:
     return {region.kind for region in named(data)}
 
 

@@ -7,7 +7,8 @@ import pytest
 from cfstools.errors import ImageError
 from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.erofs.walk import Step, Walk, show_path
+from cfstools.formats.erofs.walk import Step, Walk
+from cfstools.formats.escape import show_path
 from cfstools.tree import HardLink
 from tests.formats.images import SAMPLE, directory, dirent_offset, find, patch, regular
 

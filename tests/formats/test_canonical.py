@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from cfstools.api.canonical import canonical_difference
+from cfstools.formats.base import PlanOptions
+from cfstools.formats.canonical import canonical_difference
 from cfstools.formats.composefs import write_image
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.tree import Directory, RegularFile
 from cfstools.verity import Algorithm
 
@@ -19,7 +21,7 @@ IMAGE = write_image(tree())
 
 
 def difference(image: bytes, root: Directory | None = None) -> str | None:
-    return canonical_difference(memoryview(image), root or tree(), 0, Algorithm.SHA256)
+    return canonical_difference(COMPOSEFS, memoryview(image), root or tree(), PlanOptions(Algorithm.SHA256, 0, 0))
 
 
 def test_no_difference() -> None:
