@@ -56,20 +56,26 @@ class DirectoryStore:
             except FileNotFoundError:
                 if not create:
                     raise
-            except Doubt as doubt:
-                # Who only looks may be led anywhere: nothing is taken for more than its digest says.
-                self._doubt = doubt
-                if create:
-                    self._refuse_doubt()
-                return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             what = "cannot make the store"
             return open_directory(path, make=0o755)
         except ValueError:
             raise StoreError("a path cannot contain a zero byte", subject=self.path) from None
+        except Doubt as doubt:
+            self._doubt = doubt
+            if create:
+                self._refuse_doubt()
+            return self._open_to_look(path)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError("an object store must be a directory", subject=self.path) from error
         except OSError as error:
             raise store_error(error, what, self.path) from error
+
+    def _open_to_look(self, path: bytes) -> int:
+        """Follow links of anybody: who only looks takes nothing for more than its digest says."""
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise store_error(error, "cannot open the store", self.path) from error
 
     def _refuse_doubt(self) -> None:
         """Raise ``StoreError`` if somebody else's link led here: nothing is to be written or removed then."""
