@@ -10,7 +10,7 @@ from benchmarks import build_oci
 from benchmarks.runner import MKCFS, Job
 from cfstools.formats.tar import TarReader
 from cfstools.oci.files import DirectoryFiles
-from cfstools.oci.images import OciImages
+from cfstools.oci.images import layout_images
 from cfstools.streams.buffered import READ_SIZE, Read
 from cfstools.streams.decompress import open_compressed
 from cfstools.streams.readers import HashingReader
@@ -58,7 +58,7 @@ STAGES: dict[str, Callable[[Read], None]] = {
 def main() -> None:
     """Take all layers of an OCI layout through one stage."""
     stage, layout = sys.argv[1:]
-    container = OciImages(DirectoryFiles(bytes(Path(layout))))
+    container = layout_images(DirectoryFiles(bytes(Path(layout))))
     for layer in container.image().layers:
         with container.open_layer(layer) as read:
             STAGES[stage](read)

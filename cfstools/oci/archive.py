@@ -17,7 +17,7 @@ from cfstools.oci.files import missing
 from cfstools.streams.buffered import Read
 from cfstools.streams.decompress import Compression, open_compressed, sniff
 from cfstools.streams.limits import MAX_ARCHIVE_MEMBERS, DecompressionLimits
-from cfstools.streams.spool import MakeFile, RandomAccess, RangeReader, Replayable, Spool
+from cfstools.streams.spool import MakeFile, RandomAccess, RangeReader, Replayable, Spool, Window
 from cfstools.text import shown_path
 
 _HEAD = 6
@@ -106,6 +106,13 @@ class ArchiveFiles:
         if extent is None:
             raise missing(path)
         yield RangeReader(self._place, extent.offset, extent.size).read
+
+    def ranges(self, path: str) -> RandomAccess:
+        """The file at any offset, as long as the archive is open."""
+        extent = self._extent(path)
+        if extent is None:
+            raise missing(path)
+        return Window(self._place, extent.offset, extent.size)
 
     def close(self) -> None:
         """Close the archive."""

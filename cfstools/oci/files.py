@@ -7,6 +7,7 @@ same way over each of them.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from cfstools.errors import OciError, naming, os_error
 from cfstools.linux.files import close, open_beneath
 from cfstools.streams.buffered import Read, read_up_to
 from cfstools.streams.limits import MAX_LINK_HOPS
+from cfstools.streams.spool import BytesAccess, FileAccess, RandomAccess
 from cfstools.text import quoted, shown_path
 
 # How a kernel says that a path would lead through a symbolic link or out of the directory.
@@ -32,8 +34,11 @@ class BlobFiles(Protocol):
     def open(self, path: str) -> AbstractContextManager[Read]:
         """The file's bytes from its start; one file at a time. Raises :class:`OciError` where there is none."""
 
+    def ranges(self, path: str) -> RandomAccess | None:
+        """The file at any offset, for the caller to close; ``None`` where it can only be read in order."""
+
     def close(self) -> None:
-        """Give back what is held open."""
+        """Release what is held open."""
 
 
 class MemoryFiles:
@@ -52,16 +57,13 @@ class MemoryFiles:
         """The file's bytes."""
         if path not in self.files:
             raise missing(path)
-        view = memoryview(self.files[path])
-        at = 0
+        yield io.BytesIO(self.files[path]).read
 
-        def read(count: int) -> bytes:
-            nonlocal at
-            part = bytes(view[at : at + count])
-            at += len(part)
-            return part
-
-        yield read
+    def ranges(self, path: str) -> RandomAccess:
+        """The file at any offset."""
+        if path not in self.files:
+            raise missing(path)
+        return BytesAccess(self.files[path])
 
     def close(self) -> None:
         """Nothing is held."""
@@ -106,6 +108,13 @@ class DirectoryFiles:
             yield read
         finally:
             close(fd)
+
+    def ranges(self, path: str) -> RandomAccess:
+        """The file at any offset."""
+        fd = self._open(path)
+        if fd is None:
+            raise missing(path)
+        return FileAccess(fd)
 
     def close(self) -> None:
         """Close the directory."""

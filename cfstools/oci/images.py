@@ -15,18 +15,16 @@ from typing import Protocol
 
 from cfstools.errors import CfsError, CheckFailed, LimitExceeded, OciError
 from cfstools.oci.archive import ArchiveFiles, member_path
-from cfstools.oci.descriptor import Descriptor, Digest, Platform
+from cfstools.oci.content import Content, LayoutContent, blob_path, check_there, read_checked
+from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform
 from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
 from cfstools.oci.jsontext import Fields, parse_json, within
 from cfstools.oci.manifest import ImageConfig, Index, NoImage, parse_config, parse_index, parse_manifest
 from cfstools.oci.select import ANY, Candidate, Catalogue, Choice, State, choose, is_named, platform_rank
 from cfstools.streams.buffered import Read
-from cfstools.streams.limits import MAX_JSON, MAX_LAYERS
+from cfstools.streams.limits import MAX_JSON, MAX_LAYERS, MAX_LOOKED_AT, MAX_NAMES_COMPARED
 from cfstools.text import quoted, shown_path
 from cfstools.values import Value
-
-MAX_LOOKED_AT = 32 << 20  # bytes of manifests, and as many of configs, read to tell images apart, each once
-MAX_NAMES_COMPARED = 1 << 20  # pairs of a name in index.json and one in manifest.json
 
 _BLOB_PATH = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _CONFIG_PATH = re.compile(r"(?:.*/)?(?:sha256:)?([0-9a-f]{64})(?:\.json)?", re.DOTALL)
@@ -39,14 +37,17 @@ _Configs = list[tuple[tuple[str, ...], Digest]]
 
 
 class LayerSource(Value):
-    """One layer before it is read: its place, and what is promised of it (``None``: nothing)."""
+    """One layer before it is read: its place, and what is promised of it (``None``: nothing).
+
+    *blob* is its descriptor where there is one.
+    """
 
     path: str
     digest: Digest | None = None
     size: int | None = None
     media_type: str | None = None
     diff_id: Digest | None = None
-    data: bytes | None = None
+    blob: Descriptor | None = None
 
 
 class ImageSource(Value):
@@ -87,19 +88,19 @@ class ImageContainer(Protocol):
 
 
 class OciImages:
-    """An OCI layout, whether a directory, an archive or in memory. Takes over *files*."""
+    """The images of an OCI *content*, all of them or what *name* stands for there. Takes over *content*."""
 
-    def __init__(self, files: BlobFiles, kind: str = "oci") -> None:
+    def __init__(self, content: Content, kind: str = "oci", name: str | None = None) -> None:
         self.kind = kind
-        self._files = files
+        self._content = content
         self._looks: dict[tuple[Digest, int], tuple[State, Digest | None]] = {}
         self._looks_left = MAX_LOOKED_AT
-        layout = Fields(_json(files, "oci-layout"), "oci-layout")
-        version = layout.required_text("imageLayoutVersion")
-        if not version.startswith("1."):
-            raise OciError(f"layout version {quoted(version)} is not 1.*", where="oci-layout")
-        with within("index.json"):
-            self._index = parse_index(read_all(files, "index.json", MAX_JSON))
+        self._root, root = content.resolve(name)
+        with within(self._root):
+            if root.kind is Kind.INDEX:
+                self._index = parse_index(read_checked(content, root))
+            else:
+                self._index = Index(manifests=(root,))
 
     def names(self) -> list[str]:
         """The images, each with its tag or digest and its platform."""
@@ -110,9 +111,9 @@ class OciImages:
         found = choose(self._catalogue, choice, self._look)
         chosen = found.candidate
         with within(f"manifest {chosen.manifest.digest}"):
-            manifest = parse_manifest(self._blob(chosen.manifest))
+            manifest = parse_manifest(read_checked(self._content, chosen.manifest))
         with within(f"config {manifest.config.digest}"):
-            config = parse_config(self._blob(manifest.config), len(manifest.layers))
+            config = parse_config(read_checked(self._content, manifest.config), len(manifest.layers))
             check_platform(config, choice)
         return ImageSource(
             names=chosen.names,
@@ -123,7 +124,7 @@ class OciImages:
                 self._layer(layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             ),
             warnings=(
-                *(("index.json", note) for note in found.notes),
+                *((self._root, note) for note in found.notes),
                 *((f"manifest: {where}", text) for where, text in manifest.warnings),
                 *((f"config: {where}", text) for where, text in config.warnings),
             ),
@@ -137,29 +138,32 @@ class OciImages:
             if state is State.IMAGE:
                 if config is None:  # a damaged one: reading it tells what is wrong
                     with within(f"manifest {one.manifest.digest}"):
-                        config = parse_manifest(self._blob(one.manifest)).config.digest
+                        config = parse_manifest(read_checked(self._content, one.manifest)).config.digest
                 found.append((one.names, config))
         return found
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
         """A layer's bytes as stored."""
-        if layer.data is not None:
-            return MemoryFiles({layer.path: layer.data}).open(layer.path)
-        return self._files.open(layer.path)
+        assert layer.blob is not None
+        if layer.blob.data is not None:
+            return MemoryFiles({layer.path: layer.blob.data}).open(layer.path)
+        return self._content.open(layer.blob)
 
     def close(self) -> None:
-        """Close the files."""
-        self._files.close()
+        """Close the content."""
+        self._content.close()
 
     def _layer(self, layer: Descriptor, diff_id: Digest) -> LayerSource:
         layer.digest.hasher()
+        if layer.data is None:
+            check_there(self._content, layer)
         return LayerSource(
-            path=self._locate(layer) if layer.data is None else blob_path(layer.digest),
+            path=blob_path(layer.digest),
             digest=layer.digest,
             size=layer.size,
             media_type=layer.media_type,
             diff_id=diff_id,
-            data=layer.data,
+            blob=layer,
         )
 
     @cached_property
@@ -188,7 +192,7 @@ class OciImages:
         if descriptor.size <= MAX_JSON:  # a longer one is not read
             self._looks_left = _less(self._looks_left, descriptor.size, "manifests")
         try:
-            manifest = parse_manifest(self._blob(descriptor))
+            manifest = parse_manifest(read_checked(self._content, descriptor))
         except NoImage:
             return State.ARTIFACT, None
         except CfsError:
@@ -200,29 +204,16 @@ class OciImages:
         return State.IMAGE if whole else State.ABSENT, manifest.config.digest
 
     def _has(self, descriptor: Descriptor) -> bool:
-        return descriptor.data is not None or self._files.size(blob_path(descriptor.digest)) is not None
+        return descriptor.data is not None or self._content.size(descriptor) is not None
 
     def _load(self, descriptor: Descriptor) -> Index:
         with within(f"index {descriptor.digest}"):
-            return parse_index(self._blob(descriptor))
+            return parse_index(read_checked(self._content, descriptor))
 
-    def _blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, size first, then digest, before anyone looks inside."""
-        if descriptor.size > MAX_JSON:
-            raise LimitExceeded(f"{descriptor.size} bytes are more than {MAX_JSON}", where=str(descriptor.digest))
-        if descriptor.data is not None:
-            return descriptor.data
-        return descriptor.check(read_all(self._files, self._locate(descriptor), descriptor.size))
 
-    def _locate(self, descriptor: Descriptor) -> str:
-        """The path of a blob, which is there and as long as stated."""
-        path = blob_path(descriptor.digest)
-        size = self._files.size(path)
-        if size is None:
-            raise missing(path)
-        if size != descriptor.size:
-            raise OciError(f"{size} bytes long, its descriptor says {descriptor.size}", where=path)
-        return path
+def layout_images(files: BlobFiles, kind: str = "oci") -> OciImages:
+    """The images of the OCI layout that *files* are."""
+    return OciImages(LayoutContent(files), kind)
 
 
 class _DockerImage(Value):
@@ -366,10 +357,10 @@ def archive_images(files: ArchiveFiles) -> ImageContainer:
     Raises :class:`OciError` where they are not, and what :class:`OciImages` and :class:`DockerImages` raise.
     """
     if "manifest.json" not in files:
-        return OciImages(files, "oci-archive")
+        return layout_images(files, "oci-archive")
     if "index.json" not in files or "oci-layout" not in files:
         return DockerImages(files)
-    by_index, by_manifest = OciImages(files, "oci-archive"), DockerImages(files)
+    by_index, by_manifest = layout_images(files, "oci-archive"), DockerImages(files)
     there = by_index.configs()
     if not there:
         return by_manifest  # an index without entries, or one of images that are elsewhere
@@ -407,11 +398,6 @@ def _inside(path: str, where: str) -> str:
     if inside is None:
         raise OciError(f"{quoted(path)} is no path in the archive", where=where)
     return inside
-
-
-def blob_path(digest: Digest) -> str:
-    """Where a layout keeps a blob."""
-    return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
 def check_platform(config: ImageConfig, choice: Choice) -> None:

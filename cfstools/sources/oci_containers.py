@@ -13,7 +13,7 @@ from cfstools.linux.files import close, unnamed_file
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.archive import ArchiveFiles, index_archive
 from cfstools.oci.files import BlobFiles, DirectoryFiles
-from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages, archive_images
+from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, archive_images, layout_images
 from cfstools.oci.recognise import Evidence, begins_a_tar
 from cfstools.sources.oci_request import Form
 from cfstools.streams.buffered import Read
@@ -101,7 +101,7 @@ class _Opening:
         if form is Form.LAYERS:
             return self._layers(paths)
         if form is Form.OCI:
-            return _closing(DirectoryFiles(paths[0]), OciImages)
+            return _closing(DirectoryFiles(paths[0]), layout_images)
         if _is_directory(paths[0]):
             raise InputError(f"is a directory, not an image archive: use {Form.OCI.value}: for an OCI layout")
         return self._recognised(paths) if form is None else self._ordered(form, paths[0])
@@ -194,7 +194,7 @@ def _by_manifest(files: ArchiveFiles) -> ImageContainer:
 def _by_index(files: ArchiveFiles) -> ImageContainer:
     if "index.json" not in files and "manifest.json" in files:
         raise OciError("has a manifest.json and no index.json: use docker-archive:")
-    return OciImages(files, "oci-archive")
+    return layout_images(files, "oci-archive")
 
 
 def _is_directory(path: bytes) -> bool:

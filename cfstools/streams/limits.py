@@ -56,3 +56,5 @@ MAX_INDEX_BYTES = 32 << 20
 MAX_ENTRIES = 1 << 16  # looked at on all paths through the indexes
 MAX_CANDIDATES = 1 << 14
 MAX_LOOKS = 256  # manifests read to tell images from other artifacts
+MAX_LOOKED_AT = 32 << 20  # bytes of manifests, and as many of configs, read to tell images apart, each once
+MAX_NAMES_COMPARED = 1 << 20  # pairs of a name in index.json and one in manifest.json

@@ -57,6 +57,37 @@ class FileAccess:
             self._fd = -1
 
 
+class BytesAccess:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """At most *count* bytes at *offset*."""
+        return self._data[offset : offset + count]
+
+    def close(self) -> None:
+        """Forget the bytes."""
+        self._data = b""
+
+
+class Window:
+    """*size* bytes of *place* from *start* on. Closing it leaves *place* open."""
+
+    def __init__(self, place: RandomAccess, start: int, size: int) -> None:
+        self._place = place
+        self._start = start
+        self._size = size
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """At most *count* bytes at *offset*; none at the end of the window."""
+        return self._place.pread(max(0, min(count, self._size - offset)), self._start + offset)
+
+    def close(self) -> None:
+        """Nothing: *place* is its owner's."""
+
+
 class Spool:
     """Bytes kept aside: written one after the other, read at any offset. Zeros take no room in the file."""
 

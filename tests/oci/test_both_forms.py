@@ -10,7 +10,8 @@ import pytest
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.oci import images
-from cfstools.oci.images import DockerImages, OciImages
+from cfstools.oci.content import LayoutContent
+from cfstools.oci.images import DockerImages
 from cfstools.sources.oci_containers import open_images
 from tests.oci.making import Layout, hello, member, packed, tar
 
@@ -40,19 +41,19 @@ def test_many_entries_of_one_image_read_it_once(tmp_path: Path, monkeypatch: pyt
         both.tag(both.one, f"app:{number}")
     read: list[str] = []
 
-    def count(images: type[OciImages | DockerImages], method: str) -> None:
-        original = getattr(images, method)
+    def count(owner: object, name: str) -> None:
+        original = getattr(owner, name)
 
         def counted(*arguments: object) -> object:
-            read.append(method)
+            read.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(images, method, counted)
+        monkeypatch.setattr(owner, name, counted)
 
-    count(OciImages, "_blob")
+    count(LayoutContent, "read")
     count(DockerImages, "_config")
     assert both.kind(tmp_path, [both.item] * 900) == "oci-archive"
-    assert sorted(read) == ["_blob", "_config"]
+    assert sorted(read) == ["_config", "read"]
 
 
 @pytest.mark.parametrize("what", ["manifests", "configs"])

@@ -24,7 +24,7 @@ from cfstools.oci import archive as archive_module
 from cfstools.oci.archive import ArchiveFiles, index_archive, member_path
 from cfstools.oci.descriptor import parse_digest, parse_platform
 from cfstools.oci.files import BlobFiles, DirectoryFiles, MemoryFiles, read_all
-from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages
+from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages, layout_images
 from cfstools.oci.select import Choice
 from cfstools.streams import spool as spool_module
 from cfstools.streams.limits import MAX_JSON
@@ -71,7 +71,7 @@ def test_memory_and_directory_are_alike(tmp_path: Path) -> None:
     files = making.image(LAYERS)
     directory = DirectoryFiles(str(on_disk(tmp_path, files)))
     for here in (MemoryFiles(files), directory):
-        container = OciImages(here)
+        container = layout_images(here)
         assert layers_of(container) == LAYERS
         assert here.size("nothing") is None
         assert here.size("index.json") == len(files["index.json"])
@@ -89,7 +89,7 @@ def test_archives(tmp_path: Path, compression: str, prefix: str, turned: bool) -
     if turned:
         files = dict(reversed(files.items()))
     here = archive_files(tmp_path / "a", COMPRESSORS[compression](making.archive(files, prefix)))
-    container = OciImages(here)
+    container = layout_images(here)
     assert layers_of(container) == LAYERS
     # In the other order, and again: a compressed archive is decompressed anew.
     image = container.image()
@@ -239,7 +239,7 @@ def replaced(files: dict[str, bytes], path: str, data: bytes | None) -> dict[str
 def test_bad_layouts(path: str, data: bytes | None, what: str) -> None:
     files = replaced(making.image([hello()]), path, data)
     with pytest.raises(OciError, match=what) as caught:
-        OciImages(MemoryFiles(files)).image()
+        layout_images(MemoryFiles(files)).image()
     assert caught.value.exit_code == 1
 
 
@@ -247,7 +247,7 @@ def with_blobs(change: Callable[[Layout, dict[str, Any]], None]) -> OciImages:
     layout = Layout()
     entry = layout.manifest([hello()])
     change(layout, entry)
-    return OciImages(MemoryFiles(layout.tag(entry).files()))
+    return layout_images(MemoryFiles(layout.tag(entry).files()))
 
 
 def test_blobs_that_are_not_what_the_descriptor_says() -> None:
@@ -257,13 +257,13 @@ def test_blobs_that_are_not_what_the_descriptor_says() -> None:
         is_layer = data == hello()
         files = layout.tag(entry).files()
         with pytest.raises(OciError, match=f"{path}: missing from the image"):
-            OciImages(MemoryFiles(replaced(files, path, None))).image()
+            layout_images(MemoryFiles(replaced(files, path, None))).image()
         with pytest.raises(OciError, match=f"{len(data) + 1} bytes long, its descriptor says {len(data)}") as caught:
-            OciImages(MemoryFiles(replaced(files, path, data + b" "))).image()
+            layout_images(MemoryFiles(replaced(files, path, data + b" "))).image()
         assert caught.value.exit_code == 1
         if not is_layer:
             with pytest.raises(CheckFailed, match="the contents have digest"):
-                OciImages(MemoryFiles(replaced(files, path, data[:-1] + b" "))).image()
+                layout_images(MemoryFiles(replaced(files, path, data[:-1] + b" "))).image()
         layout.entries.clear()
 
 
@@ -282,7 +282,7 @@ def test_layer_that_cannot_be_checked() -> None:
     body = {"schemaVersion": 2, "config": config, "layers": [layer]}
     layout.tag(layout.blob(packed(body), MANIFEST))
     with pytest.raises(Unsupported, match="blake3"):
-        OciImages(MemoryFiles(layout.files())).image()
+        layout_images(MemoryFiles(layout.files())).image()
 
 
 def test_embedded_blobs_need_no_files() -> None:
@@ -297,11 +297,11 @@ def test_embedded_blobs_need_no_files() -> None:
         "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
         "index.json": packed({"schemaVersion": 2, "manifests": [manifest]}),
     }
-    assert layers_of(OciImages(MemoryFiles(files))) == [hello()]
+    assert layers_of(layout_images(MemoryFiles(files))) == [hello()]
 
 
 def test_what_an_image_tells() -> None:
-    image = OciImages(MemoryFiles(making.image([hello()], "+gzip"))).image()
+    image = layout_images(MemoryFiles(making.image([hello()], "+gzip"))).image()
     assert str(image.platform) == "linux/amd64"
     assert image.config is not None
     assert image.config.created == "2020-01-01T00:00:00Z"

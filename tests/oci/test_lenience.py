@@ -15,7 +15,7 @@ from cfstools.errors import CfsError, CheckFailed, LimitExceeded, OciError
 from cfstools.oci import select
 from cfstools.oci.descriptor import Digest, parse_digest, parse_platform
 from cfstools.oci.files import MemoryFiles
-from cfstools.oci.images import DockerImages, ImageSource, OciImages
+from cfstools.oci.images import DockerImages, ImageSource, layout_images
 from cfstools.oci.select import Choice
 from cfstools.sources.oci import OciTree, read_oci
 from cfstools.streams import limits
@@ -26,7 +26,7 @@ AMD, ARM = ({"os": "linux", "architecture": name} for name in ("amd64", "arm64")
 
 
 def image_of(layout: Layout, **choice: Any) -> ImageSource:
-    return OciImages(MemoryFiles(layout.files())).image(Choice(**choice))
+    return layout_images(MemoryFiles(layout.files())).image(Choice(**choice))
 
 
 def picked(layout: Layout, **choice: Any) -> str:
@@ -132,7 +132,7 @@ def test_a_layer_of_no_bytes(media_type: str, pack: Callable[[bytes], bytes], pa
         "config": config,
         "layers": [layout.blob(layer, LAYER), layout.blob(stored, media_type)],
     }
-    tree = read_oci(OciImages(MemoryFiles(layout.tag(layout.blob(packed(body), MANIFEST)).files())))
+    tree = read_oci(layout_images(MemoryFiles(layout.tag(layout.blob(packed(body), MANIFEST)).files())))
     assert set(tree.root.entries) == {b"usr", b"hello.txt"}
     assert [one.members for one in tree.report.layers] == [2, 0]
     assert any("no bytes at all" in str(warning) for warning in tree.report.warnings)
@@ -142,7 +142,7 @@ def test_a_layer_that_should_have_bytes() -> None:
     layout = Layout()
     layout.tag(layout.manifest([b""], diff_ids=[digest(hello())]))
     with pytest.raises(CheckFailed, match="uncompressed layer"):
-        read_oci(OciImages(MemoryFiles(layout.files())))
+        read_oci(layout_images(MemoryFiles(layout.files())))
 
 
 # Media types
@@ -169,7 +169,7 @@ def test_media_types_that_a_server_lost(media_type: object) -> None:
     assert "config.mediaType: " in said(typed(media_type))
     assert "layers[0].mediaType: " in said(typed(CONFIG, media_type))
     assert said(typed(CONFIG)) == ""
-    assert read_oci(OciImages(MemoryFiles(typed(media_type, media_type).files()))).root.entries
+    assert read_oci(layout_images(MemoryFiles(typed(media_type, media_type).files()))).root.entries
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_white_space_and_marks_around_json(around: bytes) -> None:
     files = layout.tag(layout.blob(around % packed(manifest), MANIFEST)).files()
     files["index.json"] = around % files["index.json"]
     files["oci-layout"] = around % files["oci-layout"]
-    assert read_oci(OciImages(MemoryFiles(files))).root.entries
+    assert read_oci(layout_images(MemoryFiles(files))).root.entries
 
 
 @pytest.mark.parametrize("kind", [None, "", ...])
@@ -392,11 +392,11 @@ def test_layers_that_are_null_or_twice() -> None:
     assert DockerImages(MemoryFiles({**files, "manifest.json": packed([entry])})).image().layers == ()
     tree: OciTree = read_oci(DockerImages(MemoryFiles(making.docker([hello(), hello()]))))
     assert len(tree.report.layers) == 2
-    assert len(read_oci(OciImages(MemoryFiles(making.image([hello(), hello()], "+gzip")))).report.layers) == 2
+    assert len(read_oci(layout_images(MemoryFiles(making.image([hello(), hello()], "+gzip")))).report.layers) == 2
 
 
 def test_sha512_throughout() -> None:
-    assert read_oci(OciImages(MemoryFiles(making.image([hello()], "+gzip", "sha512")))).root.entries
+    assert read_oci(layout_images(MemoryFiles(making.image([hello()], "+gzip", "sha512")))).root.entries
 
 
 # Nested indexes
@@ -416,7 +416,7 @@ def test_each_index_is_walked_once() -> None:
     started = time.process_time()
     assert picked(layout, name="all")
     assert time.process_time() - started < 1
-    assert len(OciImages(MemoryFiles(layout.files())).names()) == 1
+    assert len(layout_images(MemoryFiles(layout.files())).names()) == 1
 
 
 def test_an_index_chosen_by_digest_has_all_of_its_images() -> None:
@@ -435,7 +435,7 @@ def test_many_tags_on_one_index() -> None:
     inner = layout.index([another(layout, str(number)) for number in range(4)])
     for number in range(900):
         layout.tag(inner, f"v{number}")
-    images = OciImages(MemoryFiles(layout.files()))
+    images = layout_images(MemoryFiles(layout.files()))
     assert len(images.names()) == 3600
     with pytest.raises(OciError, match="4 images could be meant"):
         images.image(Choice(name="v77"))
@@ -467,7 +467,7 @@ def test_a_hostile_index_needs_little_time() -> None:
     files = MemoryFiles(layout.files())
     started = time.process_time()
     with pytest.raises(LimitExceeded):
-        OciImages(files).image()
+        layout_images(files).image()
     assert time.process_time() - started < 10
 
 

@@ -10,7 +10,7 @@ from cfstools.errors import LimitExceeded, OciError, Unsupported
 from cfstools.oci import select
 from cfstools.oci.descriptor import parse_digest, parse_platform, read_descriptor
 from cfstools.oci.files import MemoryFiles
-from cfstools.oci.images import OciImages
+from cfstools.oci.images import layout_images
 from cfstools.oci.jsontext import Fields
 from cfstools.oci.manifest import Index
 from cfstools.oci.select import Catalogue, Choice, is_named, platform_rank
@@ -31,7 +31,7 @@ def add(layout: Layout, text: str | None, **fields: Any) -> dict[str, Any]:
 
 
 def pick(layout: Layout, **choice: Any) -> str:
-    image = OciImages(MemoryFiles(layout.files())).image(Choice(**choice))
+    image = layout_images(MemoryFiles(layout.files())).image(Choice(**choice))
     assert image.manifest is not None
     return str(image.manifest.digest)
 

@@ -28,7 +28,7 @@ from cfstools.formats.listing import object_digests
 from cfstools.oci.choices import KeptXattrs, Mapping
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
-from cfstools.oci.images import DockerImages, LayerSource, LayerTars, OciImages
+from cfstools.oci.images import DockerImages, LayerSource, LayerTars, layout_images
 from cfstools.sources.find import find_image
 from cfstools.sources.oci import OciTree, read_oci
 from cfstools.sources.oci_containers import open_images
@@ -52,7 +52,7 @@ def image_digest(tree: OciTree, version: int, algorithm: Algorithm = Algorithm.S
 
 
 def read(files: dict[str, bytes], **options: Any) -> OciTree:
-    return read_oci(OciImages(MemoryFiles(files)), **options)
+    return read_oci(layout_images(MemoryFiles(files)), **options)
 
 
 SHA512_DIGEST = (
@@ -553,7 +553,7 @@ def test_a_form_that_is_asked_for_is_the_one_that_is_read(tmp_path: Path) -> Non
 
 def test_describe() -> None:
     files = making.image([BASE, TOP], "+gzip")
-    found = describe(OciImages(MemoryFiles(files)))
+    found = describe(layout_images(MemoryFiles(files)))
     stored = COMPRESSORS["+gzip"](BASE)
     assert found.layers[0].digest == making.digest(stored)
     assert found.layers[0].size == len(stored)
@@ -606,7 +606,7 @@ def test_layers_that_repeat_or_grow_share_what_they_may_grow() -> None:
 
     def fits(layers: list[bytes], ratio: int, ratio_from: int) -> bool:
         limits = DecompressionLimits(ratio=ratio, ratio_from=ratio_from)
-        container = OciImages(MemoryFiles(making.image(layers, "+gzip")))
+        container = layout_images(MemoryFiles(making.image(layers, "+gzip")))
         try:
             read_oci(container, options=OciOptions(decompression_limits=limits))
         except LimitExceeded:
