@@ -26,6 +26,7 @@ _OUT_HEADER = struct.Struct("<IiQ")
 _ATTR = struct.Struct("<6Q10I")
 _ENTRY = struct.Struct("<4Q2I")
 _SECOND = 10**9
+_DIRECT = 1  # FOPEN_DIRECT_IO: the kernel does not cut what is read to the size
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Node:
     error: int = 0  # of looking it up, though it is listed
     open_error: int = 0
     unnumbered: bool = False  # listed with the number 0
+    size: int | None = None  # what is said, if it is not that of the content, which is read as it is
 
 
 class Fuse:
@@ -172,7 +174,7 @@ class _Server:
             times = now if times == "now" else now // _SECOND * _SECOND
         sec, nsec = divmod(times, _SECOND)
         csec, cnsec = (sec, nsec) if node.ctime is None else divmod(node.ctime, _SECOND)
-        size = 0 if stat.S_ISDIR(node.mode) else len(node.content)
+        size = 0 if stat.S_ISDIR(node.mode) else len(node.content) if node.size is None else node.size
         return _ATTR.pack(
             *(node.ino or next(self._numbers), size, 1, sec, sec, csec, nsec, nsec, cnsec),
             *(node.mode, nlink, node.uid, node.gid, node.rdev, 4096, 0),
@@ -205,7 +207,7 @@ class _Server:
         node = self._node(nodeid)
         if node.open_error:
             raise OSError(node.open_error, "")
-        return struct.pack("<QIi", 0, 0, 0)
+        return struct.pack("<QIi", 0, 0 if node.size is None else _DIRECT, 0)
 
     def _read(self, nodeid: int, data: bytes) -> bytes:
         _, offset, size = struct.unpack_from("<2QI", data)

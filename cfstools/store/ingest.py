@@ -13,6 +13,7 @@ from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_er
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
+from cfstools.text import counted
 from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
@@ -244,6 +245,12 @@ def _unread(file: RegularFile) -> Unread:
     return content
 
 
+def _false_size(met: int, size: int) -> InputError:
+    """The error for a file that is as it was, and never had as many bytes as its file system says."""
+    what = f"ends after {counted(met, 'byte')}" if met < size else "goes on"
+    return InputError(f"{what}, though its file system says that it has {counted(size, 'byte')}")
+
+
 def _sizes(files: Sequence[RegularFile], found: Sequence[Result]) -> int:
     """How many bytes the files have of which something was found out."""
     return sum([file.size for file, one in zip(files, found, strict=True) if one is not None])
@@ -395,6 +402,12 @@ class _Run:
             try:
                 content, size = self._read(fd, file.size)
                 now, was = os.fstat(fd), unread.stamp
+                if size != file.size and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) == (
+                    was.size,
+                    was.mtime_ns,
+                    was.ctime_ns,
+                ):
+                    raise _false_size(size, file.size)
                 is_same = (size, now.st_size) == (file.size, was.size)
                 if is_same and (now.st_mtime_ns, now.st_ctime_ns) != (was.mtime_ns, was.ctime_ns):
                     is_same = self._is_same_again(file, fd, content)

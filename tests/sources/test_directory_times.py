@@ -65,6 +65,33 @@ def test_times_that_are_made_up(tmp_path: Path, times: str) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("with_store", [False, True])
+@pytest.mark.parametrize(
+    ("length", "size", "words"),
+    [
+        (5, 6, "ends after 5 bytes, though its file system says that it has 6 bytes"),
+        (1, 4096, "ends after 1 byte, though its file system says that it has 4096 bytes"),
+        (5, 4, "goes on, though its file system says that it has 4 bytes"),
+        (
+            3 << 20,
+            (3 << 20) + 1,
+            f"ends after {3 << 20} bytes, though its file system says that it has {(3 << 20) + 1} bytes",
+        ),
+        (3 << 20, (3 << 20) - 1, f"goes on, though its file system says that it has {(3 << 20) - 1} bytes"),
+    ],
+)
+def test_a_size_that_is_made_up(tmp_path: Path, length: int, size: int, words: str, *, with_store: bool) -> None:
+    """Such a file has not changed, and no reading it again will help."""
+    store = tmp_path / "store" if with_store else None
+    if store:
+        store.mkdir()
+    nodes = [Node("file", FILE, 9, content=bytes(length), size=size)]
+    with fuse.mounted(tmp_path, nodes) as mounted, pytest.raises(InputError, match=f"file: {words}$") as raised:
+        digest(mounted.path, store=store)
+    assert type(raised.value) is InputError
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("use_epoch", [False, True])
 @pytest.mark.parametrize(
     "change",
