@@ -81,10 +81,11 @@ def open_directory(path: bytes) -> int | None:
     Raises ``OSError``.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = path.rstrip(b"/") or b"/"  # a link with a slash behind it would be followed
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
-        for made in (os.path.dirname(path), path):
+        for made in (os.path.dirname(path) or b".", path):
             with suppress(FileExistsError):
                 os.mkdir(made, 0o700)
         fd = os.open(path, flags)

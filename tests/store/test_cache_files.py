@@ -79,6 +79,23 @@ def test_the_directory_is_made_with_the_one_it_lies_in(tmp_path: Path) -> None:
         cache_files.open_directory(os.fsencode(tmp_path / "d/e/f"))
 
 
+@pytest.mark.parametrize("path", ["c", "c/", "./c", "a/c//"])
+def test_a_directory_given_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    fd = cache_files.open_directory(os.fsencode(path))
+    assert fd is not None
+    os.close(fd)
+    assert (tmp_path / path).is_dir()
+
+
+@pytest.mark.parametrize("end", ["", "/", "//"])
+def test_a_directory_that_is_a_link(tmp_path: Path, end: str) -> None:
+    (tmp_path / "there").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(NotADirectoryError):
+        cache_files.open_directory(os.fsencode(f"{tmp_path}/link{end}"))
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o757, 0o702, 0o1777, 0o2720])
 def test_a_directory_that_others_can_write(place: Path, file: Path, mode: int) -> None:
     place.chmod(mode)
