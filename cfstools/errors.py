@@ -75,6 +75,10 @@ class SourceChanged(InputError):
     """A file of the source changed or vanished while it was read."""
 
 
+class TransientError(InputError):
+    """Reading from or writing to another place failed in a way that a retry may not meet again."""
+
+
 class StoreError(CfsError):
     """An object store could not be used as one."""
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from cfstools.linux.files import close
 from cfstools.linux.locks import lock
 
+_TEMPORARY = re.compile(rb"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _KEPT = 200  # of the output's name, so that the temporary's is not too long
 # A file is opened for writing, without which a network file system may not lock it.
 _OPEN = {stat.S_IFREG: os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY, stat.S_IFDIR: os.O_RDONLY | os.O_DIRECTORY}
@@ -28,6 +29,11 @@ Remove = Callable[[bytes, int], object]
 def temporary_name(name: bytes) -> bytes:
     """A name for a temporary of the output *name* that nothing has."""
     return b".%s.%s.tmp" % (name[:_KEPT], os.urandom(8).hex().encode())
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether *name* is one that :func:`temporary_name` makes."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def hold(fd: int) -> None:
