@@ -40,6 +40,11 @@ def lock(fd: int, *, exclusive: bool, wait: bool) -> bool:
     return True
 
 
+def unlock(fd: int) -> None:
+    """Give up the lock on the file *fd* before it is closed."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 def holders(fd: int) -> list[Holder]:
     """Which other processes hold a lock on the file *fd*: only for messages, for the kernel does not tell of all.
 

@@ -8,7 +8,6 @@ is whatever has not the form of a cache; nothing here waits for anyone for long.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools import native
 from cfstools.linux.files import close, write_all
+from cfstools.linux.locks import lock, unlock
 
 if TYPE_CHECKING:
     from cfstools.linux.volume import Volume
@@ -173,18 +173,18 @@ def alone(directory: int) -> Iterator[None]:
     """Keep other builds from writing, if they leave off soon; else go on: at worst what they remember is lost."""
     for _ in range(_LOCK_TRIES):
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(directory, exclusive=True, wait=False)
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE)
         except OSError:
-            break  # a file system without locks
+            break  # without a lock
         else:
             break
     try:
         yield
     finally:
         with suppress(OSError):
-            fcntl.flock(directory, fcntl.LOCK_UN)
+            unlock(directory)
 
 
 def _tidy(directory: int, shelf: Shelf, size: int) -> None:
