@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from cfstools.errors import CfsError, LimitExceeded, OciError
-from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, kind_of
+from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, is_lost, kind_of
 from cfstools.oci.manifest import Index, OddEntry
 from cfstools.streams.limits import (
     MAX_CANDIDATES,
@@ -72,7 +72,8 @@ class Chosen(Value):
 class Catalogue:
     """Every image below *index*, in order; *load* reads a nested index, each of which is read once.
 
-    Attestations, artifacts and unknown types are passed over, entries that are no descriptors are kept in *odd*.
+    Attestations, artifacts and unknown types are passed over, but not types that say nothing. Entries that are no
+    descriptors are kept in *odd*.
     Raises :class:`LimitExceeded` for indexes nested deeper than 8 and for more of them, of their bytes, of their
     entries or of images than the maxima above.
     """
@@ -114,7 +115,7 @@ class Catalogue:
             further = (*trail, entry.digest)
             index = self._index(entry, outermost=not trail)
             return [one for each in index.manifests for one in self._below(each, names, number, further, seen)]
-        if kind not in {Kind.MANIFEST, Kind.SCHEMA1} or entry.is_attestation or _is_artifact(entry):
+        if not _may_be_image(entry):
             return []
         seen.add(entry.digest)
         self._count_image()
@@ -150,6 +151,11 @@ class Catalogue:
             raise LimitExceeded(f"more than {MAX_CANDIDATES} images", where="index")
 
 
+def _may_be_image(entry: Descriptor) -> bool:
+    is_typed = entry.kind in {Kind.MANIFEST, Kind.SCHEMA1}
+    return (is_typed or is_lost(entry.media_type)) and not entry.is_attestation and not _is_artifact(entry)
+
+
 def _is_artifact(entry: Descriptor) -> bool:
     return entry.artifact_type is not None and kind_of(entry.artifact_type) is not Kind.CONFIG
 
@@ -178,6 +184,9 @@ def choose(catalogue: Catalogue, choice: Choice, look: Callable[[Candidate], Sta
         meant = _first_of_each_entry(meant)
     if len({one.manifest.digest for one in meant}) > 1:
         raise OciError(f"{len(meant)} images could be meant: {_told_apart(meant)}", hint=_hint(meant))
+    media_type = meant[0].manifest.media_type
+    if is_lost(media_type):
+        notes.append(f"the index does not say what the image is: its type there is {quoted(media_type)}")
     return Chosen(candidate=meant[0], notes=tuple(notes))
 
 
@@ -200,7 +209,8 @@ def _meant(catalogue: Catalogue, choice: Choice) -> list[Candidate]:
         wanted = str(choice.digest) if choice.digest else choice.name or ""
         what = f"no image {quoted(wanted)}" if wanted else "no image"
         raise OciError(f"{what}; there is {listed(catalogue.images)}" if catalogue.images else what)
-    return meant
+    # An entry whose type was lost on the way may be anything: it counts where nothing else is meant.
+    return [one for one in meant if not is_lost(one.manifest.media_type)] or meant
 
 
 def _odd_text(odd: OddEntry) -> str:

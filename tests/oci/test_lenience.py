@@ -172,6 +172,33 @@ def test_media_types_that_a_server_lost(media_type: object) -> None:
     assert read_oci(layout_images(MemoryFiles(typed(media_type, media_type).files()))).root.entries
 
 
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/json", "text/html; charset=utf-8"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_index_entry_whose_type_was_lost(media_type: str, nested: bool) -> None:
+    layout = Layout()
+    lost = {**another(layout, "lost"), "mediaType": media_type}
+    layout.tag(layout.index([lost]) if nested else lost, "v1")
+    assert picked(layout) == picked(layout, name="v1") == picked(layout, digest=parse_digest(lost["digest"], ""))
+    assert "the index does not say what the image is" in said(layout)
+    # Beside an image that is one by its type it is not meant, unless by name.
+    typed = another(layout, "typed")
+    layout.tag(typed, "v2")
+    assert picked(layout) == picked(layout, name="v2") == typed["digest"]
+    assert picked(layout, name="v1") == lost["digest"]
+    assert "does not say" not in said(layout)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"<html>", b'{"schemaVersion":2,"manifests":[]}'])
+def test_an_index_entry_that_is_anything(data: bytes) -> None:
+    layout = Layout()
+    layout.entries = [layout.blob(data, "application/json")]
+    with pytest.raises(OciError):
+        picked(layout)
+    here = another(layout, "here")
+    layout.entries.append(here)
+    assert picked(layout) == here["digest"]
+
+
 @pytest.mark.parametrize(
     "media_type", ["application/vnd.oci.empty.v1+json", "application/vnd.cncf.helm.config.v1+json"]
 )
