@@ -1,4 +1,4 @@
-"""The pipeline in examples/ and the one in the README do what they say, and notice what they must."""
+"""The pipeline in examples/ and the one in docs/usage.md do what they say, and notice what they must."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_example_without_a_key(place: Path) -> None:
 
 
 def test_the_readme(place: Path) -> None:
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
+    section = (REPOSITORY / "docs/usage.md").read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
     match = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     assert match is not None
     script = match[1]

@@ -1,4 +1,4 @@
-"""The import script in examples/ and the commands of the README work on images of every form."""
+"""The import script in examples/ and the commands of docs/usage.md work on images of every form."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def run(script: str) -> str:
     return done.stdout
 
 
-def test_the_readme(place: Path) -> None:
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Container images\n")[2]
+def test_the_usage(place: Path) -> None:
+    section = (REPOSITORY / "docs/usage.md").read_text(encoding="utf-8").partition("## Container images\n")[2]
     lines = re.findall(r"^    (\S.*)$", section.partition("\n## ")[0], re.MULTILINE)
     assert len(lines) >= 5
     images = set()

@@ -61,3 +61,11 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             found = (path.parent / file).resolve() if file else path
             assert found.exists(), target
             assert not anchor or anchor in anchors(found), target
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text.partition("\n## Rooms\n")[2].partition("\n## ")[0], re.MULTILINE)
+    rooms = {path.stem for path in (REPOSITORY / "cfstools").iterdir() if not path.name.startswith(("_", "py."))}
+    assert len(named) == len(set(named))
+    assert set(named) == rooms
