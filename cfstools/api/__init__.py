@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cfstools.api.diff import diff as diff
     from cfstools.api.digest import FileDigest as FileDigest
     from cfstools.api.digest import digest as digest
+    from cfstools.api.expect import BuildChoice as BuildChoice
     from cfstools.api.expect import ExpectReport as ExpectReport
     from cfstools.api.expect import expect as expect
     from cfstools.api.extract import CopyMode as CopyMode
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from cfstools.api.inspect import TreeReport as TreeReport
     from cfstools.api.inspect import describe_source as describe_source
     from cfstools.api.inspect import inspect as inspect
+    from cfstools.api.inspect import is_container_image as is_container_image
     from cfstools.api.inspect import layout as layout
     from cfstools.api.inspect import tree as tree
     from cfstools.api.inspect import tree_report as tree_report
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from cfstools.signing.keys import KeyType as KeyType
     from cfstools.sources.oci_request import OciOptions as OciOptions
     from cfstools.sources.oci_request import OciRequest as OciRequest
+    from cfstools.sources.source import SourceKind as SourceKind
     from cfstools.store.repair import RepairOptions as RepairOptions
     from cfstools.store.waiting import Waiting as Waiting
     from cfstools.tree.xattrs import XattrPolicy as XattrPolicy
@@ -85,10 +88,11 @@ _HOMES = {
     "cfstools.api.cat": "cat",
     "cfstools.api.diff": "DiffOptions DiffReport diff",
     "cfstools.api.digest": "FileDigest digest",
-    "cfstools.api.expect": "ExpectReport expect",
+    "cfstools.api.expect": "BuildChoice ExpectReport expect",
     "cfstools.api.extract": "CopyMode ExtractOptions ExtractReport extract",
     "cfstools.api.image_output": "Signing",
-    "cfstools.api.inspect": "InspectReport TreeLine TreeReport describe_source inspect layout tree tree_report",
+    "cfstools.api.inspect": "InspectReport TreeLine TreeReport describe_source inspect "
+    "is_container_image layout tree tree_report",
     "cfstools.api.keygen": "KeygenReport keygen",
     "cfstools.api.keys": "read_private_key read_public_key",
     "cfstools.api.listing": "EntryReport dump entries ls objects",
@@ -103,6 +107,7 @@ _HOMES = {
     "cfstools.progress": "SILENT Progress",
     "cfstools.signing.keys": "KeyType",
     "cfstools.sources.oci_request": "OciOptions OciRequest",
+    "cfstools.sources.source": "SourceKind",
     "cfstools.store.repair": "RepairOptions",
     "cfstools.store.waiting": "Waiting",
     "cfstools.tree.xattrs": "XattrPolicy",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
 from cfstools.api.stores import missing_objects
-from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.base import Format, PlanOptions
+from cfstools.errors import naming, shown_path
+from cfstools.formats.base import Format, ImagePlan, PlanOptions
 from cfstools.formats.registry import COMPOSEFS
 from cfstools.lasting import keep
-from cfstools.linux.lookup import is_directory
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.directory import WalkOptions
-from cfstools.sources.find import find_image
-from cfstools.sources.oci_request import NO_WISHES, ImagePlace, OciRequest
-from cfstools.sources.open import SourceTree, open_source
+from cfstools.sources.oci_request import DEFAULT_REQUEST, OciRequest
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading, Source, SourceKind, SourceTree
 from cfstools.store import Ingest, RootedBlobs
 from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.tree import Directory
 from cfstools.tree.filters import clamp_mtime
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cfstools.store import Blobs, StoreWriter
     from cfstools.store.base import FsVerity, Sync
     from cfstools.store.cache import DigestCache
-from cfstools.tree import Directory
+    from cfstools.store.publisher import StoreReport
 
 
 class BuildOptions(NamedTuple):
@@ -42,9 +42,8 @@ class BuildOptions(NamedTuple):
     Versions that are ``None`` follow the reference tool of the source. For a directory or a dump neither given means 0
     to 1, else the one not given is 0; for a container image neither given means 1.
     ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
-    ``strict`` refuses dump texts that only the reference's leniency accepts.
-    ``for_containers`` and ``for_dumps`` name options that were asked for and mean something for such sources only: any
-    other source is refused with that name.
+    ``strict`` refuses dump texts that only the reference's leniency accepts. What does not concern the source is not
+    looked at.
     """
 
     algorithm: Algorithm = Algorithm.SHA256
@@ -58,26 +57,24 @@ class BuildOptions(NamedTuple):
     exclude: tuple[bytes, ...] = ()
     from_file: bool = False
     strict: bool = False
-    oci: OciRequest = NO_WISHES
-    for_containers: tuple[str, ...] = ()
-    for_dumps: tuple[str, ...] = ()
+    oci: OciRequest = DEFAULT_REQUEST
 
-    def versions(self, *, container: bool) -> tuple[int, int]:
-        """The lowest and highest composefs version allowed (composefs format, section 1.4)."""
+    def plan_options(self, kind: SourceKind) -> PlanOptions:
+        """The algorithm, and the lowest and highest version allowed for a source of this *kind*."""
         if self.min_version is None and self.max_version is None:
-            return (1, 1) if container else (0, 1)
-        return self.min_version or 0, self.max_version or 0
+            return PlanOptions(self.algorithm, *((1, 1) if kind is SourceKind.CONTAINER else (0, 1)))
+        return PlanOptions(self.algorithm, self.min_version or 0, self.max_version or 0)
 
-    @property
-    def walk(self) -> WalkOptions:
-        """The options that decide what of a source becomes part of the tree."""
-        return WalkOptions(
+    def reading(self, **means: Any) -> Reading:
+        """How the source is read, with the *means* of :class:`Reading`."""
+        walk = WalkOptions(
             use_epoch=self.use_epoch,
             skip_devices=self.skip_devices,
             xattrs=self.xattrs,
             hardlinks=self.hardlinks,
             exclude=self.exclude,
         )
+        return Reading(walk=walk, algorithm=self.algorithm, strict=self.strict, oci=self.oci, **means)
 
 
 class ObjectOptions(NamedTuple):
@@ -137,6 +134,7 @@ def build(
     format: Format = COMPOSEFS,
     threads: int = 1,
     stdin: BinaryIO | None = None,
+    accept: Callable[[SourceKind], object] | None = None,
     progress: Progress = SILENT,
 ) -> BuildReport:
     """Build the image of *source* in *format*.
@@ -145,59 +143,76 @@ def build(
     digest only. Contents go into the first of *stores*, unless one of them has the object; without stores they are
     only digested; new ones are stored as *objects* says. *stdin* is what a source of ``-`` is read from. Objects are
     durable before the image appears, and a running build keeps ``store gc`` waiting until it does. With *signing* it
-    appears together with its signature.
+    appears together with its signature. *accept* is told what the source is before anything is written, and may raise.
 
     Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
     """
-    options = options or BuildOptions()
-    objects = objects or ObjectOptions()
+    options, objects = options or BuildOptions(), objects or ObjectOptions()
     output = ImageOutput(image, signing)
     params = Params(algorithm=options.algorithm)
-    place = find_image(
-        source,
-        from_file=options.from_file,
-        layered=bool(options.oci.layers),
-        limits=options.oci.options.decompression_limits,
-    )
-    container = place is not None
-    walked = not container and not options.from_file and is_directory(source)
-    with naming(source):
-        _check_meaning(options, place, is_directory=walked)
-    choices = PlanOptions(options.algorithm, *options.versions(container=container))
-    format.plan(_NOTHING, choices)  # a version that does not exist is found out before any work
-    with (
-        _writer(stores, params, objects, deferred=container) as writer,
-        closing(_Reading(writer, params, objects, threads=threads, progress=progress)) as reading,
-        open_source(
-            source,
-            place=place,
-            options=options.walk,
-            algorithm=options.algorithm,
-            from_file=options.from_file,
-            strict=options.strict,
-            oci=options.oci,
-            writer=writer,
-            reader=reading.start,
-            stdin=stdin,
-            progress=progress,
-        ) as tree,
-    ):
+    with ExitStack() as stack:
+        found = stack.enter_context(_recognise(source, options, accept))
+        choices = options.plan_options(found.kind)
+        format.plan(_NOTHING, choices)  # a version that does not exist is found out before any work
+        writer = stack.enter_context(_writer(stores, params, objects, deferred=found.kind is SourceKind.CONTAINER))
+        contents = _Contents(writer, params, objects, threads=threads, progress=progress)
+        stack.enter_context(closing(contents))
+        reading = options.reading(writer=writer, reader=contents.start, stdin=stdin, progress=progress)
+        tree = stack.enter_context(found.open(reading))
         keep(tree)
-        reading.finish()
-        if options.for_dumps and tree.kind != "dump":
-            raise _meaningless(options.for_dumps, "a composefs-dump(5) text", "a composefs image")
-        if options.clamp_mtime is not None:
-            clamp_mtime(tree.root, options.clamp_mtime)
+        contents.finish()
+        if accept is not None and tree.kind is not found.kind:
+            accept(tree.kind)
         with naming(source):
-            plan = format.plan(tree.root, choices)
+            plan = _plan(tree, format, options, choices)
         if writer is not None:
             # Objects that a later layer or a filter took out of the tree are not kept.
-            writer.commit(_digests(tree.root) if container else None)
+            writer.commit(_digests(tree.root) if tree.kind is SourceKind.CONTAINER else None)
         digest = output.write(plan, params)
-        stored = writer.report if writer is not None else None
-    missing = _count_missing(tree, stores)
     targets = [image, *stores, *([objects.cache] if stores and objects.cache else [])]
-    inside = _inside(source, targets, options) if walked else ()
+    return _report(
+        tree,
+        plan,
+        digest,
+        output,
+        image=image,
+        stores=stores,
+        stored=writer.report if writer is not None else None,
+        cache_hits=contents.cache_hits,
+        inside=_inside(source, targets, options) if tree.kind is SourceKind.DIRECTORY else (),
+    )
+
+
+@contextmanager
+def _recognise(source: bytes, options: BuildOptions, accept: Callable[[SourceKind], object] | None) -> Iterator[Source]:
+    """What is at *source*, if it is to be accepted."""
+    limits = options.oci.options.decompression_limits
+    with recognise(source, from_file=options.from_file, layered=bool(options.oci.layers), limits=limits) as found:
+        if accept is not None:
+            with naming(source):
+                accept(found.kind)
+        yield found
+
+
+def _plan(tree: SourceTree, format: Format, options: BuildOptions, choices: PlanOptions) -> ImagePlan:
+    if options.clamp_mtime is not None:
+        clamp_mtime(tree.root, options.clamp_mtime)
+    return format.plan(tree.root, choices)
+
+
+def _report(
+    tree: SourceTree,
+    plan: ImagePlan,
+    digest: bytes,
+    output: ImageOutput,
+    *,
+    image: bytes | BinaryIO | None,
+    stores: Sequence[bytes],
+    stored: StoreReport | None,
+    cache_hits: int,
+    inside: Iterable[str],
+) -> BuildReport:
+    missing = _count_missing(tree, stores)
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
         format=plan.word,
@@ -213,12 +228,12 @@ def build(
         source=tree.image,
         signature=output.signature,
         key_ids=output.key_ids,
-        cache_hits=reading.cache_hits,
+        cache_hits=cache_hits,
         warnings=(*inside, *_warnings(tree, missing)),
     )
 
 
-class _Reading:
+class _Contents:
     """Reads the files of a directory while it is still being walked."""
 
     def __init__(
@@ -267,20 +282,6 @@ class _Reading:
             self._cache.close()
 
 
-def _check_meaning(options: BuildOptions, place: ImagePlace | None, *, is_directory: bool) -> None:
-    """Refuse options that would do nothing. A source that is neither of these is known once it is open."""
-    if place is None and options.for_containers:
-        kind = "a directory" if is_directory else "a dump text" if options.from_file else "no container image"
-        raise _meaningless(options.for_containers, "a container image", kind)
-    if options.for_dumps and (place is not None or is_directory):
-        kind = "a directory" if is_directory else "a container image"
-        raise _meaningless(options.for_dumps, "a composefs-dump(5) text", kind)
-
-
-def _meaningless(names: Sequence[str], wanted: str, kind: str) -> UsageError:
-    return UsageError(f"{', '.join(names)} is only for {wanted}, and the source is {kind}")
-
-
 def _inside(source: bytes, targets: Sequence[bytes | BinaryIO | None], options: BuildOptions) -> Iterator[str]:
     """A warning for each of *targets* below the directory *source*, which the next build would find there."""
     root = os.path.join(os.path.realpath(source), b"")
@@ -305,7 +306,7 @@ def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
 
 def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
     """Objects that a dump or an image names and no store has; without stores nobody asked."""
-    if not stores or tree.kind not in {"dump", "image"}:
+    if not stores or tree.kind not in {SourceKind.DUMP, SourceKind.IMAGE}:
         return 0
     from cfstools.formats.listing import object_sizes
 

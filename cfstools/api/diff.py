@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,18 +10,15 @@ from typing import BinaryIO
 from cfstools.api.build import BuildOptions
 from cfstools.api.changes import ChangeReport, ChangeReports, change_kind
 from cfstools.errors import UsageError, naming, shown_path
-from cfstools.formats.base import OpenImage, PlanOptions
+from cfstools.formats.base import OpenImage
 from cfstools.formats.explain import Form, Reason, explain
-from cfstools.formats.registry import COMPOSEFS, recognise
+from cfstools.formats.registry import COMPOSEFS
 from cfstools.lasting import keep
-from cfstools.linux.contents import whole_file
-from cfstools.linux.lookup import file_type
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.sources.directory import WalkOptions
-from cfstools.sources.find import find_image
-from cfstools.sources.open import open_source
-from cfstools.store.ingest import ingest
+from cfstools.sources.load import load
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading, Source, SourceKind
 from cfstools.tree import Directory
 from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
 from cfstools.values import Value
@@ -105,15 +101,16 @@ def diff(
     if a == b == _STDIN:
         raise UsageError("only one side can be standard input")
     with ExitStack() as stack:
-        paths = ((a, "A"), (b, "B"))
-        opened = [_open_image(stack, path, name) for path, name in paths]
+        sources = [stack.enter_context(recognise(path)) for path in (a, b)]
+        sides = list(zip((a, b), "AB", sources, strict=True))
+        opened = [_open_image(stack, path, name, source) for path, name, source in sides]
         found = (side.algorithm for side in opened if side is not None and side.algorithm is not None)
-        algorithm = options.algorithm or next(found, Algorithm.SHA256)
+        reading = Reading(algorithm=options.algorithm or next(found, Algorithm.SHA256), stdin=stdin, progress=progress)
         old, new = (
-            side.settled(algorithm)
+            side.settled(reading.algorithm or Algorithm.SHA256)
             if side
-            else _read(path, name, algorithm, threads=threads, stdin=stdin, progress=progress)
-            for side, (path, name) in zip(opened, ((a, "A"), (b, "B")), strict=True)
+            else _read(path, name, source, reading, threads=threads)
+            for side, (path, name, source) in zip(opened, sides, strict=True)
         )
         keep((old, new))
         return _compare(old, new, options)
@@ -152,42 +149,25 @@ class _ImageSide(Value):
         return _Side(form=form, report=report)
 
 
-def _open_image(stack: ExitStack, path: bytes, name: str) -> _ImageSide | None:
-    """The image at *path*, mapped until *stack* is left; ``None`` for what is none."""
-    if file_type(path) != stat.S_IFREG:
+def _open_image(stack: ExitStack, path: bytes, name: str, source: Source) -> _ImageSide | None:
+    """The image *source*, open until *stack* is left; ``None`` for what is none."""
+    if source.kind is not SourceKind.IMAGE:
         return None
-    data = stack.enter_context(whole_file(path))
-    format = recognise(data)
-    if format is None:
-        return None
-    with naming(path):
-        image = format.open(data, allow_tail=True)
-        root = image.tree(as_written=True)
-    return _ImageSide(
-        path=path,
-        name=name,
-        root=root,
-        image=image,
-        data=stack.enter_context(data[: image.length]),
-    )
+    tree = stack.enter_context(source.open(Reading(algorithm=None, as_written=True)))
+    assert tree.opened is not None
+    assert tree.data is not None
+    return _ImageSide(path=path, name=name, root=tree.root, image=tree.opened, data=tree.data)
 
 
-def _read(
-    path: bytes, name: str, algorithm: Algorithm, *, threads: int, stdin: BinaryIO | None, progress: Progress
-) -> _Side:
+def _read(path: bytes, name: str, source: Source, reading: Reading, *, threads: int) -> _Side:
     """A source that is no image, and the image it would become."""
-    params = Params(algorithm=algorithm)
-    place = find_image(path)
-    minimum, maximum = BuildOptions().versions(container=place is not None)
-    with open_source(
-        path, place=place, options=WalkOptions(), algorithm=algorithm, stdin=stdin, progress=progress
-    ) as source:
-        if source.blobs is not None:
-            ingest(source.root, source.blobs, None, params=params, threads=threads, progress=progress)
+    tree = load(source, reading, threads=threads)
+    options = BuildOptions(algorithm=reading.algorithm or Algorithm.SHA256).plan_options(source.kind)
     with naming(path):
-        plan = COMPOSEFS.plan(source.root, PlanOptions(algorithm, minimum, maximum))
-    form = Form(name=name, root=source.root, version=plan.version, algorithm=algorithm)
-    return _Side(form=form, report=_side_report(path, source.kind, plan.word, plan.digest(params), plan.size))
+        plan = COMPOSEFS.plan(tree.root, options)
+    form = Form(name=name, root=tree.root, version=plan.version, algorithm=options.algorithm)
+    digest = plan.digest(Params(algorithm=options.algorithm))
+    return _Side(form=form, report=_side_report(path, tree.name, plan.word, digest, plan.size))
 
 
 def _side_report(path: bytes, kind: str, word: str, digest: bytes, size: int) -> SideReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import BinaryIO
 
 from cfstools.api.build import BuildOptions
@@ -12,11 +13,9 @@ from cfstools.formats.base import PlanOptions
 from cfstools.formats.registry import COMPOSEFS
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.sources.directory import WalkOptions
-from cfstools.sources.find import find_image
-from cfstools.sources.oci_request import ImagePlace
-from cfstools.sources.open import open_source
-from cfstools.store.ingest import ingest
+from cfstools.sources.load import load
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree
 from cfstools.tree.filters import drop_devices, keep_xattrs, split_hardlinks, use_epoch
@@ -25,26 +24,41 @@ from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
 
 _Change = Callable[[Directory], object]
-_Choice = tuple[str, _Change | None]  # in words (empty: the default), and what it does to the tree
-_DEFAULT: _Choice = ("", None)
-_VERSIONS = (
-    (0, 0, "format version 0 (--max-version 0)"),
-    (1, 1, "format version 1 (--min-version 1)"),
+
+
+class BuildChoice(Enum):
+    """Something that ``build`` can be told to do, or that another tool does."""
+
+    VERSION_0 = "format version 0"
+    VERSION_1 = "format version 1"
+    NO_DEVICES = "no devices"
+    NO_XATTRS = "no xattrs"
+    USER_XATTRS = "only user.* xattrs"
+    NO_HARDLINKS = "hard links split"
+    EPOCH = "all mtimes 0"
+    SECONDS = "mtimes in whole seconds"
+
+
+_Way = tuple[BuildChoice | None, _Change | None]  # the choice (None: the default), and what it does to the tree
+_DEFAULT: _Way = (None, None)
+_VERSIONS: tuple[tuple[PlanOptions, BuildChoice | None], ...] = (
+    (PlanOptions(min_version=0, max_version=0), BuildChoice.VERSION_0),
+    (PlanOptions(min_version=1, max_version=1), BuildChoice.VERSION_1),
 )
 
 
 class ExpectReport(Report):
     """Whether an image of *path* can have the expected digest.
 
-    ``choices`` are what has to be chosen besides the defaults, in words with the option of ``build`` where there is
-    one; ``format`` is that of the image that has the digest, ``None`` if none of the ``tried`` ones has.
+    ``choices`` are what has to be chosen besides the defaults; ``format`` is that of the image that has the digest,
+    ``None`` if none of the ``tried`` ones has.
     """
 
     path: str
     digest: str
     found: bool
     format: str | None
-    choices: tuple[str, ...]
+    choices: tuple[BuildChoice, ...]
     tried: int
 
 
@@ -57,19 +71,19 @@ def expect(
     Raises CfsError as :func:`~cfstools.api.build.build` does, UsageError for a digest of another length.
     """
     algorithm = Algorithm.from_digest_size(len(digest))
-    place = find_image(path)
-    default = BuildOptions().versions(container=place is not None)
-    root = _load(path, place, algorithm, threads=threads, stdin=stdin, progress=progress)
+    with recognise(path) as source:
+        default = BuildOptions(algorithm=algorithm).plan_options(source.kind)
+        root = load(source, Reading(algorithm=algorithm, stdin=stdin, progress=progress), threads=threads).root
     seen: set[bytes] = set()
     for choices in _combinations(root):
-        words = [word for word, _ in choices if word]
+        chosen = [choice for choice, _ in choices if choice is not None]
         tree = _changed(root, choices)
         default_version = -1
-        for minimum, maximum, word in ((*default, ""), *_VERSIONS):
-            if minimum == maximum == default_version:
+        for options, version in ((default, None), *_VERSIONS):
+            if options.min_version == options.max_version == default_version:
                 continue
             with naming(path):
-                plan = COMPOSEFS.plan(tree, PlanOptions(algorithm, minimum, maximum))
+                plan = COMPOSEFS.plan(tree, options._replace(algorithm=algorithm))
                 found = plan.digest(Params(algorithm=algorithm))
             default_version = plan.version if default_version < 0 else default_version
             seen.add(found)
@@ -79,7 +93,7 @@ def expect(
                     digest=digest.hex(),
                     found=True,
                     format=plan.word,
-                    choices=tuple(words if not word else [word, *words]),
+                    choices=tuple(chosen if version is None else [version, *chosen]),
                     tried=len(seen),
                 )
     return ExpectReport(
@@ -87,45 +101,27 @@ def expect(
     )
 
 
-def _load(
-    path: bytes,
-    place: ImagePlace | None,
-    algorithm: Algorithm,
-    *,
-    threads: int,
-    stdin: BinaryIO | None,
-    progress: Progress,
-) -> Directory:
-    with open_source(
-        path, place=place, options=WalkOptions(), algorithm=algorithm, stdin=stdin, progress=progress
-    ) as source:
-        if source.blobs is not None:
-            params = Params(algorithm=algorithm)
-            ingest(source.root, source.blobs, None, params=params, threads=threads, progress=progress)
-    return source.root
-
-
-def _combinations(root: Directory) -> Iterator[Sequence[_Choice]]:
+def _combinations(root: Directory) -> Iterator[Sequence[_Way]]:
     """Every combination of choices that can change this tree, those with the fewest first."""
     axes = [[_DEFAULT, *choices] for choices in _axes(root)]
     yield from sorted(itertools.product(*axes), key=lambda choices: sum(choice is not _DEFAULT for choice in choices))
 
 
-def _axes(root: Directory) -> Iterator[list[_Choice]]:
+def _axes(root: Directory) -> Iterator[list[_Way]]:
     """The choices that exclude each other, in the order in which ``build`` applies them."""
     inodes = list(iter_inodes(root))
     if any(isinstance(inode, Device) for inode in inodes):
-        yield [("no devices (--skip-devices)", drop_devices)]
+        yield [(BuildChoice.NO_DEVICES, drop_devices)]
     keys = {key for inode in inodes for key in inode.xattrs}
     if keys:
-        nothing: _Choice = ("no xattrs (--skip-xattrs)", _no_xattrs)
+        nothing: _Way = (BuildChoice.NO_XATTRS, _no_xattrs)
         user = {key for key in keys if key.startswith(b"user.")}
-        yield [("only user.* xattrs (--user-xattrs)", _user_xattrs), nothing] if set() < user < keys else [nothing]
+        yield [(BuildChoice.USER_XATTRS, _user_xattrs), nothing] if set() < user < keys else [nothing]
     if any(isinstance(entry, HardLink) for _, _, entry in iter_names(root)):
-        yield [("hard links split (--no-hardlinks)", split_hardlinks)]
+        yield [(BuildChoice.NO_HARDLINKS, split_hardlinks)]
     if any(inode.mtime_sec or inode.mtime_nsec for inode in inodes):
-        epoch: _Choice = ("all mtimes 0 (--use-epoch)", use_epoch)
-        seconds: _Choice = ("mtimes in whole seconds", _whole_seconds)
+        epoch: _Way = (BuildChoice.EPOCH, use_epoch)
+        seconds: _Way = (BuildChoice.SECONDS, _whole_seconds)
         yield [epoch, seconds] if any(inode.mtime_nsec for inode in inodes) else [epoch]
 
 
@@ -142,7 +138,7 @@ def _whole_seconds(root: Directory) -> None:
         inode.mtime_nsec = 0
 
 
-def _changed(root: Directory, choices: Sequence[_Choice]) -> Directory:
+def _changed(root: Directory, choices: Sequence[_Way]) -> Directory:
     tree = copy_tree(root)
     for _, change in choices:
         if change is not None:

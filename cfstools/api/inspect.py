@@ -19,7 +19,9 @@ from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
-from cfstools.sources.find import find_image
+from cfstools.sources.oci_request import OciRequest
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading, SourceKind
 from cfstools.tree import Device, Directory, Entry, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, lookup
 from cfstools.verity import Algorithm, Params, digest_bytes
@@ -79,12 +81,15 @@ def describe_source(
 
     Raises CfsError of all kinds.
     """
-    place = find_image(path)
-    if place is None:
-        return None
-    from cfstools.sources.open import describe_image
+    request = OciRequest(platform=platform, scratch=scratch)
+    with recognise(path) as source:
+        return source.describe(Reading(oci=request, stdin=stdin, progress=progress))
 
-    return describe_image(place, platform=platform, stdin=stdin, scratch=scratch, progress=progress)
+
+def is_container_image(path: bytes) -> bool:
+    """Whether *path* is a container image, which :func:`describe_source` describes. Raises CfsError of all kinds."""
+    with recognise(path) as source:
+        return source.kind is SourceKind.CONTAINER
 
 
 class TreeLine(NamedTuple):

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, LimitExceeded, SourceChanged, naming, os_error
+from cfstools.errors import InputError, LimitExceeded, SourceChanged, naming, os_error, shown_path
 from cfstools.linux.files import close, data_ranges, state_of
 
 MAX_STREAM = 1 << 30
@@ -54,6 +54,21 @@ def whole_file(path: bytes) -> Iterator[memoryview]:
                 view.release()
                 if isinstance(memory, mmap.mmap):
                     memory.close()
+
+
+def open_file(path: bytes) -> int:
+    """Open the file or pipe *path* for reading. Raises InputError, naming it."""
+    try:
+        # A FIFO nobody writes to must not hang; reading from one that is a source after all waits as usual.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.set_blocking(fd, True)
+        except BaseException:
+            close(fd)
+            raise
+        return fd
+    except OSError as error:
+        raise os_error(error, "cannot open", subject=shown_path(path)) from error
 
 
 def read_regular(fd: int, *, most: int = MAX_FILE, size: int | None = None) -> memoryview:

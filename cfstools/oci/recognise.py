@@ -139,7 +139,7 @@ def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
     if any(_OLD_PART.fullmatch(path) for path in parts):
         raise OciError(
             "an image archive without manifest.json, as docker wrote before 1.10",
-            hint="load and save it again, or build its layer.tar files with layers: and --layer",
+            hint="load and save it again, or build its layer.tar files as layers:FILE with further layers",
         )
     raise OciError("has parts of an image, but neither index.json nor manifest.json", hint=ORDERS_HINT)
 

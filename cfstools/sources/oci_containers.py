@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
-from cfstools.errors import InputError, OciError, UsageError, naming, os_error, shown_path
+from cfstools.errors import InputError, OciError, UsageError, naming, os_error
+from cfstools.linux.contents import open_file
 from cfstools.linux.files import close, unnamed_file
-from cfstools.linux.lookup import file_type, is_directory
+from cfstools.linux.lookup import is_directory
 from cfstools.oci.archive import ArchiveFiles, index_archive
 from cfstools.oci.files import BlobFiles, DirectoryFiles
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, archive_images, layout_images
@@ -22,23 +22,17 @@ from cfstools.streams.spool import MakeFile, Replayable
 
 _Files = TypeVar("_Files", bound=BlobFiles)
 _STDIN = b"-"
+_FURTHER = "a further layer goes over a layer tar"
 _TEMPORARY_PREFIX = b".mkcfs-tmp-"
 _TEMPORARY_DIRECTORIES = (b"/var/tmp", b"/tmp")
 
 
-def holds_tar(path: bytes, limits: DecompressionLimits | None = None) -> bool:
-    """Whether the file *path* begins as a tar archive does, compressed or not. Only regular files are looked into.
+def holds_tar(fd: int, limits: DecompressionLimits | None = None) -> bool:
+    """Whether the regular file *fd* begins as a tar archive does, compressed or not. It is read from where it stands.
 
     Raises :class:`InputError` for what cannot be read, :class:`CompressionError`, :class:`LimitExceeded`.
     """
-    if file_type(path) not in (0, stat.S_IFREG):
-        return False  # whoever writes to a pipe would lose its only reader
-    fd = _open_file(path)
-    try:
-        with naming(path):
-            return begins_a_tar(_reader(fd), limits)
-    finally:
-        close(fd)
+    return begins_a_tar(_reader(fd), limits)
 
 
 @contextmanager
@@ -46,24 +40,29 @@ def open_images(
     form: Form | None,
     paths: Sequence[bytes],
     *,
+    first: int = -1,
     stdin: int | None = None,
     limits: DecompressionLimits | None = None,
     scratch: int | bytes | None = None,
 ) -> Iterator[ImageContainer]:
     """Open what *paths* hold (several only for layers); errors inside the block name the path.
 
-    ``b"-"`` is the descriptor *stdin*, which may be a pipe. Without a *form* the path holds a tar archive, and all of
-    its members tell whether that is an image archive or a layer. What is compressed or comes from a pipe is kept, if
-    it is large, in a temporary file of the directory *scratch*, a path or a descriptor.
+    The first may be open as *first*, which is closed. ``b"-"`` is the descriptor *stdin*, which may be a pipe. Without
+    a *form* the path holds a tar archive, and all of its members tell whether that is an image archive or a layer. What
+    is compressed or comes from a pipe is kept, if it is large, in a temporary file of the directory *scratch*, a path
+    or a descriptor.
     Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
     """
-    place = _Opening(stdin, limits, _temporaries(scratch))
-    with naming("standard input" if paths[0] == _STDIN else paths[0]):
-        container = place.open(form, paths)
-        try:
-            yield container
-        finally:
-            container.close()
+    place = _Opening(stdin, limits, _temporaries(scratch), first)
+    try:
+        with naming("standard input" if paths[0] == _STDIN else paths[0]):
+            container = place.open(form, paths)
+            try:
+                yield container
+            finally:
+                container.close()
+    finally:
+        place.close()
 
 
 def _temporaries(scratch: int | bytes | None) -> MakeFile:
@@ -89,10 +88,19 @@ def _temporaries(scratch: int | bytes | None) -> MakeFile:
 class _Opening:
     """What the opening of one source needs."""
 
-    def __init__(self, stdin: int | None, limits: DecompressionLimits | None, make_file: MakeFile) -> None:
+    def __init__(
+        self, stdin: int | None, limits: DecompressionLimits | None, make_file: MakeFile, first: int = -1
+    ) -> None:
         self._stdin = stdin
         self._limits = limits
         self._make_file = make_file
+        self._first = first  # the first path opened, until it is read
+
+    def close(self) -> None:
+        """Close the first path if it was not read."""
+        if self._first >= 0:
+            close(self._first)
+            self._first = -1
 
     def open(self, form: Form | None, paths: Sequence[bytes]) -> ImageContainer:
         """The container that *paths* hold."""
@@ -102,14 +110,15 @@ class _Opening:
             return self._layers(paths)
         if form is Form.OCI:
             return _closing(DirectoryFiles(paths[0]), layout_images)
-        if _is_directory(paths[0]):
+        if self._first < 0 and _is_directory(paths[0]):
             raise InputError(f"is a directory, not an image archive: use {Form.OCI.value}: for an OCI layout")
         return self._recognised(paths) if form is None else self._ordered(form, paths[0])
 
     def _check_layers(self, form: Form | None, paths: Sequence[bytes]) -> None:
-        if form not in {Form.LAYERS, None} or _is_directory(paths[0]):
-            kind = "a directory" if _is_directory(paths[0]) else "an image"
-            raise UsageError(f"--layer goes over a layer tar, and the source is {kind}")
+        directory = self._first < 0 and _is_directory(paths[0])
+        if form not in {Form.LAYERS, None} or directory:
+            kind = "a directory" if directory else "an image"
+            raise UsageError(f"{_FURTHER}, and the source is {kind}")
         if list(paths).count(_STDIN) > 1:
             raise UsageError("standard input can be one layer only")
 
@@ -124,7 +133,7 @@ class _Opening:
             return self._layers(paths, source)
         if len(paths) > 1:
             files.close()
-            raise UsageError("--layer goes over a layer tar, and the source is an image")
+            raise UsageError(f"{_FURTHER}, and the source is an image")
         return _closing(files, archive_images)
 
     def _layers(self, paths: Sequence[bytes], first: Replayable | None = None) -> ImageContainer:
@@ -166,9 +175,7 @@ class _Opening:
         files = index_archive(source, self._make_file, limits=self._limits, watch=Evidence())
         if files is not None:
             files.close()
-            raise UsageError(
-                "--layer goes over a layer tar, and this is an image", hint="layers:FILE takes it as a layer"
-            )
+            raise UsageError(f"{_FURTHER}, and this is an image", hint="layers:FILE takes it as a layer")
         source.rewind()
 
     def _ordered(self, form: Form, path: bytes) -> ImageContainer:
@@ -182,7 +189,8 @@ class _Opening:
         return _closing(files, _by_manifest if form is Form.DOCKER_ARCHIVE else _by_index)
 
     def _source(self, path: bytes) -> Replayable:
-        return Replayable(_descriptor(path, self._stdin), self._make_file)
+        fd, self._first = self._first, -1
+        return Replayable(fd if fd >= 0 else _descriptor(path, self._stdin), self._make_file)
 
 
 def _by_manifest(files: ArchiveFiles) -> ImageContainer:
@@ -221,7 +229,7 @@ def _reader(fd: int) -> Read:
 
 def _descriptor(path: bytes, stdin: int | None) -> int:
     if path != _STDIN:
-        return _open_file(path)
+        return open_file(path)
     try:
         return os.dup(_given(stdin))
     except OSError as error:
@@ -230,19 +238,5 @@ def _descriptor(path: bytes, stdin: int | None) -> int:
 
 def _given(stdin: int | None) -> int:
     if stdin is None:
-        raise UsageError("standard input is not at hand here")
+        raise UsageError("standard input cannot be used here")
     return stdin
-
-
-def _open_file(path: bytes) -> int:
-    try:
-        # A FIFO nobody writes to must not hang; reading from one that is a source after all waits as usual.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            os.set_blocking(fd, True)
-        except BaseException:
-            close(fd)
-            raise
-        return fd
-    except OSError as error:
-        raise os_error(error, "cannot open", subject=shown_path(path)) from error

@@ -165,4 +165,4 @@ class ImagePlace(NamedTuple):
     digest: Digest | None = None
 
 
-NO_WISHES = OciRequest()
+DEFAULT_REQUEST = OciRequest()

@@ -132,7 +132,7 @@ def test_layers_do_not_go_over_an_image(tmp_path: Path) -> None:
     (tmp_path / "app.tar").write_bytes(making.archive(making.image([making.hello()])))
     (tmp_path / "top.tar").write_bytes(making.hello())
     words: list[str | Path] = ["build", tmp_path / "app.tar", "--layer", tmp_path / "top.tar", "--print-digest-only"]
-    assert "--layer goes over a layer tar, and the source is an image" in failing(*words, code=2)
+    assert "a further layer goes over a layer tar, and the source is an image" in failing(*words, code=2)
 
 
 def test_layers_in_order_and_objects_of_removed_files(tmp_path: Path) -> None:

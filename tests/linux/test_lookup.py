@@ -19,7 +19,7 @@ from cfstools.api.stores import missing_objects
 from cfstools.errors import InputError
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.files import DirectoryFiles
-from cfstools.sources.oci_containers import holds_tar, open_images
+from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_request import Form, parse_reference
 
 
@@ -61,7 +61,6 @@ def opened(path: bytes, stdin: int | None = None) -> None:
 
 ASKING: list[Callable[[bytes], object]] = [
     is_directory,
-    holds_tar,
     references,
     opened,
     read_envelope,

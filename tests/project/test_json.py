@@ -17,7 +17,7 @@ DOCUMENT = (REPOSITORY / "docs/json.md").read_text(encoding="utf-8")
 HEADING = re.compile(r"^### `(\w+)`(?:, schema (\d+))?$")
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) \| (.*) \|$")
 # The command shows paths as text where the report has bytes.
-SHOWN = {("FileDigest", "path"): "text"}
+SHOWN = {("FileDigest", "path"): "text", ("ExpectReport", "choices"): "list of texts"}
 
 
 def tables() -> dict[str, tuple[int | None, dict[str, str]]]:

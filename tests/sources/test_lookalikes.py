@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import FormatError, UsageError
-from cfstools.sources.directory import WalkOptions
-from cfstools.sources.find import find_image
 from cfstools.sources.lookalikes import image_like
 from cfstools.sources.oci_request import parse_reference
-from cfstools.sources.open import open_source
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading
 from tests.mkcfs import mkcfs
 from tests.oci import making
+from tests.sources.kinds import kind_of
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ from tests.oci import making
 def test_transports_of_other_tools(text: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="is no kind of source here; there are oci:DIR, oci-archive:FILE") as caught:
-        find_image(text.encode())
+        kind_of(text.encode())
     assert advice in (caught.value.hint or "")
     assert str(caught.value).isprintable()
     # What is there is what is meant, however it is called.
@@ -121,7 +121,8 @@ def test_files_of_other_formats(data: bytes, hint: str | None, tmp_path: Path) -
     path = bytes(tmp_path / "it")
     with (
         pytest.raises(FormatError, match="expected a directory, an image or a dump") as caught,
-        open_source(path, place=find_image(path), options=WalkOptions()),
+        recognise(path) as source,
+        source.open(Reading()),
     ):
         pass
     assert (caught.value.hint is None) is (hint is None)

@@ -29,11 +29,12 @@ from cfstools.oci.choices import KeptXattrs, Mapping
 from cfstools.oci.descriptor import parse_digest
 from cfstools.oci.files import BlobFiles, MemoryFiles
 from cfstools.oci.images import DockerImages, LayerSource, LayerTars, layout_images
-from cfstools.sources.find import find_image
 from cfstools.sources.oci import OciTree, read_oci
 from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_describe import describe
 from cfstools.sources.oci_request import Form, OciOptions, parse_reference
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading, SourceKind, SourceTree
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.streams.limits import DecompressionLimits
 from cfstools.tree.layer_rules import LayerRules
@@ -42,11 +43,12 @@ from cfstools.tree.model import Device, External, HardLink
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.oci import making
 from tests.oci.making import COMPRESSORS, Layout, hello, link, member, tar
+from tests.sources.kinds import kind_of
 
 PLAIN = OciOptions(mapping=Mapping.PLAIN)
 
 
-def image_digest(tree: OciTree, version: int, algorithm: Algorithm = Algorithm.SHA256) -> str:
+def image_digest(tree: OciTree | SourceTree, version: int, algorithm: Algorithm = Algorithm.SHA256) -> str:
     image = write_image(tree.root, min_version=version, max_version=version, algorithm=algorithm)
     return digest_bytes(image, Params(algorithm=algorithm)).hex()
 
@@ -91,11 +93,8 @@ def test_known_digests(tmp_path: Path, known: tuple[bool, int, str, str], compre
         path.write_bytes(making.COMPRESSORS[compression](making.archive(making.docker([layer]))))
     else:
         path.write_bytes(making.COMPRESSORS[compression](layer))
-    place = find_image(os.fsencode(path))
-    assert place is not None
-    with open_images(place.form, [os.fsencode(path)]) as container:
-        assert container.kind == form
-        tree = read_oci(container, params=Params(algorithm=family))
+    with recognise(os.fsencode(path)) as source, source.open(Reading(algorithm=family)) as tree:
+        assert tree.name == form
     assert image_digest(tree, version, family) == expected
 
 
@@ -437,7 +436,7 @@ def test_other_references(tmp_path: Path) -> None:
 
 def test_what_is_looked_into(tmp_path: Path) -> None:
     (tmp_path / "oci-layout").touch()
-    assert find_image(os.fsencode(tmp_path)) is None
+    assert kind_of(os.fsencode(tmp_path)) is SourceKind.DIRECTORY
     cases: dict[bytes, bool] = {
         b"nothing of the kind": False,
         b"": False,
@@ -455,15 +454,15 @@ def test_what_is_looked_into(tmp_path: Path) -> None:
     }
     for data, is_tar in cases.items():
         (tmp_path / "file").write_bytes(data)
-        place = find_image(os.fsencode(tmp_path / "file"))
-        assert (place is not None) is is_tar, data[:20]
+        kind = kind_of(os.fsencode(tmp_path / "file"))
+        assert kind is (SourceKind.CONTAINER if is_tar else SourceKind.UNKNOWN), data[:20]
     (tmp_path / "file").write_bytes(COMPRESSORS["+gzip"](hello())[:20])
     with pytest.raises(CompressionError, match="is cut"):
-        find_image(os.fsencode(tmp_path / "file"))
+        kind_of(os.fsencode(tmp_path / "file"))
     os.mkfifo(tmp_path / "pipe")
-    assert find_image(os.fsencode(tmp_path / "pipe")) is None  # nobody has it open for writing
+    assert kind_of(os.fsencode(tmp_path / "pipe")) is SourceKind.UNKNOWN  # nobody has it open for writing
     with pytest.raises(InputError, match="cannot open") as caught:
-        find_image(b"/no/such/file")
+        kind_of(b"/no/such/file")
     assert caught.value.subject == "/no/such/file"
 
 
@@ -515,7 +514,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     ):
         pass
     os.close(reading)
-    with pytest.raises(UsageError, match="not at hand"), open_images(Form.OCI_ARCHIVE, [b"-"]):
+    with pytest.raises(UsageError, match="cannot be used here"), open_images(Form.OCI_ARCHIVE, [b"-"]):
         pass
     with pytest.raises(UsageError, match="one layer only"), open_images(Form.LAYERS, [b"-", b"-"], stdin=0):
         pass

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import FormatError, OciError, TarError, UsageError
-from cfstools.sources.find import find_image
 from cfstools.sources.oci import read_oci
 from cfstools.sources.oci_containers import open_images
-from cfstools.sources.oci_request import Form
+from cfstools.sources.oci_request import Form, OciRequest
+from cfstools.sources.recognise import recognise
+from cfstools.sources.source import Reading, SourceKind
 from cfstools.streams.decompress import Decompressed
 from tests.oci import making
 from tests.oci.making import COMPRESSORS, Layout, archive, digest, hello, link, member, packed, tar
@@ -44,9 +45,10 @@ def opened(form: Form | None, path: str, stdin: int | None = None) -> Found:
 
 def from_file(data: bytes, place: Path, form: Form | None = None) -> Found:
     (place / "it").write_bytes(data)
-    found = find_image(bytes(place / "it")) if form is None else None
-    assert form is not None or found is not None
-    return opened(form or (found.form if found else None), str(place / "it"))
+    if form is None:
+        with recognise(bytes(place / "it")) as source:
+            assert source.kind is SourceKind.CONTAINER
+    return opened(form, str(place / "it"))
 
 
 def from_pipe(data: bytes, place: Path, form: Form | None = None) -> Found:
@@ -390,7 +392,7 @@ def test_further_layers_are_no_image_archives(tmp_path: Path) -> None:
     base.write_bytes(hello())
     for packing in PACKERS.values():
         top.write_bytes(packing(tar(*skopeo([hello()]))))
-        refused = pytest.raises(UsageError, match="top: --layer goes over a layer tar, and this is an image")
+        refused = pytest.raises(UsageError, match="top: a further layer goes over a layer tar, and this is an image")
         with refused, open_images(None, [bytes(base), bytes(top)]) as container:
             read_oci(container)
         with open_images(None, [bytes(base), b"layers:" + bytes(top)]) as container:
@@ -398,14 +400,13 @@ def test_further_layers_are_no_image_archives(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, tar(*crane([hello()])))
     os.close(writing)
-    place = find_image(b"-", layered=True)
-    assert place is not None
     with (
+        open(reading, "rb") as stdin,
         pytest.raises(UsageError, match="the source is an image"),
-        open_images(place.form, [b"-", b"x"], stdin=reading),
+        recognise(b"-", layered=True) as source,
+        source.open(Reading(oci=OciRequest(layers=(b"x",)), stdin=stdin)),
     ):
         pass
-    os.close(reading)
 
 
 @ways

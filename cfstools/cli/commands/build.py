@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -31,6 +33,7 @@ from cfstools.cli.text import size_text
 from cfstools.cli.waiting import lock_timeout_option, waiting
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
+from cfstools.sources.source import SourceKind
 from cfstools.store.base import FsVerity, Sync
 from cfstools.text import counted
 from cfstools.verity import Algorithm
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _STDIO = b"-"
+_KINDS = {
+    SourceKind.DIRECTORY: "a directory",
+    SourceKind.CONTAINER: "a container image",
+    SourceKind.IMAGE: "a composefs image",
+}
 
 
 _SOURCE_OPTIONS = (
@@ -221,8 +229,6 @@ def build(
             from_file=from_file,
             oci=oci_request(oci),
             strict=strict or "CFS_PARSE_STRICT" in os.environ,
-            for_containers=oci_given(context),
-            for_dumps=given(context, {"strict"}),
         ),
         objects=ObjectOptions(
             mode=object_mode,
@@ -234,6 +240,7 @@ def build(
         signing=signing,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,
+        accept=partial(_accept, containers=oci_given(context), dumps=given(context, {"strict"}), from_file=from_file),
         progress=session.progress(),
     )
     for warning in report.warnings:
@@ -243,6 +250,16 @@ def build(
     elif print_digest or print_digest_only:
         print_line(report.digest)
     session.summary(*_summary(report))
+
+
+def _accept(kind: SourceKind, *, containers: Sequence[str], dumps: Sequence[str], from_file: bool) -> None:
+    """Refuse options that would do nothing for a source of this *kind*."""
+    if containers and kind is not SourceKind.CONTAINER:
+        other = "a dump text" if from_file else "no container image"
+        what = _KINDS[kind] if kind is SourceKind.DIRECTORY else other
+        raise UsageError(f"{', '.join(containers)} is only for a container image, and the source is {what}")
+    if dumps and kind in _KINDS:
+        raise UsageError(f"{', '.join(dumps)} is only for a composefs-dump(5) text, and the source is {_KINDS[kind]}")
 
 
 def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_json: bool) -> None:

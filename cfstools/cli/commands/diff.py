@@ -11,6 +11,7 @@ import click
 from cfstools.api.changes import ChangeReport, Difference
 from cfstools.api.diff import DiffOptions, DiffReport, SideReport
 from cfstools.api.diff import diff as run_diff
+from cfstools.api.expect import BuildChoice
 from cfstools.api.expect import expect as run_expect
 from cfstools.cli.output import print_json, print_line, print_lines
 from cfstools.cli.params import PATH, examples, json_option
@@ -24,6 +25,15 @@ from cfstools.verity import Algorithm, parse_digest
 _STDIO = b"-"
 _FORMAT = "format"
 _IGNORABLE = {aspect.value: aspect for aspect in Aspect if aspect is not Aspect.TYPE}
+_OPTIONS = {
+    BuildChoice.VERSION_0: "--max-version 0",
+    BuildChoice.VERSION_1: "--min-version 1",
+    BuildChoice.NO_DEVICES: "--skip-devices",
+    BuildChoice.NO_XATTRS: "--skip-xattrs",
+    BuildChoice.USER_XATTRS: "--user-xattrs",
+    BuildChoice.NO_HARDLINKS: "--no-hardlinks",
+    BuildChoice.EPOCH: "--use-epoch",
+}
 _SIGNS = {"added": "+", "removed": "-", "changed": "M"}
 
 
@@ -133,13 +143,20 @@ def _expect(session: Session, a: bytes, digest: str, threads: int | None, *, as_
         stdin=sys.stdin.buffer if a == _STDIO else None,
         progress=session.progress(),
     )
+    choices = [_choice_text(choice) for choice in report.choices]
     if as_json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "choices": choices})
     elif report.found:
-        print_line(f"{report.format}: {'; '.join(report.choices) or 'the defaults'}")
+        print_line(f"{report.format}: {'; '.join(choices) or 'the defaults'}")
     else:
         print_line(f"none of {counted(report.tried, 'image')} that A can become has this digest")
     return report.found
+
+
+def _choice_text(choice: BuildChoice) -> str:
+    """The choice in words, with the option of ``build`` where there is one."""
+    option = _OPTIONS.get(choice)
+    return choice.value if option is None else f"{choice.value} ({option})"
 
 
 def _change_line(change: ChangeReport) -> str:

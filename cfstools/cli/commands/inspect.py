@@ -19,7 +19,6 @@ from cfstools.cli.text import size_text
 from cfstools.errors import UsageError, shown_path
 from cfstools.formats.base import Region
 from cfstools.report import Json
-from cfstools.sources.find import find_image
 from cfstools.text import counted
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def inspect(
     """
     if tree is not None and layout:
         raise UsageError("--tree and --layout are two different answers: ask for one")
-    if (tree is not None or layout) and find_image(image) is not None:
+    if (tree is not None or layout) and api.is_container_image(image):
         option = "--layout" if tree is None else "--tree"
         hint = "`mkcfs build` makes one of a container image"
         raise UsageError(f"{option} needs a composefs image", subject=shown_path(image), hint=hint)
