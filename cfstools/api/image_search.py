@@ -16,12 +16,11 @@ from cfstools.errors import InputError, os_error, shown_path
 from cfstools.formats.base import HEAD
 from cfstools.formats.registry import recognise, why_in_doubt
 from cfstools.linux.files import close
+from cfstools.output.temporaries import is_temporary
 from cfstools.signing import MAX_TRAILER
 from cfstools.signing.attach import has_trailer_marks
 from cfstools.store.base import KEPT_NAME, LOCK_NAME, digest_of
 
-# What an image is called while it is written: it belongs to a build that has not ended.
-_UNFINISHED = re.compile(rb"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 # What images are called: by this project and the C tools, by ostree, by mkfs.erofs, and by containers/storage.
 _CUSTOMARY = re.compile(rb".*\.(?:cfs|composefs|erofs)|composefs\.blob", re.DOTALL | re.IGNORECASE)
 _SIGNATURE = b".sig"
@@ -126,7 +125,7 @@ class Search:
 
     def _judge(self, path: bytes, real: bytes, status: os.stat_result) -> None:
         name = os.path.basename(path)
-        if real in self._no_images or (stat.S_ISREG(status.st_mode) and _UNFINISHED.fullmatch(name)):
+        if real in self._no_images or (stat.S_ISREG(status.st_mode) and is_temporary(name)):
             self.passed_over[real] = path
             return
         why = _why_in_doubt(real, status)

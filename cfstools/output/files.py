@@ -103,6 +103,36 @@ def opened_directory(path: bytes, subject: bytes, what: str) -> Iterator[int]:
         close(fd)
 
 
+def create_file(directory: int, path: bytes, data: bytes, *, mode: int, hint: str) -> None:
+    """Write the file *path* in *directory*, which must not exist yet, durably or not at all.
+
+    Raises InputError, with the *hint* if it exists.
+    """
+    with naming(path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(os.path.basename(path), flags, mode, dir_fd=directory)
+        except FileExistsError as error:
+            raise os_error(error, "will not be overwritten", hint=hint) from error
+        except OSError as error:
+            raise os_error(error, "cannot write") from error
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        except BaseException as error:
+            take_back(directory, path, error)
+            if isinstance(error, OSError):
+                raise os_error(error, "cannot write") from error
+            raise
+        finally:
+            close(fd)
+
+
+def take_back(directory: int, path: bytes, error: BaseException) -> None:
+    """Remove the file *path* in *directory* because of *error*, to which a note is added if it stays."""
+    clean_up(error, partial(remove_file, directory, os.path.basename(path)), path)
+
+
 def delete_file(path: bytes) -> None:
     """Delete the name *path*. Raises InputError."""
     directory, name = os.path.split(path)

@@ -32,7 +32,7 @@ def temporary_name(name: bytes) -> bytes:
 
 
 def is_temporary(name: bytes) -> bool:
-    """Whether *name* is one that :func:`temporary_name` makes."""
+    """Whether *name* is one that :func:`temporary_name` makes: its output is being written, or never was finished."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
