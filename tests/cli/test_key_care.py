@@ -91,7 +91,7 @@ import os, resource, sys
 hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
 resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
 from cfstools.cli import app
-from cfstools.{room} import {module}
+from {room} import {module}
 def crash(*words, **options):
     os.abort()
 {module}.{function} = crash
@@ -100,11 +100,11 @@ sys.exit(app.run(sys.argv[1:]))
 PASSPHRASE = ("--passphrase-file", "pass")
 # What is called when the key, or nothing secret, is in memory.
 ABORTED = {
-    "sign": ("api", "sign", "sign", ("sign", "image.cfs", "--key", "k.key")),
-    "sign encrypted": ("api", "sign", "sign", ("sign", "image.cfs", "--key", "locked.key", *PASSPHRASE)),
-    "keygen": ("cli.commands", "keygen", "make", ("keygen", "new", "--no-passphrase")),
-    "build": ("cli.commands", "build", "run_build", ("build", "rootfs", "new.cfs", "--sign-key", "k.key")),
-    "nothing secret": ("cli.commands", "build", "run_build", ("build", "rootfs", "new.cfs")),
+    "sign": ("cfstools", "api", "sign", ("sign", "image.cfs", "--key", "k.key")),
+    "sign encrypted": ("cfstools", "api", "sign", ("sign", "image.cfs", "--key", "locked.key", *PASSPHRASE)),
+    "keygen": ("cfstools.cli.commands", "keygen", "make", ("keygen", "new", "--no-passphrase")),
+    "build": ("cfstools.cli.commands", "build", "run_build", ("build", "rootfs", "new.cfs", "--sign-key", "k.key")),
+    "nothing secret": ("cfstools.cli.commands", "build", "run_build", ("build", "rootfs", "new.cfs")),
 }
 
 
