@@ -1,8 +1,8 @@
 """The files of a tar archive, found in one pass: nothing is extracted.
 
-In a plain archive that can be read at any offset the pass steps over contents, and files are then read where they
-lie. A compressed archive, or one from a pipe, cannot be entered in the middle: the pass keeps the contents aside as
-they come by (:mod:`cfstools.streams.spool`), so that one pass is enough whatever the order of the files.
+In a plain archive that allows random access the pass skips contents, and files are then read where they lie. A
+compressed archive, or one from a pipe, cannot be entered in the middle: the pass spools the contents
+(:mod:`cfstools.streams.spool`), so that one pass is enough whatever the order of the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Alias(NamedTuple):
 
 
 class _Sparse(NamedTuple):
-    """A member with a map of holes: a file, and not one that can be read where it lies."""
+    """A sparse member: a file whose bytes are not stored in one piece."""
 
 
 def member_path(name: bytes) -> str | None:
@@ -66,19 +66,19 @@ def _link_path(member: Member) -> str | None:
 
 
 class Watch(Protocol):
-    """Looks at the members of an archive while they are found, and may end the pass."""
+    """Sees the members of an archive as they are found. Each method returns true to end the pass."""
 
     def sees(self, path: str, member: Member) -> bool:
-        """Take note of a member; whether the pass ends here."""
+        """A member was found."""
 
     def sees_contents(self, path: str, head: bytes) -> bool:
-        """Take note of the first bytes of a file; whether the pass ends here."""
+        """These are the first bytes of a file."""
 
     def sees_fault(self) -> bool:
-        """Something is wrong with the archive: whether the pass ends here, instead of raising it."""
+        """The archive is damaged; false lets the error be raised."""
 
     def sees_end(self, files: ArchiveFiles) -> bool:
-        """All members were seen: whether this is no image archive."""
+        """All members were seen; true if this is no image archive."""
 
 
 class ArchiveFiles:
@@ -214,7 +214,7 @@ def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: W
 
 
 def _keep(reader: TarReader, member: Member, staged: Spool | None) -> bytes:
-    """Pass the contents of a member by, into *staged* if given; the result is how they begin."""
+    """Read the contents of a member, into *staged* if given; returns their first bytes."""
     head = b""
     for chunk in reader.iter_content(member):
         if len(head) < _SNIFFED:

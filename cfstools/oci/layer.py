@@ -78,13 +78,13 @@ def read_layer(
         progress.advance(len(data))
         return data
 
-    # Without a digest only its end tells a whole layer from one that was cut between two members.
+    # Without a digest only its end blocks tell a whole layer from one truncated between two members.
     unchecked = source.digest is None and source.diff_id is None
     stored = HashingReader(counted, _algorithm(source.digest))
     try:
         stream = open_compressed(stored.read, limits=limits)
         _check_type(source, stream.kind.value, on_warning)
-        # What is not compressed need not be hashed twice.
+        # Uncompressed bytes need not be hashed twice.
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
         plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
         with ReadAhead(stream.read if once else plain.read) as ahead:
@@ -95,7 +95,7 @@ def read_layer(
                 members = 0
                 on_warning("", "the layer has no bytes at all, and so changes nothing")
     except FormatError as error:
-        # The thread is done; what is left of the layer decides whether its bytes are the right ones.
+        # The thread has ended. Hash the rest: a wrong digest explains a damaged stream better than the stream does.
         _check_rest(stored, source, error)
         raise
     digest = _checked(stored, source.digest, source, "layer")
@@ -174,7 +174,7 @@ class _Members:
             require_end=self._require_end,
             on_warning=self._warn,
         )
-        # Not an attribute: it holds this object, and the two would keep the staged layer until the next collection.
+        # A local, not an attribute: it refers to this object, and a cycle would keep the layer until the next GC.
         acls = AclSettler(options.xattrs.keeps, self._warn, safe_modes=options.safe_modes)
         add, content, file_type = layer.add, self._content, MemberType.FILE
         count = 0

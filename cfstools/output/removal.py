@@ -1,4 +1,4 @@
-"""Removing what an unfinished output has made, also where the disk is full, and saying what stays.
+"""Removing an unfinished output, even where the disk is full, and reporting what could not be removed.
 
 Nothing is moved and, but for what it takes to open a closed directory, nothing is changed on the way: a full file
 system may refuse both. Links are not followed; directories are left the way they were entered, and that is checked.

@@ -1,6 +1,6 @@
-"""Bytes that are read in several places: a file's own, or kept aside while they come.
+"""Access to bytes at any offset: of a file, of memory, of a part of either, or spooled from a stream.
 
-What can be read only once is kept in memory while it is small, then in a file without a name.
+What can be read only once is spooled: in memory while it is small, then in a file without a name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RandomAccess(Protocol):
         """At most *count* bytes at *offset*; none at the end."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release what is held."""
 
 
 class FileAccess:
@@ -68,7 +68,7 @@ class BytesAccess:
         return self._data[offset : offset + count]
 
     def close(self) -> None:
-        """Forget the bytes."""
+        """Discard the bytes."""
         self._data = b""
 
 
@@ -89,7 +89,7 @@ class Window:
 
 
 class Spool:
-    """Bytes kept aside: written one after the other, read at any offset. Zeros take no room in the file."""
+    """A spool: appended to, and read at any offset. Zeros become holes of its file."""
 
     def __init__(self, make_file: MakeFile) -> None:
         self._make_file = make_file
@@ -124,7 +124,7 @@ class Spool:
             raise os_error(error, "cannot read the temporary file") from error
 
     def close(self) -> None:
-        """Forget the bytes."""
+        """Discard the bytes."""
         self._memory = bytearray()
         if self._fd >= 0:
             close(self._fd)
@@ -146,10 +146,10 @@ class Spool:
 
 
 class Replayable:
-    """What the descriptor *fd* gives, to be looked at before it is read.
+    """A stream from the descriptor *fd* that can be rewound, so that its start can be examined first.
 
-    A regular file or block device is read at any offset, from where the descriptor stands. Of anything else, what is
-    read is kept until :meth:`forget`. The descriptor is closed with this object.
+    A regular file or block device is read at any offset, from the current position on. Anything else is spooled as it
+    is read, until :meth:`forget`. The descriptor is closed with this object.
     """
 
     def __init__(self, fd: int, make_file: MakeFile) -> None:
@@ -193,7 +193,7 @@ class Replayable:
         self._at = 0
 
     def forget(self) -> None:
-        """Nothing that is read from here on is asked for again."""
+        """Stop spooling: there will be no further rewind."""
         self._keeping = False
 
     def peek(self, count: int) -> bytes:
@@ -204,7 +204,7 @@ class Replayable:
         return head
 
     def close(self) -> None:
-        """Close the descriptor and forget what was kept."""
+        """Close the descriptor and discard the spool."""
         self.place.close()
         if self._fd >= 0:
             if self._spool is not None:
