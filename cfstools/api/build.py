@@ -16,10 +16,9 @@ from cfstools.formats.registry import COMPOSEFS
 from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.sources.directory import WalkOptions
 from cfstools.sources.oci_request import DEFAULT_REQUEST, OciRequest
 from cfstools.sources.recognise import recognise
-from cfstools.sources.source import Reading, Source, SourceKind, SourceTree
+from cfstools.sources.source import Reading, Source, SourceKind, SourceTree, WalkOptions
 from cfstools.store import Ingest, RootedBlobs
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.tree import Directory
@@ -155,8 +154,7 @@ def build(
         choices = options.plan_options(found.kind)
         format.plan(_NOTHING, choices)  # a version that does not exist is found out before any work
         writer = stack.enter_context(_writer(stores, params, objects, deferred=found.kind is SourceKind.CONTAINER))
-        contents = _Contents(writer, params, objects, threads=threads, progress=progress)
-        stack.enter_context(closing(contents))
+        contents = stack.enter_context(closing(_Contents(writer, params, objects, threads=threads, progress=progress)))
         reading = options.reading(writer=writer, reader=contents.start, stdin=stdin, progress=progress)
         tree = stack.enter_context(found.open(reading))
         keep(tree)
@@ -166,21 +164,13 @@ def build(
         with naming(source):
             plan = _plan(tree, format, options, choices)
         if writer is not None:
-            # Objects that a later layer or a filter took out of the tree are not kept.
-            writer.commit(_digests(tree.root) if tree.kind is SourceKind.CONTAINER else None)
+            writer.commit(_wanted(tree))
         digest = output.write(plan, params)
-    targets = [image, *stores, *([objects.cache] if stores and objects.cache else [])]
-    return _report(
-        tree,
-        plan,
-        digest,
-        output,
-        image=image,
-        stores=stores,
-        stored=writer.report if writer is not None else None,
-        cache_hits=contents.cache_hits,
-        inside=_inside(source, targets, options) if tree.kind is SourceKind.DIRECTORY else (),
-    )
+    stored = writer.report if writer is not None else None
+    targets = (image, *stores, objects.cache if stores else None)
+    inside = _inside(source, targets, options) if tree.kind is SourceKind.DIRECTORY else ()
+    built = _Built(tree, plan, digest, output, stored, contents.cache_hits)
+    return _report(built, image, stores, inside)
 
 
 @contextmanager
@@ -200,18 +190,21 @@ def _plan(tree: SourceTree, format: Format, options: BuildOptions, choices: Plan
     return format.plan(tree.root, choices)
 
 
+class _Built(NamedTuple):
+    """What came out of the steps of a build."""
+
+    tree: SourceTree
+    plan: ImagePlan
+    digest: bytes
+    output: ImageOutput
+    stored: StoreReport | None
+    cache_hits: int
+
+
 def _report(
-    tree: SourceTree,
-    plan: ImagePlan,
-    digest: bytes,
-    output: ImageOutput,
-    *,
-    image: bytes | BinaryIO | None,
-    stores: Sequence[bytes],
-    stored: StoreReport | None,
-    cache_hits: int,
-    inside: Iterable[str],
+    built: _Built, image: bytes | BinaryIO | None, stores: Sequence[bytes], inside: Iterable[str]
 ) -> BuildReport:
+    tree, plan, digest, output, stored, cache_hits = built
     missing = _count_missing(tree, stores)
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
@@ -313,10 +306,13 @@ def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
     return len(missing_objects(stores, object_sizes(tree.root, {})))
 
 
-def _digests(root: Directory) -> Collection[bytes]:
+def _wanted(tree: SourceTree) -> Collection[bytes] | None:
+    """The objects to keep, ``None`` for all: a later layer or a filter may have taken some out of the tree."""
+    if tree.kind is not SourceKind.CONTAINER:
+        return None
     from cfstools.formats.listing import object_digests
 
-    return object_digests(root)
+    return object_digests(tree.root)
 
 
 @contextmanager

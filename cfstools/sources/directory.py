@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error, shown_path
@@ -24,12 +24,13 @@ from cfstools.sources.files import DirectorySource
 from cfstools.sources.inodes import InodeReader, NameStatus, Place, is_there
 from cfstools.sources.links import Doubts, Known, Name, is_link
 from cfstools.sources.recheck import Listing
+from cfstools.sources.source import WalkOptions
 from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile
 from cfstools.tree.globs import GlobSet
 from cfstools.tree.model import KINDS, Leaf
-from cfstools.tree.xattrs import XattrPolicy
 
 if TYPE_CHECKING:
+    from cfstools.sources.source import FileReader
     from cfstools.store import Blobs
 
 MAX_PATH = 16384
@@ -43,30 +44,6 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 _LOOK_TOGETHER = 1024
-
-
-class FileReader(Protocol):
-    """Takes files that are to be read, one after another; ``cfstools.store.ingest.Ingest`` is one."""
-
-    def add(self, files: Sequence[RegularFile]) -> None:
-        """Read *files* now or later."""
-
-    def stop(self) -> None:
-        """Read nothing more, and do not come back before nothing is being read."""
-
-
-class WalkOptions(NamedTuple):
-    """What of a directory becomes part of the tree.
-
-    ``exclude`` has the patterns of :mod:`cfstools.tree.globs`; excluded names are not read and do not count as
-    links. Without ``hardlinks`` every name becomes an inode of its own, as with the reference tool.
-    """
-
-    use_epoch: bool = False
-    skip_devices: bool = False
-    xattrs: XattrPolicy = XattrPolicy.ALL
-    hardlinks: bool = True
-    exclude: tuple[bytes, ...] = ()
 
 
 def open_directory(

@@ -18,13 +18,9 @@ from cfstools.formats.registry import recognise as recognise_format
 from cfstools.linux.contents import open_file, read_regular, read_stream, whole_file
 from cfstools.linux.files import close
 from cfstools.linux.lookup import file_type
-from cfstools.sources.directory import WalkOptions, open_directory
-from cfstools.sources.lookalikes import advice, image_like
 from cfstools.sources.oci_request import Form, ImagePlace, is_layout, parse_reference
-from cfstools.sources.source import Reading, Source, SourceKind, SourceTree
+from cfstools.sources.source import Reading, Source, SourceKind, SourceTree, WalkOptions
 from cfstools.tree import Directory
-from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
-from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
 
@@ -109,6 +105,9 @@ class _DirectoryTree:
     @contextmanager
     def open(self, reading: Reading) -> Iterator[SourceTree]:
         """Its tree, whose contents come from the directory as long as it is open."""
+        from cfstools.sources.directory import open_directory
+        from cfstools.sources.lookalikes import image_like
+
         walk, progress = reading.walk, reading.progress
         with open_directory(self._path, options=walk, reader=reading.reader, progress=progress) as source:
             name = self.kind.value
@@ -246,6 +245,8 @@ def _from_bytes(data: memoryview, reading: Reading, *, from_file: bool = False) 
     else:
         format = recognise_format(data)
         if format is None:
+            from cfstools.sources.lookalikes import advice
+
             raise FormatError("unknown input: expected a directory, an image or a dump", hint=advice(data))
         tree = _from_image(format, data, reading)
     apply_options(tree.root, reading.walk)
@@ -266,6 +267,11 @@ def _from_image(format: Format, data: memoryview, reading: Reading) -> SourceTre
 
 def apply_options(root: Directory, options: WalkOptions) -> None:
     """What a walk leaves out or sets by itself, for sources that come as whole trees."""
+    if options == WalkOptions():
+        return
+    from cfstools.tree.filters import drop_devices, exclude, keep_xattrs, split_hardlinks, use_epoch
+    from cfstools.tree.globs import GlobSet
+
     if options.exclude:
         exclude(root, GlobSet(options.exclude))
     if options.skip_devices:

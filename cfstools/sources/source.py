@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from cfstools.progress import SILENT, Progress
-from cfstools.sources.directory import FileReader, WalkOptions
 from cfstools.sources.oci_request import DEFAULT_REQUEST, OciRequest
-from cfstools.tree import Directory
+from cfstools.tree import Directory, RegularFile
+from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
@@ -28,6 +28,30 @@ class SourceKind(Enum):
     IMAGE = "image"
     CONTAINER = "container image"
     UNKNOWN = "unknown"
+
+
+class FileReader(Protocol):
+    """Takes files that are to be read, one after another; ``cfstools.store.ingest.Ingest`` is one."""
+
+    def add(self, files: Sequence[RegularFile]) -> None:
+        """Read *files* now or later."""
+
+    def stop(self) -> None:
+        """Read nothing more, and do not come back before nothing is being read."""
+
+
+class WalkOptions(NamedTuple):
+    """What of a directory becomes part of the tree.
+
+    ``exclude`` has the patterns of :mod:`cfstools.tree.globs`; excluded names are not read and do not count as
+    links. Without ``hardlinks`` every name becomes an inode of its own, as with the reference tool.
+    """
+
+    use_epoch: bool = False
+    skip_devices: bool = False
+    xattrs: XattrPolicy = XattrPolicy.ALL
+    hardlinks: bool = True
+    exclude: tuple[bytes, ...] = ()
 
 
 class Reading(NamedTuple):

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from cfstools import native
 from cfstools.native import _pure
-from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.directory import open_directory
 from cfstools.sources.inodes import InodeReader, Place
+from cfstools.sources.source import WalkOptions
 from cfstools.store import DirectoryStore
 from cfstools.tree import Directory, Entry, External, HardLink, RegularFile, Symlink, Unread
 from cfstools.tree.model import KINDS

@@ -16,8 +16,9 @@ from cfstools.api.build import BuildOptions, build
 from cfstools.errors import InputError, SourceChanged
 from cfstools.linux import numbers
 from cfstools.sources import recheck
-from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.directory import open_directory
 from cfstools.sources.files import DirectorySource
+from cfstools.sources.source import WalkOptions
 from cfstools.tree import RegularFile
 from tests import fuse
 from tests.autofs import automount

@@ -13,8 +13,9 @@ from typing import Self
 import pytest
 
 from cfstools.errors import SourceChanged
-from cfstools.sources.directory import WalkOptions, open_directory
+from cfstools.sources.directory import open_directory
 from cfstools.sources.files import DirectorySource
+from cfstools.sources.source import WalkOptions
 from cfstools.tree import Directory, HardLink, RegularFile, Unread
 from cfstools.tree.model import Leaf
 from cfstools.tree.walk import inode_of, iter_entries, lookup
