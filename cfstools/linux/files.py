@@ -48,7 +48,6 @@ _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 _NO_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 )
-_NO_COPY = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY})
 _NO_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 # A seccomp filter that does not know openat2 answers EPERM.
 _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
@@ -242,19 +241,6 @@ def _seek(fd: int, offset: int, whence: int, size: int) -> int:
     except OSError as error:
         if error.errno == errno.ENXIO:
             return size
-        raise
-
-
-def copy_range(src_fd: int, dst_fd: int, offset: int, length: int) -> int | None:
-    """Copy up to *length* bytes at *offset* to the same offset of *dst_fd* inside the kernel.
-
-    Returns the bytes copied, 0 at the end of the source, ``None`` where the kernel cannot copy between the two.
-    """
-    try:
-        return os.copy_file_range(src_fd, dst_fd, length, offset, offset)
-    except OSError as error:
-        if error.errno in _NO_COPY:
-            return None
         raise
 
 

@@ -16,7 +16,7 @@ from cfstools.signing.envelope import (
     parse_envelope,
     sign_envelope,
 )
-from cfstools.signing.policy import SignatureReport, Verdict, VerifiedEnvelope, judge, verify_envelope
+from cfstools.signing.policy import SignatureReport, Verdict, judge
 from cfstools.signing.statement import ImageDigests, Statement, make_statement, parse_statement
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Signer",
     "Statement",
     "Verdict",
-    "VerifiedEnvelope",
     "Verifier",
     "add_signatures",
     "check_signatures",
@@ -42,5 +41,4 @@ __all__ = [
     "parse_statement",
     "sign_envelope",
     "starts_trailer",
-    "verify_envelope",
 ]

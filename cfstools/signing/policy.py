@@ -56,15 +56,6 @@ class SignatureReport(Report):
             raise SignatureInvalid("; ".join(self.problems))
 
 
-class VerifiedEnvelope(Value):
-    """An envelope enough of whose signatures hold, and what it says."""
-
-    payload: bytes
-    statement: Statement
-    verified_by: tuple[str, ...]
-    signatures: tuple[SignatureCheck, ...]
-
-
 class _Count(Value):
     """The signatures of one envelope against a threshold."""
 
@@ -108,27 +99,6 @@ def judge(
         signatures=count.checks,
         statement=statement,
         problems=problems,
-    )
-
-
-def verify_envelope(envelope: bytes, keys: Sequence[Verifier], *, threshold: int = 1) -> VerifiedEnvelope:
-    """Check an envelope without an image at hand; compare with ``statement.difference`` afterwards.
-
-    ``SignatureInvalid`` for a malformed envelope, too few signatures that hold, one of a given key that does
-    not, or a statement that is not ours.
-    """
-    if not keys:
-        raise UsageError("there is no key to verify with")
-    _check_threshold(keys, threshold)
-    parsed = parse_envelope(envelope)
-    count = _count(parsed, keys, threshold)
-    if count.problems:
-        raise SignatureInvalid("; ".join(count.problems))
-    return VerifiedEnvelope(
-        payload=parsed.payload,
-        statement=parse_statement(parsed.payload),
-        verified_by=count.verified_by,
-        signatures=count.checks,
     )
 
 

@@ -117,16 +117,3 @@ def split_hardlinks(root: Directory) -> None:
                 entries[name] = copy_of(entry.inode, nlink=1)
             elif type(entry) is not Directory:
                 entry.nlink = 1
-
-
-def count_links(root: Directory) -> None:
-    """Set the link count of every non-directory to the number of its names in the tree."""
-    links: list[Leaf] = []
-    for directory in iter_directories(root):
-        for entry in directory.entries.values():
-            if isinstance(entry, HardLink):
-                links.append(entry.inode)
-            elif not isinstance(entry, Directory):
-                entry.nlink = 1
-    for inode in links:
-        inode.nlink += 1

@@ -114,15 +114,3 @@ def linked_inodes(root: Directory) -> set[Leaf]:
         for entry in directory.entries.values()
         if type(entry) is HardLink
     }
-
-
-def linked_paths(root: Directory) -> dict[Leaf, bytes]:
-    """Map each inode that has further names to the path of its primary name."""
-    linked = linked_inodes(root)
-    if not linked:
-        return {}
-    return {
-        entry: path
-        for path, _, entry in iter_entries(root)
-        if not isinstance(entry, HardLink | Directory) and entry in linked
-    }

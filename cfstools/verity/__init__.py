@@ -2,7 +2,7 @@
 
 from cfstools.verity.algorithm import DEFAULT, MAX_BLOCK_SIZE, MAX_SALT_SIZE, Algorithm, Params
 from cfstools.verity.descriptor import DESCRIPTOR_SIZE, descriptor, file_digest, formatted_digest
-from cfstools.verity.files import CopyFailed, digest_fd, digest_file, hash_fd, object_path, parse_digest
+from cfstools.verity.files import CopyFailed, digest_file, hash_fd, object_path, parse_digest
 from cfstools.verity.merkle import MerkleHasher, digest_bytes
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Params",
     "descriptor",
     "digest_bytes",
-    "digest_fd",
     "digest_file",
     "file_digest",
     "formatted_digest",

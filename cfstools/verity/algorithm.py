@@ -49,14 +49,6 @@ class Algorithm(Enum):
         return hashlib.new(self.value, data)
 
     @classmethod
-    def from_name(cls, name: str) -> Algorithm:
-        """The algorithm called *name*, else ``UsageError``."""
-        for algorithm in cls:
-            if algorithm.value == name:
-                return algorithm
-        raise UsageError(f"unknown hash algorithm {name!r}", hint="sha256 and sha512 are known")
-
-    @classmethod
     def from_number(cls, number: int) -> Algorithm:
         """The algorithm with the kernel's *number*, else ``UsageError``."""
         for algorithm in cls:

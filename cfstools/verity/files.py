@@ -171,11 +171,6 @@ def _set_size(fd: int, size: int) -> None:
         raise CopyFailed(error.errno, error.strerror) from error
 
 
-def digest_fd(fd: int, params: Params = DEFAULT, *, threads: int = 1, progress: Stage = SILENT) -> bytes:
-    """The digest alone, as :func:`hash_fd` computes it."""
-    return hash_fd(fd, params, threads=threads, progress=progress)[0]
-
-
 def _is_seekable(fd: int) -> bool:
     try:
         os.lseek(fd, 0, os.SEEK_CUR)
@@ -185,7 +180,7 @@ def _is_seekable(fd: int) -> bool:
 
 
 def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1, progress: Stage = SILENT) -> bytes:
-    """The fs-verity digest of the file at *path* (as :func:`digest_fd`); ``InputError`` names the path.
+    """The fs-verity digest of the file at *path* (as :func:`hash_fd`); ``InputError`` names the path.
 
     It is that of one state of the file: if that changes while it is read, also its status only, that is
     ``SourceChanged``.
@@ -197,7 +192,7 @@ def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1
             raise os_error(error, "cannot open") from error
         try:
             before = state_of(fd)
-            digest = digest_fd(fd, params, threads=threads, progress=progress)
+            digest, _size = hash_fd(fd, params, threads=threads, progress=progress)
             if stat.S_ISREG(os.fstat(fd).st_mode) and state_of(fd) != before:
                 raise SourceChanged("changed while it was read")
         except OSError as error:

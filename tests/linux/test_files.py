@@ -95,22 +95,6 @@ def test_reflink_between_file_systems_is_refused_quietly(tmp_path: Path) -> None
         files.reflink(NO_FD, target.fileno())
 
 
-def test_copy_range(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.write_bytes(bytes(range(256)) * 64)
-    with source.open("rb") as src, target.open("w+b") as dst:
-        done = 0
-        while got := files.copy_range(src.fileno(), dst.fileno(), done, 5000):
-            done += got
-        assert got == 0
-        assert target.read_bytes() == source.read_bytes()
-        with open("/proc/self/status", "rb") as proc:
-            # Unsupported, or (old kernels) an empty copy: never an error.
-            assert not files.copy_range(proc.fileno(), dst.fileno(), 0, 10)
-        with pytest.raises(OSError):
-            files.copy_range(NO_FD, dst.fileno(), 0, 1)
-
-
 @pytest.fixture(params=["openat2", "stepwise"])
 def opener(request: pytest.FixtureRequest) -> Opener:
     if request.param == "openat2":

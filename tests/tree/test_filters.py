@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from cfstools.tree import NO_XATTRS, Device, Directory, Entry, HardLink, RegularFile
 from cfstools.tree.filters import (
     clamp_mtime,
-    count_links,
     drop_devices,
     exclude,
     keep_xattrs,
@@ -190,14 +189,6 @@ def test_exclude_leaves_a_whole_tree(root: Directory, patterns: list[bytes]) -> 
         assert inode.nlink == (old[0].nlink if paths == old[1] else len(paths))
         if not isinstance(lookup(before, paths[0]), HardLink):
             assert lookup(root, paths[0]) is inode
-
-
-@given(trees())
-def test_count_links(root: Directory) -> None:
-    count_links(root)
-    assert_whole(root)
-    for inode, paths in names_of(root).items():
-        assert inode.nlink == len(paths)
 
 
 @given(trees())

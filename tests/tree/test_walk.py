@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from cfstools.tree import Directory, Fifo, HardLink, RegularFile, Symlink
-from cfstools.tree.walk import inode_of, iter_directories, iter_entries, iter_inodes, linked_paths, lookup
+from cfstools.tree.walk import inode_of, iter_directories, iter_entries, iter_inodes, lookup
 from tests.tree.strategies import trees
 
 
@@ -85,12 +85,6 @@ def test_inode_of_a_hard_link(tree: Directory) -> None:
     assert target is not None
     assert link is not target
     assert inode_of(link) is inode_of(target) is target
-
-
-def test_linked_paths(tree: Directory) -> None:
-    assert linked_paths(tree) == {lookup(tree, b"/b/x"): b"/b/x"}
-    del tree.entries[b"z"]
-    assert linked_paths(tree) == {}
 
 
 def test_depth_does_not_matter() -> None:

@@ -158,7 +158,7 @@ def test_files_and_descriptors(tmp_path: Path) -> None:
     assert verity.digest_file(os.fsencode(path), SHA512) == verity.digest_bytes(data, SHA512)
     with path.open("rb") as file:
         file.seek(1000)
-        assert verity.digest_fd(file.fileno()) == verity.digest_bytes(data)
+        assert verity.hash_fd(file.fileno())[0] == verity.digest_bytes(data)
         assert verity.hash_fd(file.fileno()) == (verity.digest_bytes(data), len(data))
         assert file.tell() == 1000
 
@@ -192,7 +192,7 @@ def test_short_reads_from_a_pipe() -> None:
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        assert verity.digest_fd(read_end) == verity.digest_bytes(data)
+        assert verity.hash_fd(read_end)[0] == verity.digest_bytes(data)
     finally:
         thread.join()
         os.close(read_end)
@@ -271,7 +271,7 @@ def test_limits_are_those_of_fsverity(options: tuple[str, int, int], fits: bool,
     )
     assert (tool.returncode == 0) is fits
     try:
-        Params(algorithm=Algorithm.from_name(name), block_size=block_size, salt=b"\xab" * salt_size)
+        Params(algorithm=Algorithm(name), block_size=block_size, salt=b"\xab" * salt_size)
     except UsageError:
         assert not fits
     else:
@@ -290,12 +290,10 @@ def test_limit_messages() -> None:
 
 
 def test_algorithms() -> None:
-    assert Algorithm.from_name("sha512") is Algorithm.from_number(2) is Algorithm.from_digest_size(64)
+    assert Algorithm.from_number(2) is Algorithm.from_digest_size(64)
     assert (Algorithm.SHA256.number, Algorithm.SHA256.digest_size, Algorithm.SHA256.hash_block) == (1, 32, 64)
     assert (Algorithm.SHA512.number, Algorithm.SHA512.digest_size, Algorithm.SHA512.hash_block) == (2, 64, 128)
     assert Algorithm.SHA256.new(b"abc").digest().hex().startswith("ba7816bf")
-    with pytest.raises(UsageError, match="unknown hash algorithm 'SHA256'"):
-        Algorithm.from_name("SHA256")
     with pytest.raises(UsageError, match="unknown fs-verity hash algorithm 3"):
         Algorithm.from_number(3)
     with pytest.raises(UsageError, match="a digest of 20 bytes"):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 BLOCK_BITS = 12
 BLOCK_SIZE = 1 << BLOCK_BITS
 SLOT_SIZE = 32  # inodes start at multiples of this; nid = offset / SLOT_SIZE
-SLOTS_PER_BLOCK = BLOCK_SIZE // SLOT_SIZE
 
 HEADER_OFFSET = 0
 SUPERBLOCK_OFFSET = 1024
@@ -41,7 +40,6 @@ INLINE_MAX = 5000  # largest inline content any input may ask for
 TAIL_MAX = BLOCK_SIZE // 2  # a longer remainder takes a whole block
 
 XATTR_KEY_MAX = 255
-XATTR_VALUE_MAX = 65535
 XATTR_SPACE_MAX = 32767
 XATTR_SHARED_MAX = 128  # shared references per inode
 XATTR_FILTER_SEED = 0x25BBE08F
@@ -178,33 +176,16 @@ class ExtendedInode(NamedTuple):
 EXTENDED_INODE = struct.Struct("<HHH2xQIIIIqII16x")
 
 
-class Dirent(NamedTuple):
-    """One of the 12-byte records at the start of a directory block."""
-
-    nid: int  # 0, u64
-    name_offset: int  # 8, u16, from the start of the directory block
-    file_type: int  # 10, u8; then one reserved byte
-
-
+# One of the 12-byte records at the start of a directory block: nid (0, u64), offset of the name from the start of that
+# block (8, u16), file type (10, u8).
 DIRENT = struct.Struct("<QHBx")
 
 
-class XattrHeader(NamedTuple):
-    """The start of an inode's xattr area; shared ids (u32 each) and inline entries follow."""
-
-    name_filter: int  # 0, u32
-    shared_count: int  # 4, u8; then 7 reserved bytes
-
-
+# The start of an inode's xattr area: name filter (0, u32), count of shared ids (4, u8), 7 reserved bytes; shared
+# ids (u32 each) and inline entries follow.
 XATTR_HEADER = struct.Struct("<IB7x")
 
 
-class XattrEntry(NamedTuple):
-    """The start of an xattr entry; name and value follow, zero padded to a multiple of 4."""
-
-    name_length: int  # 0, u8
-    prefix: int  # 1, u8: an XattrIndex
-    value_length: int  # 2, u16
-
-
+# The start of an xattr entry: length of the name (0, u8), an XattrIndex (1, u8), length of the value (2, u16); name and
+# value follow, zero padded to a multiple of 4.
 XATTR_ENTRY = struct.Struct("<BBH")
