@@ -76,11 +76,14 @@ if TYPE_CHECKING:
     from cfstools.sources.oci_request import OciOptions as OciOptions
     from cfstools.sources.oci_request import OciRequest as OciRequest
     from cfstools.sources.source import SourceKind as SourceKind
+    from cfstools.store.base import Object as Object
+    from cfstools.store.base import Store as Store
+    from cfstools.store.memory import MemoryStore as MemoryStore
     from cfstools.store.repair import RepairOptions as RepairOptions
     from cfstools.store.waiting import Waiting as Waiting
     from cfstools.tree.xattrs import XattrPolicy as XattrPolicy
     from cfstools.verity import Algorithm as Algorithm
-    from cfstools.verity import parse_digest as parse_digest
+    from cfstools.verity import ObjectId as ObjectId
 
 # Module to the public names that it defines: what the imports above say, for the interpreter.
 _HOMES = {
@@ -108,10 +111,12 @@ _HOMES = {
     "cfstools.signing.keys": "KeyType",
     "cfstools.sources.oci_request": "OciOptions OciRequest",
     "cfstools.sources.source": "SourceKind",
+    "cfstools.store.base": "Object Store",
+    "cfstools.store.memory": "MemoryStore",
     "cfstools.store.repair": "RepairOptions",
     "cfstools.store.waiting": "Waiting",
     "cfstools.tree.xattrs": "XattrPolicy",
-    "cfstools.verity": "Algorithm parse_digest",
+    "cfstools.verity": "Algorithm ObjectId",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

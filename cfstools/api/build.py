@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from cfstools.api.image_output import ImageOutput, Signing
-from cfstools.api.stores import missing_objects
 from cfstools.errors import naming, shown_path
 from cfstools.formats.base import Format, ImagePlan, PlanOptions
 from cfstools.formats.registry import COMPOSEFS
@@ -20,6 +19,7 @@ from cfstools.sources.oci_request import DEFAULT_REQUEST, OciRequest
 from cfstools.sources.recognise import recognise
 from cfstools.sources.source import Reading, Source, SourceKind, SourceTree, WalkOptions
 from cfstools.store import Ingest, RootedBlobs
+from cfstools.store.place import local_path
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.tree import Directory
 from cfstools.tree.filters import clamp_mtime
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cfstools.store import Blobs, StoreWriter
     from cfstools.store.base import FsVerity, Sync
     from cfstools.store.cache import DigestCache
+    from cfstools.store.open import StorePlace
     from cfstools.store.publisher import StoreReport
 
 
@@ -126,7 +127,7 @@ def build(
     source: bytes,
     image: bytes | BinaryIO | None,
     *,
-    stores: Sequence[bytes] = (),
+    stores: Sequence[StorePlace] = (),
     options: BuildOptions | None = None,
     objects: ObjectOptions | None = None,
     signing: Signing | None = None,
@@ -167,7 +168,8 @@ def build(
             writer.commit(_wanted(tree))
         digest = output.write(plan, params)
     stored = writer.report if writer is not None else None
-    targets = (image, *stores, objects.cache if stores else None)
+    places = [local_path(place) for place in stores if isinstance(place, bytes)]
+    targets = (image, *places, objects.cache if stores else None)
     inside = _inside(source, targets, options) if tree.kind is SourceKind.DIRECTORY else ()
     built = _Built(tree, plan, digest, output, stored, contents.cache_hits)
     return _report(built, image, stores, inside)
@@ -202,7 +204,7 @@ class _Built(NamedTuple):
 
 
 def _report(
-    built: _Built, image: bytes | BinaryIO | None, stores: Sequence[bytes], inside: Iterable[str]
+    built: _Built, image: bytes | BinaryIO | None, stores: Sequence[StorePlace], inside: Iterable[str]
 ) -> BuildReport:
     tree, plan, digest, output, stored, cache_hits = built
     missing = _count_missing(tree, stores)
@@ -212,7 +214,7 @@ def _report(
         digest=digest.hex(),
         image_size=plan.size,
         inodes=plan.inode_count,
-        store=shown_path(stores[0]) if stores else None,
+        store=shown_path(local_path(stores[0])) if stores and isinstance(stores[0], bytes) else None,
         objects_new=stored.objects_new if stored else 0,
         objects_shared=stored.objects_shared if stored else 0,
         bytes_new=stored.bytes_new if stored else 0,
@@ -297,11 +299,12 @@ def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
             yield f"{tree.image.warnings_dropped} more warnings like these"
 
 
-def _count_missing(tree: SourceTree, stores: Sequence[bytes]) -> int:
+def _count_missing(tree: SourceTree, stores: Sequence[StorePlace]) -> int:
     """Objects that a dump or an image names and no store has; without stores nobody asked."""
     if not stores or tree.kind not in {SourceKind.DUMP, SourceKind.IMAGE}:
         return 0
     from cfstools.formats.listing import object_sizes
+    from cfstools.store.chain import missing_objects
 
     return len(missing_objects(stores, object_sizes(tree.root, {})))
 
@@ -317,26 +320,25 @@ def _wanted(tree: SourceTree) -> Collection[bytes] | None:
 
 @contextmanager
 def _writer(
-    stores: Sequence[bytes], params: Params, objects: ObjectOptions, *, deferred: bool
+    stores: Sequence[StorePlace], params: Params, objects: ObjectOptions, *, deferred: bool
 ) -> Iterator[StoreWriter | None]:
     if not stores:
         yield None
         return
-    from cfstools.store import DirectoryStore, StoreWriter
+    from cfstools.store.open import open_to_write
+    from cfstools.store.writer import StoreWriter
 
-    with ExitStack() as stack:
-        # Only the first is created, and not before the others are there.
-        others = [stack.enter_context(DirectoryStore(path)) for path in stores[1:] if path != stores[0]]
-        first = stack.enter_context(DirectoryStore(stores[0], create=True))
-        yield stack.enter_context(
-            StoreWriter(
-                first,
-                params=params,
-                others=others,
-                deferred=deferred,
-                object_mode=objects.mode,
-                fs_verity=objects.fs_verity,
-                sync=objects.sync,
-                waiting=objects.waiting,
-            )
-        )
+    with (
+        open_to_write(stores) as (first, others),
+        StoreWriter(
+            first,
+            params=params,
+            others=others,
+            deferred=deferred,
+            object_mode=objects.mode,
+            fs_verity=objects.fs_verity,
+            sync=objects.sync,
+            waiting=objects.waiting,
+        ) as writer,
+    ):
+        yield writer

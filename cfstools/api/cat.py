@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cfstools.api.listing import load_image, type_name
-from cfstools.api.stores import open_stores
 from cfstools.errors import InputError, naming
 from cfstools.formats.escape import escape_text
+from cfstools.store.chain import StoreChain
+from cfstools.store.open import StorePlace, open_stores
 from cfstools.tree import RegularFile
 from cfstools.view import PIECE, View
 
 
-def cat(image: bytes, path: bytes, *, stores: Sequence[bytes] = ()) -> Iterator[bytes]:
+def cat(image: bytes, path: bytes, *, stores: Sequence[StorePlace] = ()) -> Iterator[bytes]:
     """The contents of the file at *path* in the image at *image*, links followed, from front to back.
 
     Nothing is given out before the whole was found right; what is then read is checked again on the way. Raises
     CheckFailed for contents that are not what the image says, InputError for a path that leads to no file, StoreError
     and ImageError.
     """
-    with naming(image), open_stores(stores) as chain:
-        view = View(load_image(image), chain)
+    with naming(image), open_stores(stores) as opened:
+        view = View(load_image(image), StoreChain(opened))
         inode = view.lookup(path, follow=True)
         if not isinstance(inode, RegularFile):
             raise InputError(f"is a {type_name(inode.mode)}, not a file", where=escape_text(path))

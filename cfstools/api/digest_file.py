@@ -6,7 +6,7 @@ import os
 
 from cfstools.api.input import read_small
 from cfstools.errors import InputError, UsageError, naming, shown_path
-from cfstools.verity import parse_digest
+from cfstools.verity import ObjectId
 
 MAX_DIGEST_FILE = 1 << 20
 
@@ -41,6 +41,6 @@ def _name(line: bytes) -> bytes:
 
 def _digest(line: bytes) -> bytes:
     try:
-        return parse_digest(line.partition(b" ")[0].decode("ascii", "replace"))
+        return ObjectId.parse(line.partition(b" ")[0].decode("ascii", "replace")).digest
     except UsageError as error:
         raise InputError(error.what) from None

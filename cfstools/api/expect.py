@@ -21,7 +21,7 @@ from cfstools.tree.copying import copy_tree
 from cfstools.tree.filters import drop_devices, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.walk import iter_inodes, iter_names
 from cfstools.tree.xattrs import XattrPolicy
-from cfstools.verity import Algorithm, Params
+from cfstools.verity import ObjectId, Params
 
 _Change = Callable[[Directory], object]
 
@@ -70,7 +70,7 @@ def expect(
     The defaults come first, then fewer choices before more; a choice that the tree gives no room for is not tried.
     Raises CfsError as :func:`~cfstools.api.build.build` does, UsageError for a digest of another length.
     """
-    algorithm = Algorithm.from_digest_size(len(digest))
+    algorithm = ObjectId.of(digest).algorithm
     with recognise(path) as source:
         default = BuildOptions(algorithm=algorithm).plan_options(source.kind)
         root = load(source, Reading(algorithm=algorithm, stdin=stdin, progress=progress), threads=threads).root

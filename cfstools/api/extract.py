@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from cfstools.api.extract_inodes import DEVICES, CopyMode, InodeOptions, InodeWriter, Spot, Tally
 from cfstools.api.listing import load_image
-from cfstools.api.stores import open_stores
 from cfstools.errors import CfsError, ImageError, InputError, Interrupted, LimitExceeded, naming, os_error, shown_path
 from cfstools.formats.escape import escape_text
 from cfstools.linux.files import close, open_below
@@ -18,6 +17,8 @@ from cfstools.output.directories import output_directory
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.sources.directory import MAX_PATH
+from cfstools.store.chain import StoreChain
+from cfstools.store.open import StorePlace, open_stores
 from cfstools.tree import Directory, HardLink, Leaf, RegularFile
 from cfstools.tree.select import select
 from cfstools.tree.walk import inode_of, iter_entries, iter_inodes, iter_names
@@ -77,7 +78,7 @@ def extract(
     image: bytes,
     directory: bytes,
     *,
-    stores: Sequence[bytes] = (),
+    stores: Sequence[StorePlace] = (),
     options: ExtractOptions | None = None,
     threads: int = 1,
     progress: Progress = SILENT,
@@ -86,8 +87,8 @@ def extract(
 
     See :func:`extract_view`. Raises also ImageError.
     """
-    with naming(image), open_stores(stores) as chain:
-        view = View(load_image(image), chain)
+    with naming(image), open_stores(stores) as opened:
+        view = View(load_image(image), StoreChain(opened))
         return extract_view(view, directory, options=options, threads=threads, progress=progress)
 
 

@@ -172,7 +172,7 @@ class InodeWriter:
             tally.add(noted)
 
     def _fill(self, fd: int, contents: Contents, tally: Tally) -> None:
-        if contents.fd is not None and self._clone(contents.fd, fd):
+        if (source := contents.fileno()) is not None and self._clone(source, fd):
             contents.check(fd, progress=self._progress)
             tally.done["bytes_cloned"] += contents.size
             return
@@ -201,16 +201,17 @@ class InodeWriter:
 
     def _link(self, spot: Spot, contents: Contents, attributes: _Attributes, tally: Tally) -> bool:
         """Make the name a hard link to the object, if that has the attributes already: they are never changed."""
-        if contents.fd is None or not self._fits(contents.fd, attributes):
+        source = contents.fileno()
+        if source is None or not self._fits(source, attributes):
             return False
         contents.check(progress=self._progress)
         try:
-            files.link_tmpfile(contents.fd, spot.dirfd, spot.name)
+            files.link_tmpfile(source, spot.dirfd, spot.name)
         except OSError as error:
             if error.errno in _NO_LINK:
                 return False
             raise
-        if os.fstat(contents.fd).st_mtime_ns != attributes.time_ns:
+        if os.fstat(source).st_mtime_ns != attributes.time_ns:
             tally.leave_out(f"{TIMES} of hard-linked objects", spot.path)
         tally.done["bytes_linked"] += contents.size
         return True

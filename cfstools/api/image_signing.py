@@ -12,7 +12,7 @@ from cfstools.errors import SignatureInvalid, UsageError, naming, shown_path
 from cfstools.formats.base import ImagePlan
 from cfstools.output.files import OutputFile, output_file
 from cfstools.signing import ImageDigests, Signer, make_trailer, parse_envelope, sign_envelope
-from cfstools.verity import Algorithm
+from cfstools.verity import ObjectId
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -55,7 +55,7 @@ class Target:
 
     def write(self, plan: ImagePlan, fsverity: bytes, file: OutputFile) -> None:
         """Sign the image that was written to *file* and has the digest *fsverity*."""
-        algorithm = Algorithm.from_digest_size(len(fsverity))
+        algorithm = ObjectId.of(fsverity).algorithm
         signed = SignedImage(
             digests=ImageDigests(size=plan.size, sha256=self._sha256.digest(), fsverity=fsverity),
             format=plan.word,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from cfstools.api.input import image_view
-from cfstools.api.stores import missing_objects
 from cfstools.formats.dump import dump_text
 from cfstools.formats.escape import escape_text
 from cfstools.formats.listing import ls_lines, object_sizes
@@ -15,6 +15,9 @@ from cfstools.lasting import keep
 from cfstools.report import Report
 from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, linked_inodes
+
+if TYPE_CHECKING:
+    from cfstools.store.open import StorePlace
 
 
 class EntryReport(Report):
@@ -75,7 +78,7 @@ def objects(
     images: Sequence[bytes],
     *,
     filters: Collection[bytes] = (),
-    missing_from: Sequence[bytes] | None = None,
+    missing_from: Sequence[StorePlace] | None = None,
 ) -> list[bytes]:
     """Sorted unique object paths the images need; with *missing_from*, only those in none of these stores.
 
@@ -85,7 +88,11 @@ def objects(
     sizes: dict[bytes, int | None] = {}
     for root in _trees(images, filters):
         object_sizes(root, sizes)
-    return sorted(sizes) if missing_from is None else missing_objects(missing_from, sizes)
+    if missing_from is None:
+        return sorted(sizes)
+    from cfstools.store.chain import missing_objects
+
+    return missing_objects(missing_from, sizes)
 
 
 def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:

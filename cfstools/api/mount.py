@@ -30,8 +30,9 @@ from cfstools.mount.overlay import SOURCE
 from cfstools.output.files import opened_directory, refused
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, Verdict, Verifier, judge
+from cfstools.store.place import local_path
 from cfstools.values import Value
-from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity import Algorithm, ObjectId, Params, digest_bytes
 
 # What a file must have for the kernel and its devices: whole blocks.
 _BLOCK = 4096
@@ -117,8 +118,11 @@ def mount(
             verified_by = _check_signature(file, keys)
             if verity is VerityMode.REQUIRE:
                 _check_measurement(found, measured)
-        objects = _object_check(verity, layers.stores, sealed=measured is not None)
-        layers = _protected(layers._replace(objects=objects), protection, checked=digest is not None or bool(keys))
+        stores = tuple(map(local_path, layers.stores))
+        objects = _object_check(verity, stores, sealed=measured is not None)
+        layers = _protected(
+            layers._replace(objects=objects, stores=stores), protection, checked=digest is not None or bool(keys)
+        )
         with opened_directory(directory, directory, "cannot open") as target:
             done = mount_image(fd, layers, target, size=size - size % _BLOCK)
     return MountReport(
@@ -184,7 +188,7 @@ def _found(directory: bytes) -> Iterator[Place]:
 def _check_digest(file: SignedFile, found: ImageBytes, expected: bytes | None) -> None:
     if expected is None:
         return
-    algorithm = Algorithm.from_digest_size(len(expected))
+    algorithm = ObjectId.of(expected).algorithm
     actual = _digest(file.image, algorithm)
     if expected not in (actual, found.whole_digest(algorithm)):
         raise CheckFailed(f"the image has the fs-verity digest {actual.hex()}, not {expected.hex()}: not mounted")

@@ -8,10 +8,10 @@ from cfstools.api.problems import shown
 from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor
 from cfstools.store.fsck import Fault, FsckResult, Problem
 from cfstools.store.fsck import fsck as check
+from cfstools.store.open import open_directory
 from cfstools.store.repair import RepairOptions, repair
 from cfstools.store.waiting import PATIENT, Waiting
 
@@ -74,7 +74,7 @@ def fsck(
     """
     for donor in options.donors if options else ():
         check_donor(donor)  # before the long work
-    with DirectoryStore(store) as opened:
+    with open_directory(store) as opened:
         result = check(opened, now=now, measure=measure, threads=threads, waiting=waiting, progress=progress)
         if options is not None and result.problems:
             repair(opened, result, options, now=now, waiting=waiting, progress=progress)

@@ -13,6 +13,7 @@ from cfstools.store.directory import DirectoryStore
 from cfstools.store.gc import DEFAULT_GRACE, GcReport
 from cfstools.store.gc import gc as collect
 from cfstools.store.kept import KeptImage, drop_unfinished, read_kept, write_kept
+from cfstools.store.open import open_directory
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.values import Value
 
@@ -88,7 +89,7 @@ def gc(
         forget_missing=forget_missing,
         nothing=keep_nothing,
     )
-    with DirectoryStore(store) as opened:
+    with open_directory(store) as opened:
         marking = _Marking(opened, options, progress)
 
         def mark() -> set[bytes]:

@@ -8,7 +8,7 @@ from cfstools.api.store_images import needed_digests
 from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store.directory import DirectoryStore
+from cfstools.store.open import open_directory
 from cfstools.store.usage import StoreUsage, usage
 from cfstools.store.waiting import PATIENT, Waiting
 
@@ -32,7 +32,7 @@ def stat(
 
     Raises InputError, ImageError and StoreError.
     """
-    with DirectoryStore(store) as opened:
+    with open_directory(store) as opened:
         # One object for each digest, however many images name it.
         known: dict[bytes, bytes] = {}
         needed = [

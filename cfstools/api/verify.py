@@ -9,7 +9,7 @@ from enum import Enum
 from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
 from cfstools.api.input import ImageBytes, check_large_image, opened_image, read_image
 from cfstools.api.problems import Problem, ProblemKind, Problems
-from cfstools.api.verify_objects import ObjectCheck, ObjectTally, needed_objects
+from cfstools.api.verify_objects import Names, needed_objects
 from cfstools.errors import FormatError, UsageError, shown_path
 from cfstools.formats.base import OpenImage, PlanOptions, Severity
 from cfstools.formats.registry import open_image
@@ -17,9 +17,11 @@ from cfstools.lasting import keep
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
-from cfstools.store import DirectoryStore
+from cfstools.store.base import Store
+from cfstools.store.care.check import ObjectCheck, Tally
+from cfstools.store.open import StorePlace, open_stores
 from cfstools.tree import Directory
-from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity import Algorithm, ObjectId, Params, digest_bytes
 from cfstools.workers import Call, Workers
 
 
@@ -71,7 +73,7 @@ def verify(
     threshold: int = 1,
     signature: bytes | None = None,
     digest: bytes | None = None,
-    stores: Sequence[bytes] = (),
+    stores: Sequence[StorePlace] = (),
     deep: bool = True,
     canonical: bool = False,
     threads: int = 1,
@@ -92,12 +94,12 @@ def verify(
     be checked.
     """
     if digest is not None:
-        Algorithm.from_digest_size(len(digest))
+        ObjectId.of(digest)  # raises for a length that no digest has
     if not stores and not deep:
         raise UsageError("a shallow check is about objects and needs a store", hint="name one")
     judge(None, ImageDigests(size=0), keys, threshold=threshold)  # a threshold that cannot be reached is found early
     with ExitStack() as stack:
-        opened = [stack.enter_context(DirectoryStore(path)) for path in stores]
+        opened = stack.enter_context(open_stores(stores))
         with opened_image(image, devices=True) as fd:
             if not (keys or digest):
                 check_large_image(fd)
@@ -133,7 +135,8 @@ class _Verification:
         self._canonical = Outcome.NOT_CHECKED
         self._objects = Outcome.NOT_CHECKED
         self._needed = 0
-        self._tally = ObjectTally()
+        self._tally = Tally()
+        self._names: Names | None = None
         self._problems = Problems()
         self._warnings: list[str] = []
         if found.other_bytes:
@@ -162,7 +165,7 @@ class _Verification:
         """Compare the fs-verity digest with the one expected; whether nothing is wrong."""
         if expected is None:
             return True
-        self._algorithm = Algorithm.from_digest_size(len(expected))
+        self._algorithm = ObjectId.of(expected).algorithm
         actual = self._digest(self._algorithm)
         if actual == expected or self._found.whole_digest(self._algorithm) == expected:
             self._digest_check = Outcome.OK
@@ -188,7 +191,7 @@ class _Verification:
         return self._fail(ProblemKind.SIGNATURE, [where + what for what in self._signature.problems]) == 0
 
     def check_contents(
-        self, stores: Sequence[DirectoryStore], *, canonical: bool, deep: bool, threads: int, progress: Progress
+        self, stores: Sequence[Store], *, canonical: bool, deep: bool, threads: int, progress: Progress
     ) -> None:
         """Check the structure and, with *stores*, every object of the tree, if the image can be read at all.
 
@@ -198,11 +201,10 @@ class _Verification:
 
             def begin(root: Directory) -> ObjectCheck:
                 needed = needed_objects(root, self._algorithm)
-                self._needed = len(needed)
+                self._needed, self._names = len(needed), Names(root)
                 stage = stack.enter_context(running_stage(progress, "verify", needed.size, "B"))
-                check = ObjectCheck(
-                    needed, stores, algorithm=self._algorithm, deep=deep, threads=threads, progress=stage
-                )
+                params = Params(algorithm=self._algorithm)
+                check = ObjectCheck(needed, stores, params, deep=deep, threads=threads, progress=stage)
                 return stack.enter_context(check)
 
             image, root = self._read()
@@ -259,7 +261,8 @@ class _Verification:
             total.hashed += tally.hashed
             total.present += tally.present
             total.bytes_hashed += tally.bytes_hashed
-            if self._problems.add(tally.problems):
+            assert self._names is not None
+            if self._problems.add(map(self._names.problem, tally.findings)):
                 self._objects = Outcome.WRONG
 
     def report(self) -> VerifyReport:

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from cfstools.errors import UsageError
-from cfstools.linux.lookup import is_directory
+from cfstools.store.place import local_path, split_places
 from cfstools.tree.xattrs import XattrPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,24 +47,31 @@ class PathBytes(_BytesParam):
 
 
 class StorePaths(PathBytes):
-    """One store, or several joined by colons."""
+    """One store, a path or a ``file://`` URL, or the paths of several joined by colons."""
 
     name = "dir"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The list of paths; empty elements are a usage error. A directory whose name holds a colon wins.
+        """The list of paths; empty elements and URLs of other schemes are usage errors.
 
-        Raises InputError where that cannot be told.
+        A directory whose name holds a colon wins. Raises InputError where that cannot be told.
         """
         if isinstance(value, list):
             return value
-        path = os.fsencode(value)
-        if b":" in path and is_directory(path):
-            return [path]
-        parts = path.split(b":")
+        parts = split_places(os.fsencode(value))
         if not all(parts):
             self.fail("a store's path is empty", param, ctx)
         return parts
+
+
+class StorePath(PathBytes):
+    """One store, a path or a ``file://`` URL."""
+
+    name = "dir"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """The path; a URL of another scheme is a usage error."""
+        return local_path(super().convert(value, param, ctx))
 
 
 class OctalMode(_IntParam):
@@ -85,6 +92,7 @@ class OctalMode(_IntParam):
 
 
 PATH = PathBytes()
+STORE = StorePath()
 MODE = OctalMode()
 
 GENERAL = "General options"

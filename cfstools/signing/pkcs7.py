@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 
 from cfstools.errors import KeyUnusable, UsageError
 from cfstools.signing.keys import PrivateKey, certificate_key, load_certificate
-from cfstools.verity import Algorithm, formatted_digest
+from cfstools.verity import Algorithm, ObjectId, formatted_digest
 
 _OPTIONS = (
     pkcs7.PKCS7Options.DetachedSignature,
@@ -38,5 +38,5 @@ def sign_kernel(digest: bytes, algorithm_number: int, private_key: PrivateKey, c
     if certificate_key(certificate).key_id != private_key.key_id:
         raise KeyUnusable("the certificate is for another key")
     hashed = hashes.SHA256() if algorithm is Algorithm.SHA256 else hashes.SHA512()
-    builder = pkcs7.PKCS7SignatureBuilder().set_data(formatted_digest(digest))
+    builder = pkcs7.PKCS7SignatureBuilder().set_data(formatted_digest(ObjectId(algorithm, digest)))
     return builder.add_signer(certificate, numbers, hashed).sign(serialization.Encoding.DER, _OPTIONS)

@@ -10,7 +10,7 @@ from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing.jsontext import dump_canonical, load_object
 from cfstools.text import quoted
 from cfstools.values import Value
-from cfstools.verity import Algorithm
+from cfstools.verity import Algorithm, ObjectId
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:cfstools:composefs-image:v1"
@@ -49,7 +49,7 @@ class ImageDigests(Value):
                 raise UsageError(f"a SHA-256 has 32 bytes, not {len(self.sha256)}")
             found[PLAIN] = self.sha256
         if self.fsverity is not None:
-            found[FSVERITY[Algorithm.from_digest_size(len(self.fsverity))]] = self.fsverity
+            found[FSVERITY[ObjectId.of(self.fsverity).algorithm]] = self.fsverity
         if self.measure is not None:
             more = [algorithm for algorithm, name in FSVERITY.items() if name in wanted and name not in found]
             found.update((FSVERITY[algorithm], self.measure(algorithm)) for algorithm in more)

@@ -1,12 +1,14 @@
-"""What every object store can do, and the names of objects on disk."""
+"""What every object store can do, objects that are open, and the names of objects on disk."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
-from cfstools.errors import Exhausted, StoreError, is_exhausted
+from cfstools.errors import Exhausted, StoreError, is_exhausted, os_error
+from cfstools.linux.files import close
 
 FsVerity = Literal["off", "auto", "require"]
 """Whether fs-verity is turned on for new objects: never, where the file system has it, or else that is an error."""
@@ -32,17 +34,37 @@ _PREFIX = re.compile(rb"[0-9a-f]{2}")
 _REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")
 
 
+class Object(Protocol):
+    """The contents of one object, open for reading until :meth:`close`. May be read from several threads."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there were when it was opened."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to *count* bytes from *offset* on, fewer only at the end. Raises ``InputError`` when reading fails."""
+
+    def fileno(self) -> int | None:
+        """A descriptor of the file with the contents, which closes with the object; ``None`` where there is none."""
+
+    def close(self) -> None:
+        """Give up what is open. Closing twice is allowed."""
+
+
 class Store(Protocol):
-    """Objects by digest, read only. Implementations may be used from several threads."""
+    """Objects by digest, read only. Implementations may be used from several threads.
+
+    The digest alone names an object, as the path does that is made of it: its algorithm is for those who check.
+    """
 
     def size(self, digest: bytes) -> int | None:
         """The object's length in bytes, ``None`` when it is not there. Its contents are not looked at."""
 
-    def open(self, digest: bytes) -> int:
-        """A descriptor to read the object with, which the caller closes. Raises ``ObjectMissing``, ``StoreError``."""
+    def open(self, digest: bytes) -> Object:
+        """The object, not checked; the caller closes it. Raises ``ObjectMissing``, ``StoreError``."""
 
-    def open_path(self, path: bytes) -> int:
-        """A descriptor to read what is at *path* below the store with, for images that name no digest.
+    def open_path(self, path: bytes) -> Object:
+        """What is at *path* below the store, for images that name no digest.
 
         Slashes before the path do not matter; it never leads out of the store. Raises as :meth:`open` does.
         """
@@ -52,6 +74,60 @@ class Store(Protocol):
 
     def describe(self, digest: bytes) -> str:
         """The object's place in words for messages, whether it is there or not."""
+
+
+class FileObject:
+    """An object in the file *fd*, which closes with it; *size* is the file's."""
+
+    __slots__ = ("_fd", "size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self.size = size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to *count* bytes from *offset* on. Raises ``InputError``."""
+        try:
+            data = os.pread(self._fd, count, offset)
+            while len(data) < count and offset + len(data) < self.size:
+                more = os.pread(self._fd, count - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise os_error(error, "cannot read") from error
+        return data
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the file. Closing twice is allowed."""
+        if self._fd >= 0:
+            close(self._fd)
+            self._fd = -1
+
+
+class BytesObject:
+    """An object that is *data*."""
+
+    __slots__ = ("_data", "size")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to *count* bytes from *offset* on."""
+        return self._data[offset : offset + count]
+
+    def fileno(self) -> None:
+        """There is no file."""
+        return
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def contains(store: Store, digest: bytes) -> bool:

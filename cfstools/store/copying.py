@@ -11,7 +11,7 @@ from cfstools.store.base import store_error
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import Candidate
 from cfstools.store.scratch import Temporary
-from cfstools.verity import Algorithm, Params, hash_fd
+from cfstools.verity import ObjectId, hash_fd
 
 _PIECE = 1 << 20
 
@@ -27,7 +27,7 @@ def copy_contents(found: Candidate, temporary: Temporary, store: DirectoryStore)
     cannot be cloned there must be room for all of them before the first is written: ``NoRoomError``. Raises
     ``StoreError``.
     """
-    params = Params(algorithm=Algorithm.from_digest_size(len(found.digest)))
+    params = ObjectId.of(found.digest).params
     try:
         if not files.reflink(found.fd, temporary.fd):
             _check_room(found, store)

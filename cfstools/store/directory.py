@@ -19,7 +19,7 @@ from typing import Self
 from cfstools.errors import ObjectMissing, StoreError
 from cfstools.linux import files
 from cfstools.linux.places import Doubt, open_directory
-from cfstools.store.base import KEPT_NAME, LOCK_NAME, digest_of, is_prefix, split_digest, store_error
+from cfstools.store.base import KEPT_NAME, LOCK_NAME, FileObject, digest_of, is_prefix, split_digest, store_error
 from cfstools.store.lockfile import acquire
 from cfstools.store.sharing import make_prefix
 from cfstools.verity import object_path
@@ -151,8 +151,8 @@ class DirectoryStore:
             raise store_error(error, "cannot look up the object", place) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
-    def open(self, digest: bytes) -> int:
-        """A descriptor to read the object with; raises ``ObjectMissing``, ``StoreError``."""
+    def open(self, digest: bytes) -> FileObject:
+        """The object; raises ``ObjectMissing``, ``StoreError``."""
         prefix, name = split_digest(digest)
 
         def opener() -> int:
@@ -161,8 +161,8 @@ class DirectoryStore:
 
         return _open_object(opener, self.describe(digest))
 
-    def open_path(self, path: bytes) -> int:
-        """A descriptor to read what is at *path* with; no link on the way is followed. Raises as :meth:`open`."""
+    def open_path(self, path: bytes) -> FileObject:
+        """What is at *path*; no link on the way is followed. Raises as :meth:`open`."""
         path = path.lstrip(b"/")
         subject = os.path.join(self.path, os.fsdecode(path))
         return _open_object(lambda: files.open_below(self.fd, path, OBJECT_FLAGS), subject)
@@ -275,7 +275,7 @@ class DirectoryStore:
                 files.close(fd)
 
 
-def _open_object(opener: Callable[[], int], subject: str) -> int:
+def _open_object(opener: Callable[[], int], subject: str) -> FileObject:
     """Call *opener*; what it opens must be a regular file."""
     try:
         fd = opener()
@@ -286,11 +286,11 @@ def _open_object(opener: Callable[[], int], subject: str) -> int:
             raise StoreError("not a regular file", subject=subject) from error
         raise store_error(error, "cannot open the object", subject) from error
     try:
-        mode = os.fstat(fd).st_mode
+        status = os.fstat(fd)
     except OSError as error:
         files.close(fd)
         raise store_error(error, "cannot look up the object", subject) from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         files.close(fd)
         raise StoreError("not a regular file", subject=subject)
-    return fd
+    return FileObject(fd, status.st_size)

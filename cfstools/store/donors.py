@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 from cfstools.errors import InputError, StoreError, os_error, raise_exhausted, shown_path
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress, running_stage
+from cfstools.store.base import FileObject
+from cfstools.store.care.check import digest_object
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
-from cfstools.verity import Algorithm, Params, hash_fd
+from cfstools.verity import Algorithm, ObjectId, Params
 
 
 class Candidate(NamedTuple):
@@ -42,13 +44,13 @@ def _as_store(path: bytes, wanted: Mapping[bytes, int | None]) -> Iterator[Candi
     with suppress(StoreError), DirectoryStore(path) as store:
         for digest in list(wanted):
             try:
-                fd = store.open(digest)
+                found = store.open(digest)
             except StoreError:
                 continue
-            with _closing(fd):
-                for found, size in _digests(fd, [len(digest)]):
-                    if found == digest:
-                        yield Candidate(digest, size, fd, os.fsencode(store.describe(digest)))
+            with closing(found):
+                for met, size in _digests(found, [ObjectId.of(digest).algorithm]):
+                    if met == digest:
+                        yield Candidate(digest, size, found.fileno(), os.fsencode(store.describe(digest)))
 
 
 def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress) -> Iterator[Candidate]:
@@ -56,7 +58,7 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
     sizes = {size for size in wanted.values() if size is not None}
     # Contents of a known size first: with luck nothing else needs to be read. By path, so that runs are alike.
     files.sort(key=lambda item: (item[0] not in sizes, item[1]))
-    lengths = sorted({len(digest) for digest in wanted})
+    algorithms = sorted({ObjectId.of(digest).algorithm for digest in wanted}, key=lambda one: one.number)
     with running_stage(progress, "search", sum(size for size, _ in files), "B") as stage:
         for size, file in files:
             if not wanted:
@@ -66,23 +68,24 @@ def _as_tree(path: bytes, wanted: Mapping[bytes, int | None], progress: Progress
             except OSError as error:
                 raise_exhausted(error, "cannot open", os.fsdecode(file))
                 continue
-            with _closing(fd):
-                for digest, there in _digests(fd, lengths):
+            with closing(FileObject(fd, size)) as found:
+                for digest, there in _digests(found, algorithms):
                     if digest in wanted:
                         yield Candidate(digest, there, fd, file)
             stage.advance(size)
 
 
-def _digests(fd: int, lengths: list[int]) -> Iterator[tuple[bytes, int]]:
+def _digests(found: FileObject, algorithms: Sequence[Algorithm]) -> Iterator[tuple[bytes, int]]:
+    """Digest and length of the file with each of *algorithms*; nothing for what is no regular file or unreadable."""
     try:
-        mode = os.fstat(fd).st_mode
+        status = os.fstat(found.fileno())
     except OSError:
         return
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         return
-    for length in lengths:
+    for algorithm in algorithms:
         try:
-            yield hash_fd(fd, Params(algorithm=Algorithm.from_digest_size(length)))
+            yield digest_object(found, status.st_size, Params(algorithm=algorithm))
         except InputError:
             return
 
@@ -102,14 +105,6 @@ def _files(path: bytes) -> Iterator[tuple[int, bytes]]:
         except OSError as error:
             raise_exhausted(error, "cannot list directory", os.fsdecode(directory))
             continue
-
-
-@contextmanager
-def _closing(fd: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        close(fd)
 
 
 def check_donor(path: bytes) -> None:

@@ -5,32 +5,24 @@ from __future__ import annotations
 import os
 import re
 import stat
-import threading
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import accumulate
 
-from cfstools import native
-from cfstools.errors import InputError, StoreError, os_error, raise_exhausted
-from cfstools.linux import verity as kernel_verity
-from cfstools.linux.files import close
+from cfstools.errors import InputError, StoreError, raise_exhausted
 from cfstools.progress import SILENT, Progress, Stage, running_stage
-from cfstools.store.base import split_digest
+from cfstools.store.base import FileObject, split_digest
+from cfstools.store.care.check import SmallFiles, digest_object, gather_batches, measured
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.store.locking import in_turn
 from cfstools.store.survey import Found, Kind, is_stale, survey, temporaries
 from cfstools.store.waiting import PATIENT, Waiting
-from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, hash_fd, object_path
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity import Algorithm, ObjectId, Params, object_path
 from cfstools.workers import map_ahead
 
 OBJECT_MODE = 0o644
-_WHOLE = 1 << 20  # files up to this size are read with one call
-_SMALL = 1 << 18  # files up to this size are hashed in batches
-_TASK_FILES = 256
-_TASK_BYTES = 1 << 20
-# What the small files of a task take in memory: blocks are not shared, and the last file may go over the limit.
-_ARENA_BYTES = _TASK_BYTES + _SMALL + (_TASK_FILES + 1) * DEFAULT.block_size
 _TASKS_AHEAD = 8  # not all at once: a store may hold millions
 
 # A file name that holds all of a digest but perhaps its first two digits, in whatever case: an object gone astray.
@@ -121,8 +113,8 @@ def fsck(
         # The total costs an extra walk, so compute it only when progress is shown.
         total = None if progress is SILENT else sum(found.status.st_size for found in survey(store))
         with running_stage(progress, "check", total, "B") as stage:
-            check = ObjectCheck(store, measure=measure, progress=stage)
-            tasks = _tasks(_to_hash(store, result.problems, now, stale))
+            check = FoundCheck(store, measure=measure, progress=stage)
+            tasks = gather_batches(_to_hash(store, result.problems, now, stale), _size)
             threads = threads or len(os.sched_getaffinity(0))
             for part in map_ahead(check, tasks, threads=threads, ahead=_TASKS_AHEAD, name="fsck"):
                 result.add(part)
@@ -145,17 +137,8 @@ def has_telling_contents(found: Found) -> bool:
     return found.kind is Kind.OBJECT or (found.kind is Kind.FOREIGN and _astray_params(found) is not None)
 
 
-def _tasks(objects: Iterable[Found]) -> Iterator[list[Found]]:
-    task: list[Found] = []
-    size = 0
-    for found in objects:
-        task.append(found)
-        size += found.status.st_size
-        if len(task) >= _TASK_FILES or size >= _TASK_BYTES:
-            yield task
-            task, size = [], 0
-    if task:
-        yield task
+def _size(found: Found) -> int:
+    return found.status.st_size
 
 
 def _stale_stages(store: DirectoryStore) -> frozenset[bytes]:
@@ -211,32 +194,14 @@ def suggests(path: bytes, digest: bytes) -> bool:
     return split_digest(digest)[1] in path.rpartition(b"/")[2].lower()
 
 
-def is_intact(store: DirectoryStore, digest: bytes) -> bool:
-    """Whether the object is there and has the contents its name says."""
-    try:
-        fd = store.open(digest)
-    except StoreError:
-        return False
-    try:
-        params = Params(algorithm=Algorithm.from_digest_size(len(digest)))
-        return hash_fd(fd, params)[0] == digest
-    except InputError:
-        return False
-    finally:
-        close(fd)
-
-
-class ObjectCheck:
-    """Checks lists of objects; may be called from several threads."""
+class FoundCheck:
+    """Checks lists of what a survey found; may be called from several threads."""
 
     def __init__(self, store: DirectoryStore, *, measure: bool = False, progress: Stage = SILENT) -> None:
         self._store = store
         self._measure = measure
         self._progress = progress
-        self._params = {
-            algorithm.digest_size: Params(algorithm=algorithm) for algorithm in (Algorithm.SHA256, Algorithm.SHA512)
-        }
-        self._local = threading.local()
+        self._small = {algorithm: SmallFiles(store, Params(algorithm=algorithm)) for algorithm in Algorithm}
 
     def __call__(self, objects: Iterable[Found]) -> FsckResult:
         """Check *objects*."""
@@ -253,39 +218,23 @@ class ObjectCheck:
     def _pass_good(self, objects: Iterable[Found], result: FsckResult) -> list[Found]:
         """Hash the small ones among *objects* at once; returns those that were not found right this way."""
         left: list[Found] = []
-        small: dict[int, list[Found]] = {}
+        named: dict[int, list[Found]] = {}
         for found in objects:
-            if found.digest is None or found.status.st_size > _SMALL:
+            if found.digest is None:
                 left.append(found)
             else:
-                small.setdefault(len(found.digest), []).append(found)
-        for length, chosen in small.items():
-            params = self._params[length]
-            digests = native.digest_files(
-                self._store.fd,
-                [(found.path, None) for found in chosen],
-                self._arena(),
-                params.algorithm.value,
-                params.block_size,
-                params.salt_prefix,
-                descriptor(b"", 0, params),
-                0,
-                -1,
-                b"",
-            )
-            for found, digested in zip(chosen, digests, strict=True):
-                if isinstance(digested, tuple) and digested[:2] == (found.digest, found.status.st_size):
-                    self._count(found, digested[1], result)
-                    self._progress.advance(digested[1])
+                named.setdefault(len(found.digest), []).append(found)
+        for chosen in named.values():
+            digests = [found.digest for found in chosen if found.digest is not None]
+            ends = memoryview(array("Q", accumulate(map(_size, chosen))))
+            small = self._small[ObjectId.of(digests[0]).algorithm]
+            for found, right in zip(chosen, small.right((b"".join(digests), ends), range(len(chosen))), strict=True):
+                if right:
+                    self._count(found, _size(found), result)
+                    self._progress.advance(_size(found))
                 else:
                     left.append(found)
         return left
-
-    def _arena(self) -> bytearray:
-        arena: bytearray | None = getattr(self._local, "arena", None)
-        if arena is None:
-            arena = self._local.arena = bytearray(_ARENA_BYTES)
-        return arena
 
     @staticmethod
     def _count(found: Found, size: int, result: FsckResult) -> None:
@@ -305,10 +254,11 @@ class ObjectCheck:
                 fd = os.open(name, OBJECT_FLAGS, dir_fd=directory)
         else:
             fd = os.open(name, OBJECT_FLAGS, dir_fd=self._store.fd)
+        opened = FileObject(fd, _size(found))
         try:
-            actual, size = self._digest(fd, found, result)
+            actual, size = self._digest(opened, found, result)
         finally:
-            close(fd)
+            opened.close()
         if found.digest is None:
             self._judge_foreign(found, actual, result)
             return
@@ -325,25 +275,20 @@ class ObjectCheck:
                 )
             )
 
-    def _digest(self, fd: int, found: Found, result: FsckResult) -> tuple[bytes, int]:
-        """Digest and size of the contents of *fd*. Raises ``InputError`` and ``OSError``."""
-        size = found.status.st_size
-        params = self._params[len(found.digest)] if found.digest else _astray_params(found)
-        assert params is not None
-        try:
-            if self._measure and kernel_verity.measure(fd) == (params.algorithm.number, found.digest):
+    def _digest(self, opened: FileObject, found: Found, result: FsckResult) -> tuple[bytes, int]:
+        """Digest and size of the contents. Raises ``InputError`` and ``OSError``."""
+        if found.digest is None:
+            params = _astray_params(found)
+            assert params is not None
+        else:
+            wanted = ObjectId.of(found.digest)
+            params = wanted.params
+            if self._measure and measured(opened.fileno(), wanted):
                 # Another block size or salt gives another digest without anything being wrong: those are read.
                 result.measured += 1
-                self._progress.advance(size)
-                assert found.digest is not None
-                return found.digest, size
-            data = os.pread(fd, size + 1, 0) if size <= _WHOLE else b""
-        except OSError as error:
-            raise os_error(error, "cannot read") from error
-        if not data or len(data) != size:
-            return hash_fd(fd, params, progress=self._progress)
-        self._progress.advance(size)
-        return digest_bytes(data, params), size
+                self._progress.advance(opened.size)
+                return found.digest, opened.size
+        return digest_object(opened, opened.size, params, progress=self._progress)
 
     @staticmethod
     def _judge_foreign(found: Found, actual: bytes, result: FsckResult) -> None:

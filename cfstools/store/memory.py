@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ObjectMissing, shown_path
-from cfstools.linux.files import close, write_all
-from cfstools.store.base import digest_of, store_error
+from cfstools.store.base import BytesObject, digest_of
 from cfstools.verity import DEFAULT, Params, digest_bytes
 
 if TYPE_CHECKING:
@@ -38,19 +36,19 @@ class MemoryStore:
         data = self._objects.get(digest)
         return None if data is None else len(data)
 
-    def open(self, digest: bytes) -> int:
-        """A descriptor of a memory file with the contents; raises ``ObjectMissing``."""
+    def open(self, digest: bytes) -> BytesObject:
+        """The object; raises ``ObjectMissing``."""
         data = self._objects.get(digest)
         if data is None:
             raise ObjectMissing("no such object", subject=self.describe(digest))
-        return _memory_file(data, self.describe(digest))
+        return BytesObject(data)
 
-    def open_path(self, path: bytes) -> int:
-        """A descriptor of a memory file with what was put at *path*; raises ``ObjectMissing``."""
+    def open_path(self, path: bytes) -> BytesObject:
+        """What was put at *path*; raises ``ObjectMissing``."""
         path = path.lstrip(b"/")
         data = self._others.get(path)
         if data is not None:
-            return _memory_file(data, os.fsdecode(path))
+            return BytesObject(data)
         digest = digest_of(*path.split(b"/")) if path.count(b"/") == 1 else None
         if digest is None:
             raise ObjectMissing("no such object", subject=shown_path(path))
@@ -63,17 +61,3 @@ class MemoryStore:
     def describe(self, digest: bytes) -> str:
         """The digest: there is no path."""
         return f"object {digest.hex()} in memory"
-
-
-def _memory_file(data: bytes, subject: str) -> int:
-    try:
-        fd = os.memfd_create("object", os.MFD_CLOEXEC)
-        try:
-            write_all(fd, data)
-            os.lseek(fd, 0, os.SEEK_SET)
-        except BaseException:
-            close(fd)
-            raise
-    except OSError as error:
-        raise store_error(error, "cannot open the object", subject) from error
-    return fd

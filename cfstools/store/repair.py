@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from cfstools.errors import InputError, StoreError, raise_exhausted
-from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import Sync, split_digest, store_error
+from cfstools.store.care.check import is_intact
 from cfstools.store.copying import NoRoomError, copy_contents
 from cfstools.store.directory import DirectoryStore
 from cfstools.store.donors import check_donor, search
@@ -25,12 +25,11 @@ from cfstools.store.durability import Durability
 from cfstools.store.fsck import (
     OBJECT_MODE,
     Fault,
+    FoundCheck,
     FsckResult,
-    ObjectCheck,
     Problem,
     classify,
     has_telling_contents,
-    is_intact,
     other_problem,
 )
 from cfstools.store.gc import remove_object
@@ -40,7 +39,7 @@ from cfstools.store.survey import Kind, is_stale, look, remove_temporary, tempor
 from cfstools.store.waiting import PATIENT, Waiting
 from cfstools.store.workbench import Workbench
 from cfstools.values import Value
-from cfstools.verity import Algorithm, Params, hash_fd
+from cfstools.verity import ObjectId, hash_fd
 
 _BATCH_FILES = 3000
 _BATCH_BYTES = 256 << 20
@@ -93,7 +92,7 @@ def repair(
 
 def _look_again(store: DirectoryStore, result: FsckResult) -> list[Problem]:
     """What is wrong with objects by now. What is not so any more is no problem, what has gone neither."""
-    check = ObjectCheck(store)
+    check = FoundCheck(store)
     fresh: list[Problem] = []
     for problem in filter(_is_about_object, result.problems):
         found = look(store, problem.path)
@@ -169,21 +168,21 @@ class _Replacing:
     def _is_sealed(self, digest: bytes) -> bool:
         """Whether what is there has fs-verity: its replacement is to have it as well."""
         try:
-            fd = self._store.open(digest)
+            found = self._store.open(digest)
         except StoreError:
             return False
         try:
-            return kernel_verity.measure(fd) is not None
+            return kernel_verity.measure(found.fileno()) is not None
         except OSError:
             return False
         finally:
-            files.close(fd)
+            found.close()
 
     def _bench(self, digest: bytes) -> Workbench:
         key = (len(digest), digest in self._sealed)
         bench = self._benches.get(key)
         if bench is None:
-            params = Params(algorithm=Algorithm.from_digest_size(len(digest)))
+            params = ObjectId.of(digest).params
             bench = Workbench(
                 self._store, mode=OBJECT_MODE, fs_verity="auto" if digest in self._sealed else "off", params=params
             )
@@ -207,7 +206,7 @@ class _Replacing:
                 problem.what += f"; cannot link it there: {error.strerror or error}"
                 continue
             with suppress(InputError):
-                if hash_fd(temporary.fd, Params(algorithm=Algorithm.from_digest_size(len(actual))))[0] == actual:
+                if hash_fd(temporary.fd, ObjectId.of(actual).params)[0] == actual:
                     with suppress(OSError):  # nothing was written through it
                         temporary.close()
                     self._put(actual, bench, temporary, "its wrong place")

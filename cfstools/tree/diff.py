@@ -24,7 +24,7 @@ from cfstools.tree.model import (
     Symlink,
 )
 from cfstools.tree.walk import inode_of, iter_directories, iter_inodes
-from cfstools.verity import Algorithm, Params, digest_bytes, object_path
+from cfstools.verity import ObjectId, digest_bytes, object_path
 
 
 class Aspect(Enum):
@@ -369,6 +369,6 @@ def _digest(file: RegularFile, other: RegularFile) -> bytes | None:
         case External(digest=digest), _:
             return digest
         case bytes() as data, External(digest=bytes() as model):
-            return digest_bytes(data, Params(algorithm=Algorithm.from_digest_size(len(model))))
+            return digest_bytes(data, ObjectId.of(model).params)
         case _:
             return None

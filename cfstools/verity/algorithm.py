@@ -56,14 +56,6 @@ class Algorithm(Enum):
                 return algorithm
         raise UsageError(f"unknown fs-verity hash algorithm {number}")
 
-    @classmethod
-    def from_digest_size(cls, size: int) -> Algorithm:
-        """The algorithm whose digests are *size* bytes long, else ``UsageError``."""
-        for algorithm in cls:
-            if algorithm.digest_size == size:
-                return algorithm
-        raise UsageError(f"a digest of {size} bytes belongs to no known algorithm")
-
 
 class Params(Value):
     """What a digest depends on besides the data. composefs always uses 4096-byte blocks and no salt.

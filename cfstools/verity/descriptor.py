@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 
 from cfstools import native
-from cfstools.verity.algorithm import Algorithm, Params
+from cfstools.verity.algorithm import Params
+from cfstools.verity.object_id import ObjectId
 
 # struct fsverity_descriptor (linux/fsverity.h), little endian:
 #   0 version (1)  1 hash algorithm  2 log2 of the block size  3 salt size  4 zero (4 bytes)
@@ -35,7 +36,6 @@ def file_digest(root_hash: bytes, data_size: int, params: Params) -> bytes:
     return native.hash_blocks(params.algorithm.value, descriptor(root_hash, data_size, params), DESCRIPTOR_SIZE, b"")
 
 
-def formatted_digest(digest: bytes) -> bytes:
-    """What the kernel's built-in signatures sign: magic, algorithm and *digest* (fsverity_formatted_digest)."""
-    algorithm = Algorithm.from_digest_size(len(digest))
-    return _FORMATTED.pack(b"FSVerity", algorithm.number, len(digest)) + digest
+def formatted_digest(wanted: ObjectId) -> bytes:
+    """What the kernel's built-in signatures sign: magic, algorithm and digest (fsverity_formatted_digest)."""
+    return _FORMATTED.pack(b"FSVerity", wanted.algorithm.number, len(wanted.digest)) + wanted.digest

@@ -1,10 +1,9 @@
-"""Digests of files, and the names digests give to objects."""
+"""Digests of files."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +12,7 @@ from itertools import count
 from typing import NamedTuple
 
 from cfstools import native
-from cfstools.errors import CfsError, SourceChanged, UsageError, naming, os_error
+from cfstools.errors import CfsError, SourceChanged, naming, os_error
 from cfstools.linux.files import close, data_ranges, state_of
 from cfstools.progress import SILENT, Stage
 from cfstools.verity.algorithm import DEFAULT, Params
@@ -23,9 +22,6 @@ from cfstools.workers import give_up_if_stopped, map_ahead
 READ_SIZE = 1 << 20
 SEGMENT = 8 << 20
 """A large file is hashed in pieces of so many bytes."""
-
-_DIGEST_TEXT = re.compile(r"(?:(sha256|sha512):)?([0-9A-Fa-f]*)")
-_TEXT_SIZES = {64: "sha256", 128: "sha512"}
 
 
 def hash_fd(
@@ -201,26 +197,3 @@ def digest_file(path: bytes | str, params: Params = DEFAULT, *, threads: int = 1
             return digest
         finally:
             close(fd)
-
-
-def object_path(digest: bytes) -> bytes:
-    """Path of an object below its store: ``b"ab/cdef…"``, lower case (composefs format, section 5.2)."""
-    text = digest.hex().encode()
-    return b"%b/%b" % (text[:2], text[2:])
-
-
-def parse_digest(text: str) -> bytes:
-    """The digest written as *text*: 64 or 128 hexadecimal digits, with or without ``sha256:`` or ``sha512:``.
-
-    Raises ``UsageError`` for anything else.
-    """
-    match = _DIGEST_TEXT.fullmatch(text)
-    if not match:
-        raise UsageError("not a digest: hexadecimal digits expected")
-    name, digits = match.groups()
-    fitting = _TEXT_SIZES.get(len(digits))
-    if fitting is None:
-        raise UsageError(f"not a digest: {len(digits)} hexadecimal digits instead of 64 or 128")
-    if name not in (None, fitting):
-        raise UsageError(f"not a digest: {len(digits)} hexadecimal digits do not fit {name}")
-    return bytes.fromhex(digits)

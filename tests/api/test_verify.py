@@ -24,10 +24,11 @@ from cfstools.formats.composefs_reader import read_image
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.regions import RegionKind, regions
 from cfstools.linux import verity as kernel_verity
-from cfstools.progress import SILENT
 from cfstools.signing import KeyState, Verdict, make_trailer, parse_envelope, sign_envelope
 from cfstools.signing.keys import KeyType
 from cfstools.store import DirectoryStore, MemoryStore
+from cfstools.store.care import check as object_check
+from cfstools.store.care.check import Finding, Flaw, ObjectCheck
 from cfstools.tree import Directory, External, RegularFile
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.api.trust import EXTERNAL, FILES, Place, key_of, make_place
@@ -491,19 +492,17 @@ def test_files_that_name_nothing() -> None:
     digest = store.add(b"content")
     tree.entries[b"held"] = RegularFile(mode=0o100644, size=7, content=External(digest, None))
     needed = verify_objects.needed_objects(tree, Algorithm.SHA256)
-    check = verify_objects.ObjectCheck(
-        needed, [store], algorithm=Algorithm.SHA256, deep=True, threads=1, progress=SILENT
-    )
-    with check:
+    with ObjectCheck(needed, [store], Params()) as check:
         (tally,) = check.tallies()
-    assert [problem.kind for problem in tally.problems] == [ProblemKind.UNVERIFIABLE, ProblemKind.MISSING]
+    assert [finding.flaw for finding in tally.findings] == [Flaw.UNVERIFIABLE, Flaw.MISSING]
     assert tally.hashed == 1
 
 
 def test_every_object_is_checked_once(place: Place) -> None:
     tree = read_image(place.image_file.read_bytes())
     needed = verify_objects.needed_objects(tree, Algorithm.SHA256)
-    named = [needed.problem(needed.key(number), ProblemKind.MISSING, "it is missing") for number in range(len(needed))]
+    names = verify_objects.Names(tree)
+    named = [names.problem(Finding(needed.key(one), Flaw.MISSING, "it is missing")) for one in range(len(needed))]
     assert [problem.paths[0] for problem in named] == ["/etc/copy", "/usr/lib/blocks", "/usr/lib/large"]
     assert [problem.path_count for problem in named] == [3, 1, 1]
 
@@ -553,7 +552,7 @@ def test_what_the_kernel_guards_is_not_read(threads: int, place: Place, monkeypa
     }
     assert status.st_ino
     monkeypatch.setattr(kernel_verity, "measure", lambda fd: answers.get(os.fstat(fd).st_ino))
-    monkeypatch.setattr(verify_objects, "hash_files", lambda files, *_, **__: [] if not files else pytest.fail("read"))
+    monkeypatch.setattr(object_check, "digest_object", lambda *_, **__: pytest.fail("read"))
     monkeypatch.setattr(native, "check_objects", lambda *_: pytest.fail("read"))
     report = verify(place.image, stores=[place.store], threads=threads)
     assert report.ok
@@ -596,7 +595,7 @@ def test_what_cannot_be_measured_or_read(place: Place, monkeypatch: pytest.Monke
 
 
 def test_a_store_that_refuses(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_store: DirectoryStore, digest: bytes) -> int:
+    def refuse(_store: DirectoryStore, digest: bytes) -> None:
         raise StoreError("cannot open the object: Permission denied", subject="objects/x")
 
     monkeypatch.setattr(DirectoryStore, "open", refuse)

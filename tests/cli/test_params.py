@@ -14,6 +14,7 @@ import pytest
 
 from cfstools.cli.params import StorePaths
 from cfstools.errors import CfsError, Exhausted, InputError
+from tests.mkcfs import mkcfs
 from tests.store.conftest import as_nobody
 
 
@@ -83,3 +84,17 @@ def test_the_command_names_path_and_reason() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "mkcfs: a:b: cannot look at: Input/output error\n"
+
+
+def test_places_of_stores(tmp_path: Path) -> None:
+    image, objects = tmp_path / "image.cfs", tmp_path / "objects"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/f").write_bytes(b"contents" * 100)
+    mkcfs("build", tmp_path / "source", image, "--store", f"file://{objects}")
+    assert mkcfs("cat", image, "/f", "--store", f"FILE://localhost{objects}").stdout == b"contents" * 100
+    assert mkcfs("store", "stat", "--store", f"file://{objects}").code == 0
+    for words in (["verify", image], ["build", tmp_path / "source", "-"], ["store", "fsck"]):
+        done = mkcfs(*words, "--store", "https://host/x", check=False)
+        assert done.code == 2
+        assert done.stderr.startswith(b"mkcfs: https://host/x: stores of the scheme https:// are not supported\n")
+        assert b"\nhint: " in done.stderr

@@ -15,12 +15,12 @@ from cfstools.api.build import build
 from cfstools.api.diff import diff
 from cfstools.api.envelopes import read_envelope
 from cfstools.api.sign import sign
-from cfstools.api.stores import missing_objects
 from cfstools.errors import InputError
 from cfstools.linux.lookup import file_type, is_directory
 from cfstools.oci.files import DirectoryFiles
 from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_request import Form, parse_reference
+from cfstools.store.chain import missing_objects
 
 
 def test_what_is_there(tmp_path: Path) -> None:

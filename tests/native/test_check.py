@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cfstools import native
-from cfstools.api.verify_objects import Key, needed_objects
+from cfstools.api.verify_objects import needed_objects
 from cfstools.native import _pure
 from cfstools.store import DirectoryStore
+from cfstools.store.care.check import Key
 from cfstools.tree import Directory, External, HardLink, RegularFile, Symlink
 from cfstools.tree.model import KINDS, Content
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import ObjectMissing, StoreError
+from cfstools.errors import InputError, ObjectMissing, StoreError
 from cfstools.linux import files
 from cfstools.store import DirectoryStore, contains, is_temporary
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
@@ -41,10 +41,14 @@ def test_reading(store: DirectoryStore) -> None:
         plant(store, digest)
         assert store.size(digest) == len(DATA)
         assert contains(store, digest)
-        fd = store.open(digest)
-        assert os.read(fd, 1000) == DATA
-        assert not os.get_inheritable(fd)
-        os.close(fd)
+        found = store.open(digest)
+        assert found.size == len(DATA)
+        assert (found.read(0, 1000), found.read(1, 2), found.read(len(DATA), 9)) == (DATA, DATA[1:3], b"")
+        assert not os.get_inheritable(found.fileno())
+        found.close()
+        found.close()
+        with pytest.raises(InputError, match="cannot read: Bad file descriptor"):
+            found.read(0, 1)
         assert store.describe(digest) == str(place(store, digest))
     assert list(store.objects()) == sorted([DIGEST, LONG])
 

@@ -339,13 +339,13 @@ def test_waits_for_those_who_remove(full: DirectoryStore) -> None:
 
 def test_what_vanishes_meanwhile_is_no_problem(full: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = path_of(full, DIGESTS[3])
-    real = native.digest_files
+    real = native.check_objects
 
-    def digest_files(*arguments: object) -> object:
+    def check_objects(*arguments: object) -> object:
         gone.unlink(missing_ok=True)
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(native, "digest_files", digest_files)
+    monkeypatch.setattr(native, "check_objects", check_objects)
     result = check(full, threads=1)
     assert result.problems == []
     assert result.objects == len(CONTENTS) + 1
@@ -356,10 +356,10 @@ def test_what_vanishes_meanwhile_is_no_problem(full: DirectoryStore, monkeypatch
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is settled in a batch."""
 
-    def digest_files(_root: int, wanted: list[object], *_: object) -> list[None]:
-        return [None] * len(wanted)
+    def check_objects(_prefixes: object, _digests: object, _ends: object, first: int, end: int, *_: object) -> bytes:
+        return bytes(end - first)
 
-    monkeypatch.setattr(native, "digest_files", digest_files)
+    monkeypatch.setattr(native, "check_objects", check_objects)
 
 
 @pytest.mark.usefixtures("one_by_one")
@@ -406,7 +406,7 @@ def test_an_error_in_a_thread_stops_all(full: DirectoryStore, monkeypatch: pytes
     def fail(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(native, "digest_files", fail)
+    monkeypatch.setattr(native, "check_objects", fail)
     with pytest.raises(MemoryError):
         check(full, threads=2)
 
@@ -465,9 +465,9 @@ def test_with_fs_verity(tmp_path: Path) -> None:
             with StoreWriter(store, fs_verity="auto") as writer:
                 for data in CONTENTS[:5]:
                     writer.add_bytes(data)
-            fd = store.open(DIGESTS[0])
-            sealed = kernel_verity.measure(fd) is not None
-            os.close(fd)
+            found = store.open(DIGESTS[0])
+            sealed = kernel_verity.measure(found.fileno()) is not None
+            found.close()
             if not sealed:
                 pytest.skip("the kernel has no fs-verity")
             result = check(store, measure=True)

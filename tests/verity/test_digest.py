@@ -20,6 +20,7 @@ from cfstools.verity import (
     Algorithm,
     CopyFailed,
     MerkleHasher,
+    ObjectId,
     Params,
     digest_bytes,
     digest_file,
@@ -290,19 +291,19 @@ def test_limit_messages() -> None:
 
 
 def test_algorithms() -> None:
-    assert Algorithm.from_number(2) is Algorithm.from_digest_size(64)
+    assert Algorithm.from_number(2) is ObjectId.of(bytes(64)).algorithm
     assert (Algorithm.SHA256.number, Algorithm.SHA256.digest_size, Algorithm.SHA256.hash_block) == (1, 32, 64)
     assert (Algorithm.SHA512.number, Algorithm.SHA512.digest_size, Algorithm.SHA512.hash_block) == (2, 64, 128)
     assert Algorithm.SHA256.new(b"abc").digest().hex().startswith("ba7816bf")
     with pytest.raises(UsageError, match="unknown fs-verity hash algorithm 3"):
         Algorithm.from_number(3)
     with pytest.raises(UsageError, match="a digest of 20 bytes"):
-        Algorithm.from_digest_size(20)
+        ObjectId.of(bytes(20))
 
 
 def test_formatted_digest(tmp_path: Path) -> None:
     digest = verity.digest_bytes(b"data")
-    formatted = verity.formatted_digest(digest)
+    formatted = verity.formatted_digest(ObjectId(Algorithm.SHA256, digest))
     assert formatted == b"FSVerity\x01\x00\x20\x00" + digest
     if shutil.which("fsverity"):
         path = tmp_path / "f"
@@ -327,10 +328,13 @@ def test_object_path() -> None:
     assert verity.object_path(bytes.fromhex("0f" * 64)) == b"0f/" + b"0f" * 63
 
 
-def test_parse_digest() -> None:
+def test_object_ids() -> None:
     short, long = "Ab" * 32, "cd" * 64
-    assert verity.parse_digest(short) == verity.parse_digest("sha256:" + short) == b"\xab" * 32
-    assert verity.parse_digest(long) == verity.parse_digest("sha512:" + long) == b"\xcd" * 64
+    assert ObjectId.parse(short) == ObjectId.parse("sha256:" + short) == (Algorithm.SHA256, b"\xab" * 32)
+    assert ObjectId.parse(long) == ObjectId.parse("sha512:" + long) == (Algorithm.SHA512, b"\xcd" * 64)
+    assert str(ObjectId.parse(short)) == "sha256:" + "ab" * 32
+    assert ObjectId.parse(short).path == b"ab/" + b"ab" * 31
+    assert ObjectId.parse(long).params == Params(algorithm=Algorithm.SHA512)
     for text, message in [
         ("", "0 hexadecimal digits instead of 64 or 128"),
         ("ab" * 20, "40 hexadecimal digits"),
@@ -340,7 +344,7 @@ def test_parse_digest() -> None:
         (short + "\n", "hexadecimal digits expected"),
     ]:
         with pytest.raises(UsageError, match=message):
-            verity.parse_digest(text)
+            ObjectId.parse(text)
 
 
 # Large files, in segments

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from cfstools.store import DirectoryStore, MemoryStore, Store, StoreChain, Store
 from cfstools.tree import Directory, External, HardLink, RegularFile, Socket, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from cfstools.view import PIECE, View
+from cfstools.view.contents import MARK
+from cfstools.workers import Workers
 
 LARGE = bytes(range(256)) * (PIECE // 256 * 2) + b"and a bit more"
 
@@ -154,11 +157,8 @@ def test_contents_are_read_whole(size: int, algorithm: Algorithm) -> None:
     with view.open(inode, b"/f") as contents:
         assert contents.size == size
         contents.check()
-        fd = contents.fd
-        assert fd is not None
+        assert contents.fileno() is None
     contents.close()
-    with pytest.raises(OSError):
-        os.fstat(fd)
 
 
 def test_contents_in_the_image() -> None:
@@ -166,7 +166,8 @@ def test_contents_in_the_image() -> None:
     for inode, data in [(file(b"inline"), b"inline"), (file(b""), b""), (file(External(None, None), 0), b"")]:
         assert read(view, inode) == data
         with view.open(inode, b"/f") as contents:
-            assert contents.fd is None
+            assert contents.fileno() is None
+            assert contents.read(0, 99) == data
             contents.check()
 
 
@@ -275,28 +276,36 @@ def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
     assert said.endswith("not a regular file")
 
 
-@pytest.mark.parametrize("way", ["pieces", "check", "stat"])
-def test_reading_may_fail(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    store = MemoryStore()
-    store.add(b"data")
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[DirectoryStore]:
+    with DirectoryStore(bytes(tmp_path / "objects"), create=True) as opened:
+        with StoreWriter(opened) as writer:
+            for data in (b"data", LARGE):
+                writer.add_bytes(data)
+        yield opened
 
+
+@pytest.mark.parametrize("way", ["pieces", "check", "large", "stat", "read"])
+def test_reading_may_fail(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     def fail(*_args: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    with View(directory(), store).open(external(b"data"), b"/f") as contents:
-        place, name = {"pieces": (os, "pread"), "check": (native, "digest_range"), "stat": (os, "fstat")}[way]
+    with View(directory(), store).open(external(LARGE if way == "large" else b"data"), b"/f") as contents:
+        place, name = {"large": (native, "digest_range"), "stat": (os, "fstat")}.get(way, (os, "pread"))
         monkeypatch.setattr(place, name, fail)
-        reading: Callable[[], object] = contents.check if way != "pieces" else lambda: list(contents.pieces())
+        ways: dict[str, Callable[[], object]] = {
+            "pieces": lambda: list(contents.pieces()),
+            "read": lambda: contents.read(0, 4),
+            "stat": lambda: contents.has_holes,
+        }
         with pytest.raises(StoreError, match=r"^/f: object .* cannot be read: (cannot read: )?Input/output error$"):
-            reading()
+            ways.get(way, contents.check)()
         monkeypatch.undo()
 
 
-def test_short_reads_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_are_made_whole(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 100_000), offset))
-    store = MemoryStore()
-    store.add(LARGE)
     inode = external(LARGE)
     view = View(directory(), store)
     with view.open(inode, b"/f") as contents:
@@ -307,20 +316,17 @@ def test_short_reads_are_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"has {len(LARGE)} bytes instead of" in complaint(view, longer)
 
 
-def test_what_the_kernel_guards_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_guards_is_not_hashed(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not every machine has fs-verity, so its answer is given here; the kernel would refuse the damaged reads."""
-    store: Store = MemoryStore()
     inode = external(b"data")
-    assert isinstance(store, MemoryStore)
-    assert isinstance(inode.content, External)
-    digest = inode.content.digest
-    assert digest is not None
-    store._objects[digest] = b"else"
+    digest = digest_bytes(b"data")
+    Path(store.describe(digest)).write_bytes(b"else")
     view = View(directory(), store)
     monkeypatch.setattr(kernel_verity, "measure", lambda _fd: (1, digest))
     assert read(view, inode) == b"else"
     with view.open(inode, b"/f") as contents:
         contents.check()
+        assert contents.read(1, 2) == b"ls"
     for answer in [(2, digest), (1, bytes(32)), None]:
         monkeypatch.setattr(kernel_verity, "measure", lambda _fd, answer=answer: answer)
         assert "is damaged" in complaint(view, inode)
@@ -330,3 +336,71 @@ def test_what_the_kernel_guards_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(kernel_verity, "measure", fail)
     assert "is damaged" in complaint(view, inode)
+
+
+# Random reads
+
+
+SPANS = [(0, 1), (0, MARK), (1, MARK), (MARK - 1, 2), (PIECE - 5, MARK + 10), (len(LARGE) - 3, 99), (len(LARGE), 1)]
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("in_file", [True, False])
+def test_random_reads(tmp_path: Path, algorithm: Algorithm, in_file: bool) -> None:
+    params = Params(algorithm=algorithm)
+    with DirectoryStore(bytes(tmp_path / "objects"), create=True) as on_disk:
+        memory = MemoryStore()
+        memory.add(LARGE, params)
+        with StoreWriter(on_disk, params=params) as writer:
+            writer.add_bytes(LARGE)
+        stores: Store = on_disk if in_file else memory
+        with View(directory(), stores).open(external(LARGE, params=params), b"/f") as contents:
+            for offset, count in SPANS:
+                assert contents.read(offset, count) == LARGE[offset : offset + count], (offset, count)
+
+
+def test_threads_share_random_reads(store: DirectoryStore) -> None:
+    chance = random.Random(1)
+    spans = [(chance.randrange(len(LARGE)), chance.randrange(1, MARK * 2)) for _ in range(200)]
+    with View(directory(), store).open(external(LARGE), b"/f") as contents, Workers(4, "read") as workers:
+        calls = [workers.submit(contents.read, *span) for span in spans]
+        for (offset, count), call in zip(spans, calls, strict=True):
+            assert call.result() == LARGE[offset : offset + count]
+
+
+@pytest.mark.parametrize("size", [len(LARGE) - 1, len(LARGE) + 1, len(LARGE)])
+def test_random_reads_give_nothing_of_a_damaged_object(store: DirectoryStore, size: int) -> None:
+    path = Path(store.describe(digest_bytes(LARGE)))
+    path.write_bytes((LARGE[:-1] + b"?!")[:size])
+    with View(directory(), store).open(external(LARGE), b"/f") as contents:
+        for offset in (0, PIECE, 0):
+            with pytest.raises(CheckFailed, match=r"^/f: object .* (is damaged: its|has )"):
+                contents.read(offset, 1)
+
+
+def test_what_changes_after_the_check_is_not_given_out(store: DirectoryStore) -> None:
+    path = Path(store.describe(digest_bytes(LARGE)))
+    with View(directory(), store).open(external(LARGE), b"/f") as contents:
+        assert contents.read(0, 9) == LARGE[:9]
+        with path.open("r+b") as changed:
+            changed.seek(PIECE)
+            changed.write(b"?")
+        assert contents.read(0, 9) == LARGE[:9]
+        with pytest.raises(CheckFailed, match=r"^/f: object .* was changed after it was checked$"):
+            contents.read(PIECE + 5, 9)
+        os.truncate(path, 5)
+        with pytest.raises(CheckFailed, match="changed"):
+            contents.read(0, 9)
+
+
+def test_random_reads_without_a_digest() -> None:
+    store = MemoryStore()
+    store.put(b"lib/file", b"data")
+    view = View(directory(), store)
+    with view.open(file(External(None, b"lib/file"), 4), b"/f") as contents:
+        assert contents.read(1, 9) == b"ata"
+    with (
+        view.open(file(External(None, b"lib/file"), 5), b"/f") as contents,
+        pytest.raises(CheckFailed, match="4 bytes"),
+    ):
+        contents.read(1, 1)

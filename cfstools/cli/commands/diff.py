@@ -20,7 +20,7 @@ from cfstools.cli.text import size_text
 from cfstools.errors import CheckFailed, UsageError
 from cfstools.text import counted
 from cfstools.tree.diff import Aspect
-from cfstools.verity import Algorithm, parse_digest
+from cfstools.verity import Algorithm, ObjectId
 
 _STDIO = b"-"
 _FORMAT = "format"
@@ -138,7 +138,7 @@ def diff(
 def _expect(session: Session, a: bytes, digest: str, threads: int | None, *, as_json: bool) -> bool:
     report = run_expect(
         a,
-        parse_digest(digest),
+        ObjectId.parse(digest).digest,
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer if a == _STDIO else None,
         progress=session.progress(),

@@ -11,7 +11,7 @@ from cfstools.cli.output import print_json_lines, print_line, write_lines
 from cfstools.cli.params import PATH, examples, json_lines_option, zero_option
 from cfstools.cli.session import Session
 from cfstools.errors import UsageError, shown_path
-from cfstools.verity import Algorithm, Params, formatted_digest
+from cfstools.verity import Algorithm, ObjectId, Params, formatted_digest
 
 
 @click.command(
@@ -60,7 +60,7 @@ def digest(
         print_json_lines({**report.to_dict(), "path": shown_path(report.path)} for report in reports)
         return
     for report in reports:
-        value = formatted_digest(report.digest) if for_builtin_sig else report.digest
+        value = formatted_digest(ObjectId(params.algorithm, report.digest)) if for_builtin_sig else report.digest
         text = value.hex() if for_builtin_sig or compact else f"{report.algorithm}:{value.hex()}"
         if zero:
             write_lines([text.encode() + (b"" if compact else b" " + report.path) + b"\0"])

@@ -13,7 +13,7 @@ from cfstools.cli.params import PATH, examples, json_option, store_option
 from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.mount import HelperOptions, Layers, ObjectCheck, parse_options
-from cfstools.verity import parse_digest
+from cfstools.verity import ObjectId
 
 if TYPE_CHECKING:
     from cfstools.signing.keys import PublicKey
@@ -129,7 +129,7 @@ def _digest(digest: str | None, more: HelperOptions) -> bytes | None:
         raise UsageError("--digest and -o digest= say the same thing twice: choose one")
     # An empty digest= asks for checked objects and no more, as it does with mount.composefs.
     text = digest if digest is not None else more.digest or None
-    return None if text is None else parse_digest(text)
+    return None if text is None else ObjectId.parse(text).digest
 
 
 def _verity(verity: str | None, more: HelperOptions) -> api.VerityMode:

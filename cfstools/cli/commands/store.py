@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cfstools.cli.output import print_json, print_line, print_lines
-from cfstools.cli.params import PATH, examples, json_option
+from cfstools.cli.params import PATH, STORE, examples, json_option
 from cfstools.cli.session import Session
 from cfstools.cli.text import size_text
 from cfstools.cli.waiting import Duration, lock_timeout_option, no_wait_option, waiting
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _store_option(function: F) -> F:
-    return click.option("--store", type=PATH, required=True, metavar="DIR", help="The object store.")(function)
+    return click.option("--store", type=STORE, required=True, metavar="DIR", help="The object store.")(function)
 
 
 @click.group()

@@ -16,7 +16,7 @@ from cfstools.errors import CheckFailed, UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.signing import KeyState, Verdict
 from cfstools.text import counted
-from cfstools.verity import parse_digest
+from cfstools.verity import ObjectId
 
 if TYPE_CHECKING:
     from cfstools.signing.keys import PublicKey
@@ -109,7 +109,7 @@ def _expected(digest: str | None, digest_file: bytes | None, image: bytes) -> by
     if digest is not None and digest_file is not None:
         raise UsageError("--digest and --digest-file contradict each other")
     if digest is not None:
-        return parse_digest(digest)
+        return ObjectId.parse(digest).digest
     if digest_file is not None:
         from cfstools.api.digest_file import read_digest_file
 
