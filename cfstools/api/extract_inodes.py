@@ -172,7 +172,7 @@ class InodeWriter:
             tally.add(noted)
 
     def _fill(self, fd: int, contents: Contents, tally: Tally) -> None:
-        if (source := contents.fileno()) is not None and self._clone(source, fd):
+        if not contents.in_image and self._clone(contents.fileno(), fd):
             contents.check(fd, progress=self._progress)
             tally.done["bytes_cloned"] += contents.size
             return
@@ -184,12 +184,11 @@ class InodeWriter:
                 self.advance(len(piece))
         tally.done["bytes_copied"] += contents.size
 
-    def _clone(self, source: int, fd: int) -> bool:
+    def _clone(self, source: int | None, fd: int) -> bool:
         wanted = self._options.contents
         if wanted is CopyMode.COPY:
             return False
-        device = os.fstat(source).st_dev
-        if device not in self._no_clones:
+        if source is not None and (device := os.fstat(source).st_dev) not in self._no_clones:
             if files.reflink(source, fd):
                 return True
             self._no_clones.add(device)

@@ -26,9 +26,10 @@ MARK = 128 << 10
 class Contents:
     """The contents of one file, open until :meth:`close`; use it as a context manager.
 
-    ``size`` is what the image says. *found* is read and closes with the contents; *wanted* is the digest it must have,
-    ``None`` where the image names none: then only the length is compared. *describe* says where the object is, for
-    messages; without it *found* holds bytes of the image itself, which are not compared.
+    ``size`` is what the image says, ``in_image`` whether it holds the bytes itself. *found* is read and closes with the
+    contents; *wanted* is the digest it must have, ``None`` where the image names none: then only the length is
+    compared. *describe* says where the object is, for messages; without it *found* holds bytes of the image itself,
+    which are not compared.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Contents:
         self._path = path
         self._object = found
         self._wanted = wanted
-        self._in_image = describe is None
+        self.in_image = describe is None
         self._describe = describe or str
         self._lock = threading.Lock()
         # Of an object that was checked for random reads: a hash for every MARK bytes, none where the kernel checks.
@@ -71,7 +72,7 @@ class Contents:
         So a file of up to ``PIECE`` bytes is never given out wrong. Raises :class:`CheckFailed` where length or
         digest are not what the image says, :class:`StoreError` when reading fails.
         """
-        if self._in_image:
+        if self.in_image:
             if self._object.size:
                 yield self._object.read(0, self._object.size)
             return
@@ -101,7 +102,7 @@ class Contents:
         count = min(count, self.size - offset)
         if count <= 0:
             return b""
-        if self._in_image:
+        if self.in_image:
             return self._object.read(offset, count)
         marks = self._checked_marks()
         if not marks:
@@ -150,7 +151,7 @@ class Contents:
 
         What the kernel guards with the right digest is not read. ``progress`` is advanced in bytes read.
         """
-        if self._in_image:
+        if self.in_image:
             return
         try:
             found = self._object if fd is None else FileObject(fd, os.fstat(fd).st_size)
