@@ -413,7 +413,7 @@ def test_a_build_that_fails_keeps_what_it_read(builder: Builder) -> None:
     fill(source)
     script = (
         "import os, sys\nfrom cfstools.api.build import *\nmodule = sys.modules['cfstools.api.build']\n"
-        "module.plan_image = None\nfrom cfstools.store import cache\ncache.RACY_NS = 0\n"
+        "module.ImageOutput.write = None\nfrom cfstools.store import cache\ncache.RACY_NS = 0\n"
         "source, store, place = map(os.fsencode, sys.argv[1:])\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "try: module.build(source, None, stores=[store], objects=ObjectOptions(cache=place))\n"
