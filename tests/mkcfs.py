@@ -10,6 +10,21 @@ from pathlib import Path
 from tests.reference import Completed
 
 COMMAND = [sys.executable, "-m", "cfstools.cli"]
+NOBODY = 65534
+
+# The interpreter itself may be out of the reach of ordinary users: start it and load everything first, then give up
+# all rights.
+AS_NOBODY = f"""
+import hashlib, importlib, json, locale, os, pkgutil, sys, traceback
+import cfstools.cli.app
+for module in pkgutil.walk_packages(cfstools.__path__, "cfstools."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+sys.exit(cfstools.cli.app.run())
+"""
 
 
 def mkcfs(*words: str | bytes | Path, stdin: bytes = b"", check: bool = True) -> Completed:

@@ -19,19 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.compat.mounted import differences
-from tests.mkcfs import COMMAND, mkcfs, unmeasured
-
-NOBODY = 65534
-
-# The interpreter itself may be out of the reach of ordinary users: start it first, then give up all rights.
-AS_NOBODY = f"""
-import hashlib, json, locale, os, sys
-import cfstools.cli.app, cfstools.cli.commands.extract, cfstools.store.chain, cfstools.store.directory
-os.setgroups([])
-os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
-os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-sys.exit(cfstools.cli.app.run())
-"""
+from tests.mkcfs import AS_NOBODY, COMMAND, NOBODY, mkcfs, unmeasured
 
 
 @pytest.fixture

@@ -19,22 +19,10 @@ from cfstools import api
 from cfstools.linux import mount as linux
 from cfstools.linux import verity as kernel_verity
 from tests.compat.mounted import differences
-from tests.mkcfs import mkcfs, unmeasured
+from tests.mkcfs import AS_NOBODY, NOBODY, mkcfs, unmeasured
 from tests.mounts import mounts_below, unmount_below
 
 pytestmark = pytest.mark.kernel
-
-NOBODY = 65534
-
-# The interpreter itself may be out of the reach of ordinary users: start it first, then give up all rights.
-AS_NOBODY = f"""
-import os, sys
-import locale, cfstools.cli.app, cfstools.cli.commands.mount
-os.setgroups([])
-os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
-os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-sys.exit(cfstools.cli.app.run())
-"""
 
 
 def fill(place: Path) -> None:
