@@ -17,18 +17,30 @@ _EC = bytes.fromhex("2a8648ce3d0201")
 _UNCOMPRESSED = 4
 
 
+def check_curve(stored: bytes, *, public: bool) -> None:
+    """Refuse a SubjectPublicKeyInfo, or else a PKCS#8, with explicit parameters. Raises KeyUnusable, ValueError.
+
+    To be called before cryptography reads the key: some versions refuse it without a reason.
+    """
+    first, second, *_ = der.sequence(stored)
+    algorithm = first if public else second
+    identifier, *parameters = der.sequence(algorithm.whole)
+    if identifier.content == _EC and parameters and parameters[0].tag == der.SEQUENCE:
+        _refuse_parameters("-pubin " if public else "")
+
+
 def check_public(stored: bytes, canonical: bytes) -> None:
     """Compare the SubjectPublicKeyInfo of a file with the one the id is made of. Raises KeyUnusable, ValueError."""
     if stored != canonical:
         algorithm, key = der.sequence(stored)
-        _refuse(algorithm, key, "-pubin ")
+        _refuse(algorithm, key)
 
 
 def check_private(stored: bytes, canonical: bytes) -> None:
     """Compare the algorithm in a PKCS#8 with that of its *canonical* SubjectPublicKeyInfo. Raises likewise."""
     _version, algorithm, *_ = der.sequence(stored)
     if algorithm.whole != der.sequence(canonical)[0].whole:
-        _refuse(algorithm, None, "")
+        _refuse(algorithm, None)
 
 
 def check_traditional(stored: bytes) -> None:
@@ -44,13 +56,11 @@ def public_of_certificate(to_be_signed: bytes) -> bytes:
     return parts[6 if parts[0].tag == der.CONTEXT_0 else 5].whole
 
 
-def _refuse(algorithm: Element, key: Element | None, public: str) -> NoReturn:
-    identifier, *parameters = der.sequence(algorithm.whole)
+def _refuse(algorithm: Element, key: Element | None) -> NoReturn:
+    identifier, *_ = der.sequence(algorithm.whole)
     if identifier.content == _RSA_PSS:
         hint = "`openssl genpkey -algorithm RSA` makes one without that restriction"
         raise KeyUnusable("the RSA key is restricted to PSS, and signatures here are PKCS#1 v1.5", hint=hint)
-    if identifier.content == _EC and parameters and parameters[0].tag == der.SEQUENCE:
-        _refuse_parameters(public)
     if identifier.content == _EC and key is not None and key.content[1:2] != bytes((_UNCOMPRESSED,)):
         hint = "`openssl pkey -pubin -in KEY -ec_conv_form uncompressed -out NEW.pem` writes it so"
         raise KeyUnusable("the EC key's point is not in the uncompressed form, which its id is made of", hint=hint)

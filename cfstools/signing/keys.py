@@ -225,10 +225,12 @@ def _private(label: str, block: bytes, encrypted: Encrypted | None, passphrase: 
     """The key of a PEM block. Raises KeyUnusable, and for a damaged one whatever cryptography does."""
     if passphrase is None or (encrypted is not None and encrypted.is_known):
         plain = _der(block) if encrypted is None or passphrase is None else encrypted.decrypt(passphrase)
-        key = _fit(serialization.load_der_private_key(plain, None))
         if label == "EC PRIVATE KEY":
             forms.check_traditional(plain)
         elif label != "RSA PRIVATE KEY":
+            forms.check_curve(plain, public=False)
+        key = _fit(serialization.load_der_private_key(plain, None))
+        if label not in {"EC PRIVATE KEY", "RSA PRIVATE KEY"}:
             forms.check_private(plain, key.verifier.der)
         return key
     key = _fit(serialization.load_pem_private_key(block, passphrase))
@@ -255,6 +257,8 @@ def load_public_key(data: bytes) -> PublicKey:
         return certificate_key(load_certificate(block))
     with _translated("the public key is damaged or not supported"):
         stored = _der(block)
+        if label == "PUBLIC KEY":
+            forms.check_curve(stored, public=True)
         key = _public(serialization.load_der_public_key(stored))
         if label == "PUBLIC KEY":
             forms.check_public(stored, key.der)
@@ -273,8 +277,10 @@ def load_certificate(data: bytes) -> x509.Certificate:
 def certificate_key(certificate: x509.Certificate) -> PublicKey:
     """The key that *certificate* is for; ``KeyUnusable`` if it is not fit for use."""
     with _translated("the key of the certificate is damaged or not supported"):
+        stored = forms.public_of_certificate(certificate.tbs_certificate_bytes)
+        forms.check_curve(stored, public=True)
         key = _public(certificate.public_key())
-        forms.check_public(forms.public_of_certificate(certificate.tbs_certificate_bytes), key.der)
+        forms.check_public(stored, key.der)
     return key
 
 
