@@ -85,7 +85,7 @@ class Durability:
 
     def _sync_directories(self, prefixes: Collection[bytes]) -> None:
         for prefix in sorted(prefixes):
-            _sync_directory(prefix, self._store.fd)
+            _sync_open(os.open(prefix, _DIRECTORY, dir_fd=self._store.fd))
         os.fsync(self._store.fd)  # some of them may be new
         if self._is_new:
             self._sync_parents()
@@ -99,14 +99,15 @@ class Durability:
                 above = os.stat(path, dir_fd=self._store.fd)
                 if above.st_dev != here.st_dev or above.st_ino == here.st_ino:
                     return
-                _sync_directory(path, self._store.fd)
+                fd = os.open(path, _DIRECTORY, dir_fd=self._store.fd)
             except PermissionError:
                 return  # what cannot be read was not made by this user
+            _sync_open(fd)
             here, path = above, path + b"/.."
 
 
-def _sync_directory(path: bytes, dir_fd: int) -> None:
-    fd = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+def _sync_open(fd: int) -> None:
+    """Sync a directory and close it."""
     try:
         os.fsync(fd)
     finally:
