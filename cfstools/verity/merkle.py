@@ -92,7 +92,7 @@ class MerkleHasher:
         level = 0
         # What follows the subtrees of the levels above.
         rests: list[tuple[int, bytes]] = []
-        while left:
+        while True:
             if level == len(self._levels):
                 self._levels.append(bytearray())
             pending, digest = self._levels[level], next(zeros)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.errors import CheckFailed, Exhausted, InputError, StoreError, os_error
+from cfstools.errors import CheckFailed, Exhausted, InputError, StoreError, os_error, raise_exhausted
 from cfstools.store.base import store_error
 from tests.mkcfs import mkcfs, unmeasured
 
@@ -90,3 +90,16 @@ def test_such_errors_are_not_about_what_was_looked_at(number: int) -> None:
         assert not isinstance(made, InputError | StoreError | CheckFailed)
         assert made.exit_code == 1
     assert type(os_error(OSError(errno.EIO, "broken"), "cannot read")) is InputError
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_not_about_what_was_looked_at_either(number: int) -> None:
+    with pytest.raises(Exhausted, match="object: cannot write: "):
+        raise_exhausted(OSError(number, os.strerror(number)), "cannot write", "object")
+    raise_exhausted(OSError(errno.EIO, "broken"), "cannot write", "object")
+
+
+def test_notes_stay() -> None:
+    error = OSError(errno.EIO, "broken")
+    error.add_note("left behind")
+    assert os_error(error, "cannot read").__notes__ == ["left behind"]

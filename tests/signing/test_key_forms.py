@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import CfsError, KeyUnusable, LimitExceeded, PassphraseNeeded
-from cfstools.signing import der, encryption, sign_envelope
+from cfstools.signing import der, encryption, forms, sign_envelope
 from cfstools.signing.encryption import MAX_ROUNDS, ROUNDS, read_encrypted
 from cfstools.signing.keys import KeyType, PrivateKey, _der, load_private_key, load_public_key
 from tests.bounds import bounded
@@ -295,3 +295,19 @@ def test_damaged_encodings_are_refused(cut: int, ed25519: PrivateKey) -> None:
         except CfsError:
             continue
         raise AssertionError(key)
+
+
+def test_bodies_and_hashes_that_no_encrypted_key_has() -> None:
+    scheme = der.made(der.SEQUENCE, der.made(6, encryption._PBES2))
+    with pytest.raises(ValueError, match="no encrypted data"):
+        encryption.read_encrypted(der.made(der.SEQUENCE, scheme, der.made_number(1)))
+    unknown = der.made(der.SEQUENCE, der.made(6, b"\x2a"))
+    parameters = der.made(der.SEQUENCE, der.made(der.OCTET_STRING, b"salt"), der.made_number(1), unknown)
+    with pytest.raises(ValueError, match="unknown hash"):
+        encryption._pbkdf2(der.sequence(parameters))
+
+
+def test_an_encoding_that_has_no_other_reason() -> None:
+    stored = der.made(der.SEQUENCE, der.made(der.SEQUENCE, der.made(6, b"\x2a")), der.made(3, b"\0key"))
+    with pytest.raises(KeyUnusable, match="not encoded as its id needs it"):
+        forms.check_public(stored, b"")

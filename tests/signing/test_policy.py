@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -89,6 +90,12 @@ def test_a_stranger_is_not_counted() -> None:
     assert check(THREE, ED25519, generate(), threshold=2).state is Verdict.UNKNOWN_KEY
     with pytest.raises(SignatureInvalid, match="unknown keys"):
         report.require()
+
+
+def test_many_strangers_are_not_all_named() -> None:
+    report = check(with_entries(ONE, *({"keyid": f"{number:02}", "sig": "AAAA"} for number in range(20))), P256)
+    assert report.state is Verdict.UNKNOWN_KEY
+    assert re.search(r"made by unknown keys: 00, .*, and \d+ more;", report.problems[0])
 
 
 def test_a_stranger_without_or_with_a_wild_key_id() -> None:

@@ -428,3 +428,32 @@ def test_blocks_larger_than_a_segment(tmp_path: Path) -> None:
     params = Params(block_size=1 << 24)
     (tmp_path / "file").write_bytes(b"data")
     assert digest_file((tmp_path / "file").as_posix(), params) == digest_bytes(b"data", params)
+
+
+@pytest.mark.parametrize("blocks", [1, 127, 128, 129, 128 * 3, 128 * 128, 128 * 128 + 1])
+@pytest.mark.parametrize("before", [0, 1, 127])
+def test_zeros_are_appended_as_data_is(blocks: int, before: int) -> None:
+    hasher = MerkleHasher(DEFAULT)
+    head = b"x" * 4096 * before
+    hasher.update(head)
+    hasher.update_zeros(4096 * blocks)
+    assert hasher.digest() == digest_bytes(head + bytes(4096 * blocks))
+
+
+def test_a_copy_that_cannot_grow(tmp_path: Path) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"")
+    with path.open("rb") as file, pytest.raises(CopyFailed):
+        verity_files._set_size(file.fileno(), 1)
+
+
+def test_a_file_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+
+    def broken(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(verity_files, "state_of", broken)
+    with pytest.raises(InputError, match=f"{path}: cannot read: Input/output error"):
+        digest_file(str(path))

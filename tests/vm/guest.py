@@ -103,7 +103,8 @@ def sealed_image(
     image = place / "image.cfs"
     first = place / stores[0]
     words = [word for name in without for word in ("--exclude", f"/{name}")]
-    words += ["--store", str(first), "--verity", "require", "--print-digest"]
+    # The cache would lie inside of the Debian root.
+    words += ["--store", str(first), "--verity", "require", "--print-digest", "--no-cache"]
     digest = mkcfs("build", source or tree(place), image, *words).strip()
     for number, path in enumerate(objects(first)):
         target = place / stores[number % len(stores)] / path.parent.name / path.name

@@ -339,3 +339,8 @@ def test_a_directory_without_inline_tail_ends_with_its_size() -> None:
 def test_dirent_offsets_in_the_helper_agree_with_the_reader() -> None:
     offset = dirent_offset(SAMPLE, b"dir", b"sub")
     assert fmt.DIRENT.unpack_from(SAMPLE, offset)[0] == find(SAMPLE, b"dir/sub").nid
+
+
+def test_a_head_that_is_too_short() -> None:
+    with pytest.raises(ImageError, match="4095 bytes are too few for an image"):
+        reader.check_head(bytes(4095), 4095)
