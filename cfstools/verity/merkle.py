@@ -93,8 +93,6 @@ class MerkleHasher:
         # What follows the subtrees of the levels above.
         rests: list[tuple[int, bytes]] = []
         while True:
-            if level == len(self._levels):
-                self._levels.append(bytearray())
             pending, digest = self._levels[level], next(zeros)
             begun = len(pending) // len(digest) % in_block
             fill = min(left, -begun % in_block)
