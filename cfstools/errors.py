@@ -9,21 +9,86 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from cfstools import text
+from cfstools.text import printable, shown_path, without_secrets
 
-shown_path = text.shown_path
-"""What errors name files with; here because whoever names one raises one."""
+
+class Remedy:
+    """What an error may advise to use, as callers of the library write it.
+
+    The command has options and verbs instead, and spells each of these as one of them (``cfstools.cli.hints``). They
+    are no ``Enum``, which would take longer to make than the rest of this module, at the start of every command.
+    """
+
+    ALLOW_DUPLICATES = "LayerRules.allow_duplicates"
+    ATTACH = "attach=True"
+    BUILD = "build()"
+    AUTHORITIES = "NetworkOptions.authorities"
+    EXTRACT = "extract()"
+    FORGET = "forget"
+    FORGET_MISSING = "forget_missing=True"
+    FSCK = "fsck()"
+    KEEP = "keep"
+    KEEP_DIRS = "keep_dirs"
+    LAYER_STORES = "Layers.stores"
+    MAX_ENTRIES = "LayerRules.max_entries"
+    MAX_RATIO = "DecompressionLimits.ratio"
+    MAX_UNPACKED = "DecompressionLimits.total or TarLimits.holes"
+    MAX_WINDOW = "DecompressionLimits.window"
+    METHOD_FUSE = "Method.FUSE"
+    MIRRORS = "mirrors"
+    NO_DEVICES = "devices=False"
+    NO_IMAGES = "no_images"
+    NO_OWNERS = "owners=False"
+    NO_XATTRS = "XattrPolicy.NONE"
+    ONE_THREAD = "threads=1"
+    PLAIN_HTTP = "RegistryOptions.plain_http"
+    PLATFORM = "platform"
+    REMOVE_SIGNATURES = "remove_signatures()"
+    REQUIRE_VERITY = "VerityMode.REQUIRE"
+    RUN = "run()"
+    SHARED = "shared=True"
+    STORES = "stores"
+    STORE_PUSH = "push_objects()"
+    USER_XATTRS = "XattrPolicy.USER"
+    VERIFY = "verify()"
+
+
+class Phrase(str):
+    """Text that names remedies: for ``str`` in the words of the library, with :meth:`spelled` in those of another.
+
+    The template has a ``{}`` for each remedy, and no text from outside.
+    """
+
+    __slots__ = ("_remedies", "_template")
+    _template: str
+    _remedies: tuple[str, ...]
+
+    def __new__(cls, template: str, *remedies: str) -> Self:
+        """Fill the template in the words of the library; *remedies* are attributes of :class:`Remedy`."""
+        phrase = super().__new__(cls, template.format(*remedies))
+        phrase._template, phrase._remedies = template, remedies
+        return phrase
+
+    def spelled(self, words: Mapping[str, str]) -> str:
+        """Fill the template with the *words* for its remedies."""
+        return self._template.format(*[words[remedy] for remedy in self._remedies])
+
+    @property
+    def parts(self) -> tuple[str, tuple[str, ...]]:
+        """The template and its remedies, from which an equal phrase can be made."""
+        return self._template, self._remedies
 
 
 class CfsError(Exception):
     """Base of all deliberate errors: something failed (exit code 1).
 
     ``what`` says what is wrong, ``where`` the place inside the input, ``subject`` the file or object it is
-    about, ``hint`` how to mend it. Notes (``add_note``) say what else the user has to do, such as what to delete.
+    about, ``hint`` how to mend it. A hint that names a parameter or function is a :class:`Phrase`. Notes
+    (``add_note``) say what else the user has to do, such as what to delete.
     """
 
     exit_code: ClassVar[int] = 1
@@ -39,7 +104,7 @@ class CfsError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return text.printable(": ".join(part for part in (self.subject, self.where, self.what) if part))
+        return printable(": ".join(part for part in (self.subject, self.where, self.what) if part))
 
 
 class UsageError(CfsError):
@@ -75,8 +140,47 @@ class SourceChanged(InputError):
     """A file of the source changed or vanished while it was read."""
 
 
-class TransientError(InputError):
-    """Reading from or writing to another place failed in a way that a retry may not meet again."""
+class NetworkError(InputError):
+    """Another host or place could not be reached, refused, or gave an answer that cannot be used.
+
+    The queries and user names of URLs, in which credentials travel, are cut from every text.
+    """
+
+    def __init__(
+        self, what: str, *, where: str | None = None, subject: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(without_secrets(what), where=where, subject=subject and without_secrets(subject), hint=hint)
+
+
+class TransientError(NetworkError):
+    """Reading from or writing to another place failed in a way that a retry may not meet again.
+
+    ``wait`` is how many seconds the other side asks to be left alone, if it says so; ``throttled`` whether it said
+    that there are too many requests.
+    """
+
+    wait: float | None = None
+    throttled = False
+
+
+class AccessDenied(NetworkError):
+    """Another place wants credentials, or other ones."""
+
+
+class NotFound(NetworkError):
+    """Another place has nothing of this name."""
+
+
+class NoTls(NetworkError):
+    """A server does not speak TLS where it was expected to."""
+
+
+class NoRanges(NetworkError):
+    """A server gives no part of something, only the whole."""
+
+
+class ContentsWrong(CheckFailed):
+    """What another place gave is not what was asked for."""
 
 
 class StoreError(CfsError):
@@ -89,6 +193,14 @@ class StoreBusy(StoreError):
 
 class ObjectMissing(StoreError):
     """An object is in none of the stores."""
+
+
+class RemoteStoreError(StoreError, NetworkError):
+    """A store in another place could not be reached, or refused."""
+
+
+class RemoteObjectWrong(StoreError, ContentsWrong):
+    """A store in another place gave other contents than those that the digest names."""
 
 
 class FormatError(CfsError):

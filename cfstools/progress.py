@@ -1,8 +1,8 @@
-"""The observer that long work reports to. The library only calls it; ``cli`` draws it.
+"""The observer to which long work reports progress. The library only calls it; ``cli`` draws it.
 
-Work that takes a while opens a stage, advances it and finishes it. Stages may run at the same time, as downloads do
-beside the hashing of what has arrived; calls may come from any thread. What only advances takes a :class:`Stage`,
-which its caller has opened.
+Long work opens a stage, advances it and finishes it. Several stages may be open at the same time, for example
+downloading and hashing; calls may come from any thread. A function that only advances takes a :class:`Stage` that its
+caller has opened.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Protocol
 
 
 class Stage(Protocol):
-    """One piece of work that is going on."""
+    """One piece of work in progress."""
 
     def advance(self, amount: int, /) -> None:
-        """*amount* more units are done."""
+        """Report *amount* more units as done."""
 
     def finish(self) -> None:
-        """The work is over, whether it succeeded or not."""
+        """Report the end of the work, successful or not."""
 
 
 class Progress(Protocol):
-    """Told which stages there are and how far each of them is."""
+    """Observes the stages of long work."""
 
     def stage(self, name: str, total: int | None, unit: str, /) -> Stage:
-        """Open a stage: its name, its size if known, and its unit (``"B"`` for bytes, ``"file"``, …)."""
+        """Open a stage with its name, its total if known, and its unit (``"B"`` for bytes, ``"file"``, …)."""
 
 
 class _Silent:
-    """Progress that nobody sees, and its only stage."""
+    """A progress observer that ignores everything, and its only stage."""
 
     def stage(self, _name: str, _total: int | None, _unit: str, /) -> _Silent:
         return self
@@ -47,7 +47,7 @@ SILENT = _Silent()
 
 @contextmanager
 def running_stage(progress: Progress, name: str, total: int | None, unit: str) -> Iterator[Stage]:
-    """Open a stage for a block of work, and finish it however the block ends."""
+    """Open a stage for the block and finish it at its end, also after an exception."""
     stage = progress.stage(name, total, unit)
     try:
         yield stage

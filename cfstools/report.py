@@ -1,10 +1,10 @@
-"""Results of verbs as frozen values, and their one JSON form."""
+"""The base class of the results that verbs return, and their JSON form."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from cfstools.values import Value
 
@@ -12,9 +12,9 @@ Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 class Report(Value):
-    """Base of all reports: values whose fields are plain or such values.
+    """Base of all reports: value objects whose fields are plain data or value objects.
 
-    ``schema`` is raised when a field is removed or changes its meaning; new fields do not raise it.
+    ``schema`` is incremented when a field is removed or changes its meaning, but not for new fields.
     """
 
     schema: ClassVar[int] = 1
@@ -26,8 +26,39 @@ class Report(Value):
         return {"schema": self.schema, **body}
 
 
+AnyReport = TypeVar("AnyReport", bound=Report)
+
+
+def from_dict(kind: type[AnyReport], told: Mapping[str, object]) -> AnyReport:
+    """The report of a *kind* that another process has told as JSON values; what the kind has no field for is dropped.
+
+    Its fields must be plain data, lists of texts, or what was left out.
+    """
+    values: dict[str, object] = {}
+    for name in kind._fields:
+        if name in told:
+            value = told[name]
+            values[name] = tuple(map(_from_json, value)) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _from_json(value: object) -> object:
+    return LeftOut(**value) if isinstance(value, dict) else value
+
+
+class LeftOut(Value):
+    """Something of an image that could not be put on disk, or that a mount cannot show.
+
+    *what* it is, of how many names or inodes, and the first of them, escaped as in dump texts, where that is known.
+    """
+
+    what: str
+    count: int
+    first: str | None = None
+
+
 def to_json(value: object) -> Json:
-    """*value* as JSON values: values by field, enums by value, bytes as hexadecimal text."""
+    """Convert to JSON values: value objects by field, enums by value, bytes to hexadecimal text."""
     match value:
         case Enum():
             return to_json(value.value)
@@ -47,7 +78,7 @@ def to_json(value: object) -> Json:
 
 
 class _Items(list[Json]):
-    """A list for the JSON encoder whose items are made as they are written: together they may need much memory."""
+    """A list for the JSON encoder that creates its items lazily, because all of them may need much memory."""
 
     def __init__(self, values: Collection[object]) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""The one reader of JSON from outside: nothing ambiguous, and limits that hold before the text is parsed.
+"""A strict JSON parser that rejects ambiguity and checks limits before parsing, and a canonical writer.
 
-Of two members with one name some readers take the first and others the last; NaN is no JSON; deep nesting exhausts a
-recursive parser's stack, and three bytes (``[],``) become ninety in memory. So all of these are refused.
+Of duplicate member names some parsers use the first and some the last; NaN is not JSON; deep nesting exhausts a
+recursive parser's stack, and three bytes (``[],``) take ninety in memory. All of these are rejected.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Never
 
@@ -18,7 +18,7 @@ from cfstools.values import Value
 
 
 class JsonLimits(Value):
-    """What a text may have at most: bytes, levels of nesting, values, and characters of one string or number."""
+    """Limits of a JSON text: bytes, nesting depth, number of values, characters of a string and of a number."""
 
     size: int
     depth: int
@@ -28,19 +28,27 @@ class JsonLimits(Value):
 
 
 class NotJson(FormatError):
-    """A text is not JSON as it is accepted here."""
+    """A text is not acceptable JSON."""
 
 
-# Possessive, so that a string without an end is passed over once and not again from each of its characters.
+# Possessive, so that an unterminated string is scanned once, not again from each of its characters.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]|,|[-+.0-9A-Za-z]++', re.DOTALL)
 
 
-def parse_json(data: bytes, limits: JsonLimits) -> object:
-    """The value that a JSON text (RFC 8259, UTF-8) holds.
+def _as_it_is(members: dict[str, object]) -> object:
+    return members
 
-    Takes time in proportion to the size. Raises LimitExceeded beyond *limits*, and NotJson for anything that is not
-    JSON, a member name that stands twice in one object, and numbers that JSON does not have or a float cannot hold.
+
+def parse_json(data: bytes, limits: JsonLimits, shrink: Callable[[dict[str, object]], object] = _as_it_is) -> object:
+    """Parse a JSON text (RFC 8259, UTF-8) in linear time.
+
+    What *shrink* makes of an object takes its place at once, so that many of them need less memory.
+
+    Raises LimitExceeded beyond *limits*, and NotJson for invalid JSON, duplicate member names, NaN and infinities, and
+    numbers that overflow a float.
     """
+    import json  # noqa: PLC0415 - most verbs that can read a signature meet none
+
     if len(data) > limits.size:
         raise LimitExceeded(f"a JSON text of {len(data)} bytes is larger than {limits.size}")
     try:
@@ -49,13 +57,25 @@ def parse_json(data: bytes, limits: JsonLimits) -> object:
         raise NotJson(f"not UTF-8 at byte {error.start}") from None
     _check_tokens(text, limits)
     try:
-        return json.loads(text, object_pairs_hook=_members, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(
+            text,
+            object_pairs_hook=lambda pairs: shrink(_members(pairs)),
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except ValueError as error:
         raise NotJson(f"not JSON: {error}") from None
 
 
+def dump_canonical(value: object) -> bytes:
+    """*value* in its one canonical form: members sorted by name, no white space, ASCII only."""
+    import json  # noqa: PLC0415 - most verbs that can read a signature meet none
+
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
 def _check_tokens(text: str, limits: JsonLimits) -> None:
-    """Refuse a text beyond *limits*. Where it is not JSON the parser finds that, not later than it goes astray here."""
+    """Raise LimitExceeded for a text beyond *limits*; invalid JSON is left to the parser."""
     depth = 0
     values = 1
     for token in _TOKEN.finditer(text):
@@ -83,12 +103,12 @@ def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         names = sorted(name for name, _ in pairs)
         twice = next(name for name, after in pairwise(names) if name == after)
-        raise NotJson(f"the key {quoted(twice)} stands twice in one object")
+        raise NotJson(f"the key {quoted(twice)} occurs twice in one object")
     return members
 
 
 def _no_constant(name: str) -> Never:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

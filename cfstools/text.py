@@ -1,12 +1,12 @@
-r"""Bytes and text from outside as people and JSON get them, and counted nouns.
+r"""Escape bytes and text from outside for messages and JSON, and count nouns.
 
-One rule: printable characters stay as they are; of all else, each byte of its UTF-8 is written ``\n``, ``\r``, ``\t``
-or ``\xHH``. Not printable are control characters, line and paragraph separators, all spaces but the common one, what
-turns the direction of writing, what has no width, private and unassigned characters, and bytes that are not UTF-8.
+Printable characters stay as they are; of all others, each UTF-8 byte is written as ``\n``, ``\r``, ``\t`` or ``\xHH``.
+Not printable are control characters, line and paragraph separators, all spaces but U+0020, characters that change the
+writing direction or have no width, private and unassigned characters, and bytes that are not UTF-8.
 
-:func:`shown_path` makes text of a name's bytes and doubles each backslash in it, so the name can be had back from the
-text (the escapes are those of a dump text). :func:`printable` makes text fit to be printed in a line and leaves
-backslashes alone, so that it changes nothing in what is already fit.
+:func:`shown_path` converts the bytes of a name and doubles backslashes, so that the conversion is reversible (the
+escapes are those of a dump text). :func:`printable` makes any text safe to print in a line and keeps backslashes, so
+that printable text does not change.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-# Without width or ink though Python calls them printable: Default_Ignorable_Code_Point of Unicode, and Braille blank.
-# No pattern: compiling one takes longer than everything else here at the start of a command.
+# Invisible, though Python calls them printable: Unicode's Default_Ignorable_Code_Point, and the Braille blank.
+# No regular expression: compiling one takes longer than everything else here at start-up.
 _IGNORABLE = (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(
     chr(code) for codes in _IGNORABLE for code in codes
@@ -24,9 +24,9 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union
 
 
 def shown_path(name: str | bytes | os.PathLike[str]) -> str:
-    r"""A name as text for people and for JSON; the text of bytes names them uniquely.
+    r"""A name as text for messages and JSON; different bytes give different texts.
 
-    A ``str`` is taken for text that is already shown: only what is not printable is escaped.
+    A ``str`` counts as text that was converted already: only unprintable characters are escaped.
     """
     raw = os.fspath(name)
     if isinstance(raw, bytes):
@@ -35,7 +35,7 @@ def shown_path(name: str | bytes | os.PathLike[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """*text* with everything that could disturb a line of output escaped; the result can be encoded as UTF-8."""
+    """*text* with all unprintable characters escaped; the result can be encoded as UTF-8."""
     if text.isprintable() and (text.isascii() or _INVISIBLE.isdisjoint(text)):
         return text
     return "".join([char if is_printable(char) else escaped(char) for char in text])
@@ -47,7 +47,7 @@ def is_printable(char: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    r"""Every character as the escapes of its UTF-8 bytes; surrogates as the bytes Python hides in them, or as UTF-8."""
+    r"""Escape every character by its UTF-8 bytes, a surrogate by the byte that it stands for if it does."""
     return "".join([_NAMED.get(char) or "".join([f"\\x{byte:02x}" for byte in _encoded(char)]) for char in text])
 
 
@@ -58,7 +58,7 @@ def _encoded(char: str) -> bytes:
 
 
 def quoted(text: str, limit: int = 150) -> str:
-    """Text from outside in quotes as part of one line, cut where it would drown the message."""
+    """Text from outside in quotes for a message, truncated to *limit* characters."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     inner = printable(cut.replace("\\", "\\\\").replace("'", "\\x27"))
     return f"'{inner}'"
@@ -67,3 +67,22 @@ def quoted(text: str, limit: int = 150) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """*number* and its noun: ``1 object``, ``2 objects``, ``3 directories``."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
+def without_secrets(text: str) -> str:
+    """*text* without the user names, passwords and queries of the URLs in it, where credentials travel."""
+    if "://" not in text:
+        return text
+    first, *others = text.split("://")
+    return "://".join([first, *map(_without_query, others)])
+
+
+def _without_query(rest: str) -> str:
+    """What follows ``://`` up to the next one: a URL's rest, and more text after it."""
+    end = min((at for at in map(rest.find, " \t\n\r\"'<>\\^`{|}") if at >= 0), default=len(rest))
+    url, after = rest[:end], rest[end:]
+    authority, slash, path = url.partition("/")
+    if "?" in authority or "#" in authority:
+        authority, slash, path = url, "", ""
+    authority = authority.rpartition("@")[2]
+    return (authority + slash + path).partition("?")[0] + after

@@ -1,4 +1,4 @@
-"""Frozen values with named fields."""
+"""The base class of immutable value objects, such as options and reports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NoReturn, Self, dataclass_transform
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Value:
-    """Base of values whose fields are their class's annotations, with its attributes as defaults.
+    """Base of immutable value objects: annotations of the class are the fields, class attributes their defaults.
 
-    They are made with keywords, equal when their classes and fields are, and cannot be changed. This is what a frozen
-    dataclass is too; but that has five methods compiled for it when its module is imported, most of a millisecond, and
-    every command imports dozens. A subclass that defines ``_check`` can refuse values in it.
+    Objects are created with keyword arguments and compare by class and fields. A frozen dataclass does the same, but
+    compiles five methods when its module is imported, which takes almost a millisecond, and every command imports
+    dozens. A subclass can validate its fields in ``_check``.
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
@@ -35,10 +35,10 @@ class Value:
         self._check()
 
     def _check(self) -> None:
-        """Raise an error if the fields are not what they have to be."""
+        """Raise an error if a field is invalid."""
 
     def _replace(self, **changes: Any) -> Self:
-        """The same with some other fields."""
+        """A copy with some fields changed."""
         return type(self)(**{**{name: getattr(self, name) for name in self._fields}, **changes})
 
     def __eq__(self, other: object) -> bool:

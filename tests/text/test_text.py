@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.formats.escape import unescape
-from cfstools.text import counted, printable, quoted, shown_path
+from cfstools.text import counted, printable, quoted, shown_path, without_secrets
 
 # Every kind of character that is not printed, by an example or all of them.
 HOSTILE = [
@@ -120,3 +120,20 @@ def test_quoted() -> None:
 def test_counted() -> None:
     assert [counted(number, "object") for number in (0, 1, 2)] == ["0 objects", "1 object", "2 objects"]
     assert [counted(number, "directory", "directories") for number in (1, 2)] == ["1 directory", "2 directories"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("no URL: a?b@c", "no URL: a?b@c"),
+        ("https://h/p?X-Amz-Signature=1 failed", "https://h/p failed"),
+        ("'https://user:word@h:1/p/@x?q'", "'https://h:1/p/@x'"),
+        ("https://u:p/w@h?q", "https://u:p/w@h"),
+        ("https://user:word@h?q", "https://h"),
+        ("from https://a/?x=1 to http://b:c@d/e?y=2#f, twice", "from https://a/ to http://d/e twice"),
+        ("see <s3://k@b/?k>", "see <s3://b/>"),
+        ("://?", "://"),
+    ],
+)
+def test_urls_are_shown_without_what_may_be_secret(given: str, shown: str) -> None:
+    assert without_secrets(given) == shown

@@ -1,7 +1,6 @@
-"""Threads that take calls, for work that gives up the interpreter's lock.
+"""A small thread pool for work that releases the GIL.
 
-What ``concurrent.futures`` does beyond this is not needed here, and importing it, for it brings logging with it, takes
-longer than hashing ten megabytes.
+A stand-in for ``concurrent.futures``, whose import (it pulls in logging) costs more than hashing 10 MB.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
-from cfstools.errors import CfsError
+from cfstools.errors import CfsError, Phrase, Remedy
+from cfstools.lifetime import Closable
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -21,24 +20,37 @@ _T = TypeVar("_T")
 
 
 class Abandoned(BaseException):
-    """Whoever wanted the result of a call has stopped waiting for it."""
+    """Raised in a thread whose result nobody waits for any more."""
+
+
+class Stoppable(Protocol):
+    """Whoever threads work for."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nobody waits for results any more."""
 
 
 _here = threading.local()
 
 
 def give_up_if_stopped() -> None:
-    """To be called now and then by what takes long: raises ``Abandoned`` in a thread whose ``Workers`` were stopped.
+    """Raise ``Abandoned`` in a thread whose ``ThreadPool`` (or other owner) stopped; long work calls this regularly.
 
-    Otherwise an error or a signal elsewhere would wait for, say, the hashing of a file of a terabyte.
+    Otherwise an error or a signal would have to wait, for example for the hashing of a terabyte.
     """
-    workers: Workers | None = getattr(_here, "workers", None)
+    workers: Stoppable | None = getattr(_here, "workers", None)
     if workers is not None and workers.is_stopped:
         raise Abandoned
 
 
+def stop_with(workers: Stoppable) -> None:
+    """From now on :func:`give_up_if_stopped` in this thread looks at *workers*."""
+    _here.workers = workers
+
+
 class Call(Generic[_R]):
-    """A call that is made in another thread."""
+    """A call that is run in another thread, and its result."""
 
     __slots__ = ("_done", "_error", "_function", "_value", "_words")
 
@@ -51,32 +63,32 @@ class Call(Generic[_R]):
         self._done.acquire()
 
     def run(self) -> None:
-        """Make the call; for :class:`Workers`."""
+        """Run the call; used by :class:`ThreadPool`."""
         try:
             self._value = self._function(*self._words)
         except BaseException as error:  # noqa: BLE001 - raised by result(), in the thread that asks for it
             self._error = error
         finally:
+            self._words = ()  # whoever waits for the result need not keep them in memory
             self._done.release()
 
     def leave_out(self) -> None:
-        """Let :meth:`result` say that the call was never made; for :class:`Workers`."""
+        """Cancel the call, so that :meth:`result` raises RuntimeError; used by :class:`ThreadPool`."""
         self._error = RuntimeError("was stopped before this call")
         self._done.release()
 
     def result(self) -> _R:
-        """What the call returned, once it has, or the exception it raised."""
+        """Wait for the call and return its result, or raise its exception."""
         with self._done:
             if self._error is not None:
                 raise self._error
             return self._value
 
 
-class Workers:
-    """*threads* threads that make the calls they are given, in the order in which they are given.
+class ThreadPool(Closable):
+    """*threads* threads that run the submitted calls in order; closing it stops them.
 
-    Leaving the ``with`` block stops them. Raises ``CfsError`` when not a single thread can be started; with fewer than
-    were asked for everything only takes longer.
+    Raises ``CfsError`` if no thread can be started; fewer threads than wanted only take longer.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -89,36 +101,28 @@ class Workers:
                 thread.start()
             except RuntimeError as error:
                 if not self._threads:
-                    raise CfsError("cannot start a thread", hint="use --threads 1") from error
+                    raise CfsError("cannot start a thread", hint=Phrase("use {}", Remedy.ONE_THREAD)) from error
                 break
             self._threads.append(thread)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     @property
     def is_stopped(self) -> bool:
-        """Whether nobody waits for results any more."""
+        """Whether the pool was closed: nobody waits for results any more."""
         return self._stopped
 
     @property
     def count(self) -> int:
-        """How many threads there are."""
+        """The number of threads."""
         return len(self._threads)
 
     def submit(self, function: Callable[_P, _R], *words: _P.args, **_none: _P.kwargs) -> Call[_R]:
-        """Have ``function(*words)`` called."""
+        """Queue ``function(*words)`` to be called in a thread."""
         call = Call(function, words)
         self._calls.put(call)
         return call
 
     def help(self) -> None:
-        """Make calls in this thread as well, until none is waiting."""
+        """Run queued calls in the calling thread too, until the queue is empty."""
         while not self._stopped:
             try:
                 call = self._calls.get_nowait()
@@ -127,10 +131,10 @@ class Workers:
             if call is not None:
                 call.run()
 
-    def stop(self) -> None:
-        """Leave out the calls that were not begun and wait for the others (see :func:`give_up_if_stopped`).
+    def close(self) -> None:
+        """Cancel the calls that have not started and wait for the others (see :func:`give_up_if_stopped`).
 
-        Stopping twice is allowed.
+        Closing twice is allowed.
         """
         self._stopped = True
         for _ in self._threads:
@@ -140,7 +144,7 @@ class Workers:
             self._threads.pop()
 
     def _work(self) -> None:
-        _here.workers = self
+        stop_with(self)
         while (call := self._calls.get()) is not None:
             if self._stopped:
                 call.leave_out()
@@ -151,16 +155,15 @@ class Workers:
 def map_ahead(
     function: Callable[[_T], _R], items: Iterable[_T], *, threads: int, ahead: int, name: str
 ) -> Generator[_R, None, None]:
-    """``map(function, items)`` in so many threads, with results in the order of *items*.
+    """``map(function, items)`` in several threads, with the results in the order of *items*.
 
-    At most *ahead* items for each thread are taken before their results are asked for. An exception, also one of
-    *items*, ends everything once the calls that were begun are over; so does closing the iterator. With one thread
-    everything happens in the caller's.
+    At most *ahead* items for each thread are in progress. An exception, also one raised by *items*, cancels the rest
+    and waits for running calls; so does closing the iterator. With one thread everything runs in the caller's.
     """
     if threads <= 1:
         yield from map(function, items)
         return
-    with Workers(threads, name) as workers:
+    with ThreadPool(threads, name) as workers:
         waiting: deque[Call[_R]] = deque()
         for item in items:
             waiting.append(workers.submit(function, item))

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from cfstools.errors import CfsError
-from cfstools.workers import Workers, map_ahead
+from cfstools.threadpool import ThreadPool, map_ahead
 
 
 @pytest.fixture(autouse=True)
@@ -89,11 +89,11 @@ def test_what_was_not_begun_is_left_out() -> None:
         go.wait()
         return 7
 
-    workers = Workers(1, "test")
+    workers = ThreadPool(1, "test")
     first = workers.submit(wait)
     second = workers.submit(made.append, 1)
     begun.wait()
-    stopper = threading.Thread(target=workers.stop)
+    stopper = threading.Thread(target=workers.close)
     stopper.start()
     time.sleep(0.02)
     assert stopper.is_alive()
@@ -103,7 +103,7 @@ def test_what_was_not_begun_is_left_out() -> None:
     assert made == []
     with pytest.raises(RuntimeError, match="stopped"):
         second.result()
-    workers.stop()
+    workers.close()
 
 
 def test_fewer_threads_than_asked_for_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_fewer_threads_than_asked_for_do(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(threading.Thread, "start", scarce)
     assert list(map_ahead(str, range(9), threads=4, ahead=1, name="test")) == list("012345678")
     with pytest.raises(CfsError, match="cannot start a thread"):
-        Workers(2, "test")
+        ThreadPool(2, "test")
 
 
 def test_whoever_waits_may_help() -> None:
@@ -131,7 +131,7 @@ def test_whoever_waits_may_help() -> None:
         begun.set()
         go_on.wait()
 
-    with Workers(1, "test") as workers:
+    with ThreadPool(1, "test") as workers:
         held = workers.submit(hold_up)
         begun.wait()
         calls = [workers.submit(lambda: helpers.append(threading.current_thread())) for _ in range(3)]

@@ -4,16 +4,16 @@ import subprocess
 import sys
 import weakref
 
-from cfstools.lasting import keep
+from cfstools.lifetime import keep_until_exit
 
 PROGRAM = """
 import weakref
-from cfstools.lasting import end_soon, keep
+from cfstools.lifetime import free_at_exit, keep_until_exit
 class Thing: pass
 thing = Thing()
 alive = weakref.ref(thing)
-end_soon()
-keep(thing)
+free_at_exit()
+keep_until_exit(thing)
 del thing
 print(alive() is not None)
 """
@@ -25,7 +25,7 @@ def test_things_last_only_in_a_process_that_ends_soon() -> None:
 
     thing = Thing()
     alive = weakref.ref(thing)
-    keep(thing)
+    keep_until_exit(thing)
     del thing
     assert alive() is None
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
