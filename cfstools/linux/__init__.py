@@ -1,1 +1,1 @@
-"""The only callers of ioctl and of system calls that Python does not wrap."""
+"""System calls that Python does not wrap, and safe ways to open files. Only this room imports ctypes and fcntl."""

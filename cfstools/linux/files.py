@@ -1,12 +1,11 @@
-"""Files without names, clones, whole-file-system syncs and opening below a directory.
+"""Files without names, clones, whole-file-system syncs, opening below a directory, and how many files may be open.
 
-Every function raises plain ``OSError``; callers translate it, knowing what they were doing. What a kernel or
-file system does not offer is told apart from failure by the return value.
+Functions raise plain ``OSError``, which callers translate with their context. A missing feature of the kernel or file
+system is not an error but a return value.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -17,10 +16,26 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cfstools.linux.ioctl import IOC_WRITE, ioctl_number
+from cfstools.linux.libc import calls
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+MAX_PATH = 16384
+"""The longest path below a directory that is read or written as a tree, in bytes: four times what a system call takes.
+"""
+
+# ioctl requests (asm-generic/ioctl.h): these architectures keep the direction in three bits instead of two.
+_THREE_BITS = os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha"))
+
+IOC_WRITE = 4 if _THREE_BITS else 1
+IOC_READ = 2
+
+
+def ioctl_number(direction: int, kind: int, number: int, size: int) -> int:
+    """The request *number* of the family *kind* whose argument has *size* bytes."""
+    return direction << (29 if _THREE_BITS else 30) | size << 16 | kind << 8 | number
+
 
 FICLONE = ioctl_number(IOC_WRITE, 0x94, 9, 4)  # linux/fs.h: _IOW(0x94, 9, int)
 
@@ -29,9 +44,10 @@ _PATH_MAX = 4096
 _RENAME_NOREPLACE = 1
 
 _SMALL_HOLE = 65536
+_BLOCK = 512  # what st_blocks counts
 _MAKES_UP_TIMES = frozenset({0x65735546, 0x01021997})  # FUSE, 9p
-# ext2 to ext4, xfs, btrfs, f2fs, tmpfs: a page written to, also through a map, is no hole there from then on. Others
-# have reported holes where there was data, and a digest must never depend on that.
+# ext2 to ext4, xfs, btrfs, f2fs, tmpfs: a written page, also through a mapping, is never reported as a hole. Other file
+# systems have reported holes where there was data, and a digest must not depend on that.
 _TELLS_HOLES = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x01021994})
 
 # linux/openat2.h; the system call has this number on every architecture that matters (all since 5.6 share it).
@@ -43,37 +59,21 @@ _RESOLVE = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
 _OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve
 _WRITE_AND_WAIT = 0x1 | 0x2 | 0x4  # of sync_file_range: wait before, write, wait after
 
-# The answers of kernels and file systems that do not have what was asked for.
+# Errors that mean that the kernel or file system lacks the feature.
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 _NO_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
 )
 _NO_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-# A seccomp filter that does not know openat2 answers EPERM.
+# A seccomp filter that does not know openat2 returns EPERM.
 _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syncfs.argtypes = [ctypes.c_int]
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
-_libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
-# Not every C library has it.
-_renameat2 = getattr(_libc, "renameat2", None)
-_libc.syscall.restype = ctypes.c_long
-
-
-def _fail(name: bytes | None = None) -> OSError:
-    number = ctypes.get_errno()
-    if name is None:
-        return OSError(number, os.strerror(number))
-    return OSError(number, os.strerror(number), name)
 
 
 def open_tmpfile(dirfd: int, mode: int = 0o600) -> int | None:
-    """A new file without a name on the file system of *dirfd*, open for reading and writing.
+    """Create an anonymous file on the file system of *dirfd*, open for reading and writing.
 
-    ``None`` where files without names are not supported. The file is gone when it is closed, unless it was given
-    a name (:func:`link_tmpfile`).
+    ``None`` if anonymous files are not supported. The file vanishes when it is closed, unless :func:`link_tmpfile` has
+    named it.
     """
     try:
         return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=dirfd)
@@ -84,9 +84,9 @@ def open_tmpfile(dirfd: int, mode: int = 0o600) -> int | None:
 
 
 def unnamed_file(dirfd: int, prefix: bytes) -> int:
-    """A new file on the file system of *dirfd* that no name leads to, open for reading and writing, mode 0600.
+    """Create an anonymous file on the file system of *dirfd*, open for reading and writing, mode 0600.
 
-    Where files without names are not supported it has one for a moment, which begins with *prefix*.
+    If anonymous files are not supported, create a file whose name begins with *prefix* and unlink it at once.
     """
     fd = open_tmpfile(dirfd)
     if fd is not None:
@@ -102,31 +102,32 @@ def unnamed_file(dirfd: int, prefix: bytes) -> int:
 
 
 def link_tmpfile(fd: int, dirfd: int, name: bytes) -> None:
-    """Give the file *fd* the *name* below *dirfd*; ``FileExistsError`` when the name is taken."""
+    """Link the anonymous file *fd* as *name* in *dirfd*; raises ``FileExistsError``."""
     try:
         os.link(b"/proc/self/fd/%d" % fd, name, dst_dir_fd=dirfd, follow_symlinks=True)
     except FileNotFoundError:
-        # Either the directory is missing or /proc is not mounted; this way (for the privileged) tells.
-        if _libc.linkat(fd, b"", dirfd, name, _AT_EMPTY_PATH):
-            raise _fail(name) from None
+        # Either the directory is missing or /proc is not mounted: linkat(AT_EMPTY_PATH), for root only, tells.
+        if calls().linkat(fd, b"", dirfd, name, _AT_EMPTY_PATH):
+            raise calls().failure(name) from None
 
 
 def rename_noreplace(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes) -> None:
-    """Rename without replacing: ``FileExistsError`` when *dst* is taken.
+    """Rename without replacing; raises ``FileExistsError`` if *dst* exists.
 
-    Without renameat2(2) by link and unlink; a directory, which cannot be linked, then replaces an empty one that comes
-    at the same moment.
+    Without renameat2(2), link and unlink. A directory cannot be linked; renaming it could then replace an empty
+    directory created at the same moment.
     """
-    if _renameat2 is not None:
-        if not _renameat2(src_dirfd, src, dst_dirfd, dst, _RENAME_NOREPLACE):
+    renameat2 = calls().renameat2
+    if renameat2 is not None:
+        if not renameat2(src_dirfd, src, dst_dirfd, dst, _RENAME_NOREPLACE):
             return
-        error = _fail(dst)
+        error = calls().failure(dst)
         if error.errno not in _NO_RENAME:
             raise error
     try:
         os.link(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd, follow_symlinks=False)
     except PermissionError:
-        # The kernel looked whether the name is taken before it refused.
+        # The kernel has checked that the name is free before it refused.
         if not stat.S_ISDIR(os.lstat(src, dir_fd=src_dirfd).st_mode):
             raise
         os.rename(src, dst, src_dir_fd=src_dirfd, dst_dir_fd=dst_dirfd)
@@ -135,33 +136,33 @@ def rename_noreplace(src_dirfd: int, src: bytes, dst_dirfd: int, dst: bytes) -> 
 
 
 def close(fd: int) -> None:
-    """Close *fd*, whatever the kernel says: it is closed then as well, and must not be closed a second time.
+    """Close *fd* and ignore errors: the descriptor is closed anyway, and must not be closed a second time.
 
-    Not for files that were written to and are not synced: there it may say that contents did not arrive.
+    Not for written files without a sync: there an error means that data was lost.
     """
     with suppress(OSError):
         os.close(fd)
 
 
 def syncfs(fd: int) -> None:
-    """Bring everything on the file system that holds *fd* to stable storage."""
-    if _libc.syncfs(fd):
-        raise _fail()
+    """Sync the file system that holds *fd*."""
+    if calls().syncfs(fd):
+        raise calls().failure()
 
 
 def write_back(fd: int) -> None:
-    """Have the kernel write the changed pages of the file *fd*, and wait for that, but not for the disk's own cache.
+    """Write back the dirty pages of the file *fd* and wait, without flushing the disk's cache.
 
-    Afterwards every page that a program has mapped is clean, and the next store to it is seen. Raises ``OSError``.
+    Afterwards all mapped pages are clean, so the next write to one updates the ctime. Raises ``OSError``.
     """
-    # Twice: btrfs hands pages to a thread that compresses them, and only then are they under way.
+    # Twice: btrfs first hands pages to a compression thread, and only then starts writing them.
     for _ in range(2):
-        if _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT):
-            raise _fail()
+        if calls().sync_file_range(fd, 0, 0, _WRITE_AND_WAIT):
+            raise calls().failure()
 
 
 def dirty_bytes() -> int:
-    """How much was written that is not on any disk yet, by whichever program; 0 where the kernel does not say."""
+    """Dirty bytes of all programs that are not on disk yet; 0 if the kernel does not tell."""
     try:
         with open("/proc/meminfo", "rb") as file:
             lines = file.read().splitlines()
@@ -173,16 +174,11 @@ def dirty_bytes() -> int:
 
 def filesystem_type(fd: int) -> int:
     """The magic number (linux/magic.h) of the file system that holds *fd*."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer):
-        raise _fail()
-    # The first member of struct statfs, a long on most machines; its magic numbers all have 32 bits.
-    magic: int = ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
-    return magic
+    return calls().filesystem_type(fd)
 
 
 def reflink(src_fd: int, dst_fd: int) -> bool:
-    """Make *dst_fd* share the contents of *src_fd*; ``False`` where the file system cannot."""
+    """Clone the contents of *src_fd* to *dst_fd*; ``False`` if the file systems cannot."""
     try:
         fcntl.ioctl(dst_fd, FICLONE, src_fd)
     except OSError as error:
@@ -192,26 +188,29 @@ def reflink(src_fd: int, dst_fd: int) -> bool:
     return True
 
 
-def state_of(fd: int) -> tuple[int, int, int]:
-    """Size, mtime and ctime of an open file, for a comparison before and after it is read.
+def has_changed(fd: int, before: os.stat_result, *, status: bool = True) -> bool:
+    """Whether size, mtime or (with *status*) ctime of the file *fd* differ from *before*.
 
-    The times are 0 where a file system's server may make them up anew with every look.
+    Times do not count if the file system's server may invent them with every call.
     """
-    status = os.fstat(fd)
-    if filesystem_type(fd) in _MAKES_UP_TIMES:
-        return status.st_size, 0, 0
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    after = os.fstat(fd)
+    if after.st_size != before.st_size:
+        return True
+    same = after.st_mtime_ns == before.st_mtime_ns and (not status or after.st_ctime_ns == before.st_ctime_ns)
+    return not same and filesystem_type(fd) not in _MAKES_UP_TIMES
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a regular file of *size* bytes has data: start and end of each range, in order; the rest reads as zeros.
+    """Yield the data ranges (start, end) of a regular file of *size* bytes; the rest are holes, which read as zeros.
 
-    Holes of less than 64 KiB count as data, as does everything on file systems that are not known to tell the truth
-    about holes. The file's offset is not moved between two steps.
+    Holes below 64 KiB count as data, and so does everything on file systems whose reports of holes are not reliable.
+    The file offset is restored after each step.
     """
-    if not size or filesystem_type(fd) not in _TELLS_HOLES:
-        if size:
-            yield 0, size
+    if not size:
+        return
+    # A file with all blocks allocated has no holes.
+    if os.fstat(fd).st_blocks * _BLOCK >= size or filesystem_type(fd) not in _TELLS_HOLES:
+        yield 0, size
         return
     start, end = _next_range(fd, 0, size)
     while start < size:
@@ -220,8 +219,8 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _next_range(fd: int, at: int, size: int) -> tuple[int, int]:
-    """The first range of data at or behind *at*, with what lies behind small holes; *size* twice if there is none."""
-    # Set back each time: whoever stops asking may have closed the file long before the iterator goes away.
+    """The first data range at or after *at*, including small holes; *size* twice if there is none."""
+    # Restored each time: the caller may stop and close the file long before the iterator is freed.
     offset = os.lseek(fd, 0, os.SEEK_CUR)
     try:
         start = following = _seek(fd, at, os.SEEK_DATA, size)
@@ -235,7 +234,7 @@ def _next_range(fd: int, at: int, size: int) -> tuple[int, int]:
 
 
 def _seek(fd: int, offset: int, whence: int, size: int) -> int:
-    """Where the next data or hole is; *size* where there is none before, also when the file was cut meanwhile."""
+    """The offset of the next data or hole; *size* if there is none, also if the file was truncated meanwhile."""
     try:
         return max(offset, min(os.lseek(fd, offset, whence), size))
     except OSError as error:
@@ -245,7 +244,7 @@ def _seek(fd: int, offset: int, whence: int, size: int) -> int:
 
 
 def write_all(fd: int, data: Buffer) -> None:
-    """Write all of *data*, however little the kernel takes at once."""
+    """Write all of *data*, repeating short writes."""
     view = memoryview(data)
     done = os.write(fd, view)
     while done < view.nbytes:
@@ -253,10 +252,10 @@ def write_all(fd: int, data: Buffer) -> None:
 
 
 def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """Open the relative *path* below *dirfd* without following any symbolic link, and never outside of it.
+    """Open the relative *path* below *dirfd* without following symbolic links or leaving *dirfd*.
 
-    A link on the way is ``ELOOP``, an absolute path or one with ``..`` is ``EXDEV``. ``mode`` is used only when
-    *flags* create a file. Uses openat2(2), else opens component by component.
+    A link in the path gives ``ELOOP``, an absolute path or ``..`` gives ``EXDEV``. ``mode`` is only used if *flags*
+    create a file. Uses openat2(2), or opens component by component.
     """
     if path.startswith(b"/") or b".." in path.split(b"/"):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
@@ -264,21 +263,19 @@ def open_beneath(dirfd: int, path: bytes, flags: int, mode: int = 0) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, _RESOLVE)
     while True:
-        fd: int = _libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(dirfd), path, how, ctypes.c_size_t(_OPEN_HOW.size)
-        )
+        fd: int = calls().openat2(_SYS_OPENAT2, dirfd, path, how, _OPEN_HOW.size)
         if fd >= 0:
             return fd
-        number = ctypes.get_errno()
+        number = calls().get_errno()
         if number in _NO_OPENAT2:
             return _open_stepwise(dirfd, path, flags, mode)
-        # EAGAIN: something was renamed while the kernel looked; it cannot say, so ask again.
+        # EAGAIN: a concurrent rename kept the kernel from checking the path; retry.
         if number not in (errno.EINTR, errno.EAGAIN):
             raise OSError(number, os.strerror(number), path)
 
 
 def open_below(dirfd: int, path: bytes, flags: int) -> int:
-    """:func:`open_beneath` for paths of any length; an empty path is *dirfd* itself."""
+    """Like :func:`open_beneath` for paths of any length; an empty path means *dirfd* itself."""
     here = dirfd
     try:
         while len(path) >= _PATH_MAX and (cut := path.rfind(b"/", 1, _PATH_MAX)) > 0:
@@ -294,7 +291,7 @@ def open_below(dirfd: int, path: bytes, flags: int) -> int:
 
 
 def _open_stepwise(dirfd: int, path: bytes, flags: int, mode: int) -> int:
-    """:func:`open_beneath` for kernels without openat2: each directory on the way is opened without following."""
+    """Like :func:`open_beneath` for kernels without openat2: open each component without following links."""
     *parents, last = path.rstrip(b"/").split(b"/")
     if path.endswith(b"/"):
         flags |= os.O_DIRECTORY
@@ -317,20 +314,20 @@ def _open_here(dirfd: int, name: bytes, flags: int, mode: int) -> int:
     try:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dirfd)
     except NotADirectoryError:
-        # A link where a directory was asked for: say so, as openat2 does.
+        # A link instead of a directory: raise ELOOP as openat2 does.
         if stat.S_ISLNK(os.lstat(name, dir_fd=dirfd).st_mode):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name) from None
         raise
 
 
 def fd_limit() -> int:
-    """How many files this process may hold open."""
+    """The number of files this process may have open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1 << 20 if limit == resource.RLIM_INFINITY else limit
 
 
 def raise_fd_limit() -> int:
-    """Raise the number of files this process may hold open as far as it may; returns the limit now."""
+    """Raise the number of files this process may have open to the hard limit; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,6 +1,6 @@
 """Advisory locks on open files (flock(2)), and who holds them.
 
-Functions raise plain ``OSError`` where nothing else is said.
+Functions raise plain ``OSError``, unless documented otherwise.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-# File systems that have no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 _LOCKS_MAX = 1 << 20
 
 
 class Holder(NamedTuple):
-    """A process that holds a lock: its id, and the name of its program as far as it can be seen."""
+    """A process that holds a lock: its id, and its program name, empty if unknown."""
 
     pid: int
     program: str
 
 
 def lock(fd: int, *, exclusive: bool, wait: bool) -> bool:
-    """Lock the file *fd* until it is closed; ``False`` where the file system has no locks.
+    """Lock the file *fd* until it is closed; return ``False`` if the file system has no locks.
 
-    ``BlockingIOError`` if somebody else has it and *wait* is not set.
+    Raises ``BlockingIOError`` if another process holds the lock and *wait* is not set.
     """
     operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
@@ -41,14 +41,14 @@ def lock(fd: int, *, exclusive: bool, wait: bool) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Give up the lock on the file *fd* before it is closed."""
+    """Release the lock on *fd* before it is closed."""
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def holders(fd: int) -> list[Holder]:
-    """Which other processes hold a lock on the file *fd*: only for messages, for the kernel does not tell of all.
+    """The other processes that hold a lock on *fd*, for messages: the kernel does not list all of them.
 
-    Empty where nothing can be found out.
+    Empty if /proc/locks cannot be read.
     """
     try:
         inode = b"%d" % os.fstat(fd).st_ino
@@ -58,8 +58,8 @@ def holders(fd: int) -> list[Holder]:
         return []
     found: dict[int, Holder] = {}
     for line in lines:
-        # NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END; an arrow marks those that wait. The device is
-        # not compared: of btrfs and overlays stat(2) tells another one.
+        # NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END; an arrow marks waiters. The device is not
+        # compared: stat(2) reports another one on btrfs and overlays.
         fields = line.split()
         if len(fields) == 8 and fields[1] == b"FLOCK" and fields[5].rpartition(b":")[2] == inode:
             with suppress(ValueError):

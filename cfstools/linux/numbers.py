@@ -1,6 +1,6 @@
-"""What inode numbers, link counts and times are worth on a file system, and what tells inodes apart without them.
+"""How reliable inode numbers, link counts and times are on a file system, and how to tell inodes apart without them.
 
-Every function raises plain ``OSError``.
+Functions raise plain ``OSError``.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _TRUE = frozenset(
         0x24051905,  # ubifs
     }
 )
-# Squashfs has the numbers that the maker of the image chose; bcachefs has one inode number for each snapshot's copy.
+# The maker of a squashfs image chooses the numbers; on bcachefs copies in snapshots share an inode number.
 _COUNTED = frozenset({_OVERLAY, 0x73717368, 0xCA451A4E})
-# Times that are made up may be whole seconds.
+# Invented times may have a resolution of a second.
 _LOOKS, _PAUSE = 23, 0.05
-# Whose handles are made of more than the inode number.
+# File systems whose file handles contain more than the inode number.
 _HANDLED = frozenset({_OVERLAY, _FUSE, _NFS})
 _MAX_HANDLE = 128
 _HANDLE_HEADER = struct.Struct("=Ii")  # bytes, type
@@ -63,20 +63,20 @@ _name_to_handle_at = getattr(_libc, "name_to_handle_at", None)
 
 
 class Numbers(Enum):
-    """How far a file system's inode numbers, link counts and times can be believed."""
+    """How reliable a file system's inode numbers, link counts and times are."""
 
     TRUE = "of the disk"
-    """Names with one device and inode number are names of one inode, and its link count is right."""
+    """Names with the same device and inode number are hard links, and link counts are correct."""
 
     COUNTED = "checked"
-    """Numbers may be shared by different files; link counts and times are the kernel's own."""
+    """Different files may share an inode number; link counts and times come from the kernel."""
 
     INVENTED = "invented"
-    """Others answer: link counts may be right only once all names were looked at, and times may be made up."""
+    """A server answers: link counts may be correct only after all names were looked up, times may be invented."""
 
 
 def numbers_of(fd: int) -> Numbers:
-    """What inode numbers are worth on the file system of *fd*; what is not known to have true ones invents them."""
+    """Classify the file system of *fd*; an unknown one counts as ``INVENTED``."""
     kind = filesystem_type(fd)
     if kind in _TRUE:
         return Numbers.TRUE
@@ -84,7 +84,7 @@ def numbers_of(fd: int) -> Numbers:
 
 
 class Look(NamedTuple):
-    """What statx(2) says of a name, not from what the kernel remembers but asked anew."""
+    """The result of statx(2), from the file system instead of the kernel's cache."""
 
     mode: int
     nlink: int
@@ -101,9 +101,9 @@ class Look(NamedTuple):
 
 
 def look(dirfd: int, name: bytes = b"") -> Look:
-    """Look at *name* below *dirfd* without following a link; an empty name is *dirfd* itself.
+    """Call statx(2) on *name* in *dirfd* without following a link; an empty name means *dirfd* itself.
 
-    Where the C library has no statx(2) this is fstatat(2), which may repeat what the file system said some time ago.
+    If the C library has no statx(2), call fstatat(2), whose answer may be cached.
     """
     if _statx is None:
         return _from_stat(os.stat(name, dir_fd=dirfd, follow_symlinks=False) if name else os.fstat(dirfd))
@@ -130,9 +130,9 @@ def look(dirfd: int, name: bytes = b"") -> Look:
 
 
 def makes_times_up(fd: int) -> bool:
-    """Whether the times of *fd* are others at each look: on file systems in user space and networks, after a second.
+    """Whether the times of *fd* change with every call, as some FUSE and network file systems answer.
 
-    Some answer with the time of the question. Nothing else is known of a file while it changes all the time.
+    Asks for about a second. A file that another program keeps changing looks the same.
     """
     if numbers_of(fd) is not Numbers.INVENTED:
         return False
@@ -146,12 +146,12 @@ def makes_times_up(fd: int) -> bool:
 
 
 def makes_numbers_up(fd: int) -> bool:
-    """Whether the inode number of *fd* is another one at each look, as that of some files in user space."""
+    """Whether the inode number of *fd* changes with every call, as on some FUSE file systems."""
     return numbers_of(fd) is Numbers.INVENTED and look(fd).inode != look(fd).inode
 
 
 def was_mounted(dir_fd: int, name: bytes, fd: int) -> bool:
-    """Whether the directory *fd*, opened as *name*, was mounted there by opening it, and lies there still."""
+    """Whether opening *name* as *fd* mounted a file system there (autofs), and it is still mounted."""
     there, opened = look(dir_fd, name), look(fd)
     if opened.mount is None or opened.mount == look(dir_fd).mount:
         return False
@@ -175,16 +175,16 @@ def _from_stat(status: os.stat_result) -> Look:
 
 
 def file_handle(fd: int) -> bytes | None:
-    """What the kernel tells the inode of *fd* by, or ``None`` where that is no more than its number.
+    """The kernel's file handle of *fd*, or ``None`` if it would contain no more than the inode number.
 
-    Equal handles mean one inode; different ones may still be names of one file, in user space.
+    Equal handles mean one inode; on FUSE, different ones may still mean one file.
     """
     if _name_to_handle_at is None or filesystem_type(fd) not in _HANDLED:
         return None
     mount = ctypes.c_int()
     buffer = ctypes.create_string_buffer(_HANDLE_HEADER.size + _MAX_HANDLE)
     number = 0
-    # A kernel before 6.5 does not know the flag, and has handles only where they can be opened.
+    # Kernels before 6.5 do not know the flag, and only give handles that can be opened.
     for flags in (_AT_HANDLE_FID, 0):
         _HANDLE_HEADER.pack_into(buffer, 0, _MAX_HANDLE, 0)
         if not _name_to_handle_at(fd, b"", buffer, ctypes.byref(mount), flags | _AT_EMPTY_PATH):

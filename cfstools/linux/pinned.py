@@ -1,7 +1,7 @@
-"""Attributes of an inode that an ``O_PATH`` descriptor holds, whatever its names lead to by now.
+"""Change the attributes of an inode through an ``O_PATH`` descriptor, whatever happens to its names.
 
-For inodes that cannot be opened otherwise without doing something: symbolic links, devices, fifos, sockets. Every
-function uses the descriptor alone; where the kernel lacks the system call, the descriptor's link in /proc serves.
+For inodes that cannot be opened otherwise without side effects: symbolic links, devices, FIFOs, sockets. Functions use
+only the descriptor; if the kernel lacks the system call, they use the descriptor's link in /proc.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 _AT_EMPTY_PATH = 0x1000
 # linux/unistd.h; the same number on every architecture that matters. Since Linux 6.6.
 _SYS_FCHMODAT2 = 452
-# A seccomp filter that does not know a call answers EPERM, an older kernel ENOSYS, or EINVAL for the flag.
+# An unknown call gives EPERM from a seccomp filter and ENOSYS from an older kernel, an unknown flag EINVAL.
 _NO_CALL = frozenset({errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOENT})
 
 
@@ -30,12 +30,12 @@ _libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctyp
 
 
 def pin(dirfd: int, name: bytes) -> int:
-    """An ``O_PATH`` descriptor of *name* in *dirfd* itself, also if that is a symbolic link."""
+    """Open *name* in *dirfd* with ``O_PATH``; a symbolic link is not followed."""
     return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
 
 
 def pinned_path(fd: int) -> bytes:
-    """A path to what *fd* holds; the last component of a lookup, so that a symbolic link there is not followed."""
+    """A path to the inode of *fd*. A symbolic link that *fd* holds is not followed."""
     return b"/proc/self/fd/%d" % fd
 
 
@@ -67,7 +67,7 @@ def setxattr(fd: int, key: bytes, value: bytes) -> None:
 
 
 def _settle(other_way: object) -> None:
-    """Do it through /proc if the kernel has no such call; else raise what it said."""
+    """Call *other_way* if the kernel lacks the system call; else raise its error."""
     number = ctypes.get_errno()
     if number not in _NO_CALL:
         raise OSError(number, os.strerror(number))

@@ -1,15 +1,15 @@
-"""fs-verity of the kernel: ask a file's digest, seal a file (Documentation/filesystems/fsverity.rst)."""
+"""fs-verity of the kernel: measure a file, enable it on a file (Documentation/filesystems/fsverity.rst)."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import stat
 import struct
 
-from cfstools.linux.ioctl import IOC_READ, IOC_WRITE, ioctl_number
+from cfstools.linux.files import IOC_READ, IOC_WRITE, ioctl_number
+from cfstools.linux.libc import calls
 
 # struct fsverity_enable_arg: version (4), hash algorithm (4), block size (4), salt size (4), salt pointer (8),
 # signature size (4), zero (4), signature pointer (8), zero (88)
@@ -21,14 +21,14 @@ _LARGEST_DIGEST = 64
 FS_IOC_ENABLE_VERITY = ioctl_number(IOC_WRITE, ord("f"), 133, _ENABLE_ARG.size)
 FS_IOC_MEASURE_VERITY = ioctl_number(IOC_READ | IOC_WRITE, ord("f"), 134, _DIGEST_ARG.size)
 
-# No fs-verity on this file; or the file system, or the kernel, does not have it.
+# Not enabled on this file, or not supported by the file system or the kernel.
 _NONE = frozenset({errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS})
-# What block devices answer to requests that they do not know.
+# Block devices answer EINVAL to unknown requests.
 _NONE_OF_DEVICES = _NONE | {errno.EINVAL}
 
 
 def measure(fd: int) -> tuple[int, bytes] | None:
-    """The number of the hash algorithm and the digest that the kernel enforces for *fd*; ``None`` if it does not."""
+    """The hash algorithm number and the digest that the kernel enforces for *fd*; ``None`` if not enabled."""
     argument = bytearray(_DIGEST_ARG.pack(0, _LARGEST_DIGEST) + bytes(_LARGEST_DIGEST))
     try:
         fcntl.ioctl(fd, FS_IOC_MEASURE_VERITY, argument)
@@ -41,7 +41,7 @@ def measure(fd: int) -> tuple[int, bytes] | None:
 
 
 def offered(fd: int) -> bool:
-    """Whether kernel and file system have fs-verity for files like *fd*; a directory answers for those in it."""
+    """Whether kernel and file system support fs-verity for *fd*; for a directory, for the files in it."""
     try:
         fcntl.ioctl(fd, FS_IOC_MEASURE_VERITY, bytearray(_DIGEST_ARG.pack(0, _LARGEST_DIGEST) + bytes(_LARGEST_DIGEST)))
     except OSError as error:
@@ -50,19 +50,12 @@ def offered(fd: int) -> bool:
 
 
 def enable(fd: int, algorithm: int, block_size: int, salt: bytes = b"", signature: bytes = b"") -> None:
-    """Seal the file *fd*: from now on it cannot be written and every read is checked.
+    """Enable fs-verity on *fd*: the file becomes read-only and the kernel checks every read.
 
-    *fd* must be open read-only and nobody may have the file open for writing. ``EEXIST``: it is sealed already.
+    *fd* must be open for reading, and no descriptor may be open for writing. ``EEXIST``: it is enabled already.
     """
-    salt_buffer = ctypes.create_string_buffer(salt, max(len(salt), 1))
-    signature_buffer = ctypes.create_string_buffer(signature, max(len(signature), 1))
-    argument = _ENABLE_ARG.pack(
-        1,
-        algorithm,
-        block_size,
-        len(salt),
-        ctypes.addressof(salt_buffer) if salt else 0,
-        len(signature),
-        ctypes.addressof(signature_buffer) if signature else 0,
-    )
+    salt_kept, salt_at = calls().copied(salt)
+    signature_kept, signature_at = calls().copied(signature)
+    argument = _ENABLE_ARG.pack(1, algorithm, block_size, len(salt), salt_at, len(signature), signature_at)
     fcntl.ioctl(fd, FS_IOC_ENABLE_VERITY, argument)
+    del salt_kept, signature_kept

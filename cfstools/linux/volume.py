@@ -1,8 +1,8 @@
-"""What tells one mount of a file system from every other: its superblock, for as long as the kernel keeps it.
+"""Identify a mounted file system by its superblock, for as long as the kernel keeps it.
 
-UUIDs, device numbers and times are data that whoever made an image has chosen, or come back when a device is reused. A
-directory below ``/sys/fs`` is neither: the kernel makes it when it mounts a file system and removes it with the
-superblock, and gives its inode a number that it does not use again before the next boot.
+UUIDs, device numbers and times cannot do that: the maker of an image chooses them, or they return when a device is
+reused. The kernel makes a directory below ``/sys/fs`` for each superblock, removes it with the superblock, and does not
+reuse the directory's inode number before the next boot.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import fcntl
 import os
 import re
 import time
+import zlib
+from contextlib import suppress
 from typing import NamedTuple
 
-from cfstools.linux.files import close, filesystem_type, open_beneath
-from cfstools.linux.ioctl import IOC_READ, ioctl_number
+from cfstools.linux.files import IOC_READ, close, filesystem_type, ioctl_number, open_beneath
 
 _SYSFS = 0x62656572
 _PROC = 0x9FA0
 _BTRFS = 0x9123683E
-# linux/magic.h, and what a file system calls its directory below /sys/fs. That of ext4 also has ext2 and ext3.
-_KINDS = {0xEF53: b"ext4", 0x58465342: b"xfs", _BTRFS: b"btrfs", 0xF2F52010: b"f2fs"}
+_F2FS = 0xF2F52010
+# linux/magic.h, and the name of the file system's directory below /sys/fs. That of ext4 also serves ext2 and ext3.
+_KINDS = {0xEF53: b"ext4", 0x58465342: b"xfs", _BTRFS: b"btrfs", _F2FS: b"f2fs"}
 _BTRFS_FS_INFO = ioctl_number(IOC_READ, 0x94, 31, 1024)
 _BTRFS_FSID = slice(16, 32)
 _FIRST_TIME_NAMESPACE = "time:[4026531834]"  # linux/proc_ns.h
@@ -30,7 +32,7 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Volume(NamedTuple):
-    """A file system for as long as it is mounted; of btrfs, one of its subvolumes.
+    """A file system while it is mounted; on btrfs, a subvolume.
 
     ``boot`` is the id of the boot, ``instance`` the inode number of the superblock's directory in sysfs.
     """
@@ -43,10 +45,10 @@ class Volume(NamedTuple):
 
 
 def mounted_volume(fd: int) -> Volume | None:
-    """The volume that the directory *fd* lies on, if the kernel alone changes it: no other is ever equal to it.
+    """The volume of the directory *fd*, if only the kernel changes it; no other volume ever equals it.
 
-    ``None`` for file systems that do not set a new ctime with every change, for read-only ones (whose device may change
-    below them), and where sysfs or procfs do not show what they must. Raises ``OSError``.
+    ``None`` for file systems that do not update the ctime with every change, for read-only ones (whose device may be
+    changed), and if sysfs or procfs are missing or fake. Raises ``OSError``.
     """
     kind = filesystem_type(fd)
     if kind not in _KINDS or not _is_writable(fd):
@@ -66,9 +68,9 @@ def mounted_volume(fd: int) -> Volume | None:
 
 
 def clock_offset() -> int | None:
-    """How many nanoseconds the clock is ahead of the time since the boot; it changes only when the clock is set.
+    """Wall clock minus time since boot, in nanoseconds; it changes only when the clock is set.
 
-    ``None`` where the time since the boot is not the machine's.
+    ``None`` in a time namespace, where the time since boot is not the machine's.
     """
     try:
         if os.readlink("/proc/self/ns/time") != _FIRST_TIME_NAMESPACE:
@@ -78,8 +80,29 @@ def clock_offset() -> int | None:
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def xattr_view(fd: int) -> int:
+    """A number for what decides which extended attributes this process is shown on the volume of *fd*; 0: unknown.
+
+    Trusted ones are shown to some capabilities in the first user namespace; options of the mounted file system turn
+    off those of users and access lists; security modules add one to every inode. It is unknown as well where new
+    attributes do not always change the ctime: on f2fs before Linux 6.3. Raises ``OSError``.
+    """
+    if filesystem_type(fd) == _F2FS:
+        return 0
+    me = os.readlink(b"/proc/self")  # because _open_real() follows no links
+    rights = [line for line in _read_proc(me + b"/status").splitlines() if line.startswith(b"CapEff:")]
+    options = _superblock(fd)
+    if options is None or not rights:
+        return 0
+    modules = sorted(key for key in os.listxattr(fd) if key.startswith("security."))
+    space = ""
+    with suppress(FileNotFoundError):  # a kernel without such namespaces
+        space = os.readlink("/proc/self/ns/user")
+    return zlib.crc32(repr((rights, space, options, modules)).encode()) or 1
+
+
 def _device_name(device: int) -> bytes:
-    """The kernel's name of a block device: the one it also has for the superblock that is mounted from it."""
+    """The kernel's name of a block device, which is also the name of its superblock in sysfs."""
     numbers = _open_real(b"/sys", b"dev/block", _DIRECTORY, _SYSFS)
     if numbers is None:
         raise FileNotFoundError
@@ -98,10 +121,16 @@ def _btrfs_name(fd: int) -> bytes:
 
 
 def _is_writable(fd: int) -> bool:
-    """Whether the file system itself is mounted for writing, even if the mount that *fd* was opened through is not."""
+    """Whether the superblock is writable, even if the mount through which *fd* was opened is read-only."""
     if not os.fstatvfs(fd).f_flag & os.ST_RDONLY:
         return True
-    me = os.readlink(b"/proc/self")  # as _open_real() follows no links
+    options = _superblock(fd)
+    return options is not None and options.split()[-1].split(b",")[0] == b"rw"
+
+
+def _superblock(fd: int) -> bytes | None:
+    """Type, device and options of the file system of *fd*, as /proc shows them; ``None`` if it does not."""
+    me = os.readlink(b"/proc/self")  # because _open_real() follows no links
     number = next(
         (line.split()[1] for line in _read_proc(me + b"/fdinfo/%d" % fd).splitlines() if line.startswith(b"mnt_id:")),
         None,
@@ -109,12 +138,12 @@ def _is_writable(fd: int) -> bool:
     for line in _read_proc(me + b"/mountinfo").splitlines():
         mount, _, superblock = line.partition(b" - ")
         if mount.split()[0] == number:
-            return superblock.split()[-1].split(b",")[0] == b"rw"
-    return False
+            return superblock
+    return None
 
 
 def _read_proc(path: bytes) -> bytes:
-    """What a file below /proc says; nothing if it is not procfs that says it."""
+    """Read a file below /proc; empty if /proc is not procfs."""
     fd = _open_real(b"/proc", path, os.O_RDONLY, _PROC)
     if fd is None:
         return b""
@@ -123,7 +152,7 @@ def _read_proc(path: bytes) -> bytes:
 
 
 def _open_real(top: bytes, path: bytes, flags: int, kind: int) -> int | None:
-    """Open *path* below *top* without following links; ``None`` if it does not lie on a file system of this *kind*."""
+    """Open *path* below *top* without following links; ``None`` if its file system is not of this *kind*."""
     here = os.open(top, _DIRECTORY)
     try:
         fd = open_beneath(here, path, flags)
@@ -135,4 +164,4 @@ def _open_real(top: bytes, path: bytes, flags: int, kind: int) -> int | None:
     return None
 
 
-__all__ = ["Volume", "clock_offset", "mounted_volume"]
+__all__ = ["Volume", "clock_offset", "mounted_volume", "xattr_view"]

@@ -49,6 +49,28 @@ def test_holes_take_no_memory(tmp_path: Path) -> None:
         pass
 
 
+def resident() -> int:
+    """The bytes of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
+def test_large_pages_end_where_holes_begin(tmp_path: Path) -> None:
+    """A page of 2 MiB that reached into a hole would be memory for all of it."""
+    path = tmp_path / "file"
+    size, distance = 256 << 20, 8 << 20
+    with path.open("wb") as opened:
+        for at in range(0, size, distance):
+            opened.seek(at)
+            opened.write(b"x" * (2 << 20 if at == distance else 4096))
+        opened.truncate(size)
+    before = resident()
+    with whole_file(bytes(path)) as view:
+        assert [view[at] for at in range(0, size, distance)] == [ord("x")] * (size // distance)
+        assert view[distance + (2 << 20) - 1] == ord("x")
+        assert view[distance + (2 << 20)] == 0
+        assert resident() - before < 16 << 20
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, 4096),
     "grown": lambda path: os.truncate(path, 300_001),

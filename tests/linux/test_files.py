@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.linux import files
-from cfstools.store.scratch import Temporary
+from cfstools.linux import files, libc
+from cfstools.store.write.scratch import Temporary
 
 # No process of the tests holds so many files open.
 NO_FD = 1_000_000_000
@@ -220,17 +220,19 @@ def test_open_beneath_without_openat2(tree: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_open_beneath_asks_again_after_a_race(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = files._libc
+    real = libc.calls()
     answers = [errno.EAGAIN, errno.EINTR]
 
     class Racing:
-        def syscall(self, *args: object) -> int:
+        get_errno = staticmethod(ctypes.get_errno)
+
+        def openat2(self, *args: object) -> int:
             if answers:
                 ctypes.set_errno(answers.pop())
                 return -1
-            return int(real.syscall(*args))
+            return int(real.openat2(*args))
 
-    monkeypatch.setattr(files, "_libc", Racing())
+    monkeypatch.setattr(files, "calls", Racing)
     assert attempt(files.open_beneath, tree, b"a/b/file") == b"inside"
     assert answers == []
 
@@ -242,7 +244,7 @@ def test_rename_without_replacing(tmp_path: Path, dirfd: int, way: str, monkeypa
         return -1
 
     if way != "renameat2":
-        monkeypatch.setattr(files, "_renameat2", refused if way == "refused" else None)
+        monkeypatch.setattr(libc.calls(), "renameat2", refused if way == "refused" else None)
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")
     (tmp_path / "d").mkdir()
@@ -262,7 +264,7 @@ def test_rename_a_directory_without_replacing(
     tmp_path: Path, dirfd: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "missing":
-        monkeypatch.setattr(files, "_renameat2", None)
+        monkeypatch.setattr(libc.calls(), "renameat2", None)
     (tmp_path / "a" / "sub").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
@@ -281,7 +283,7 @@ def test_a_file_that_cannot_be_linked_is_not_renamed(
     def refuse(*_args: object, **_options: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(files, "_renameat2", None)
+    monkeypatch.setattr(libc.calls(), "renameat2", None)
     monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "a").touch()
     with pytest.raises(PermissionError):

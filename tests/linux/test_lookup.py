@@ -13,11 +13,11 @@ import pytest
 
 from cfstools.api.build import build
 from cfstools.api.diff import diff
-from cfstools.api.envelopes import read_envelope
 from cfstools.api.sign import sign
 from cfstools.errors import InputError
-from cfstools.linux.lookup import file_type, is_directory
+from cfstools.linux.contents import file_type, is_directory
 from cfstools.oci.files import DirectoryFiles
+from cfstools.signing.files import read_envelope
 from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_request import Form, parse_reference
 from cfstools.store.chain import missing_objects

@@ -20,10 +20,13 @@ PROGRAM = r"""
 #include <linux/loop.h>
 #include <linux/mount.h>
 int main(void) {
-    printf("%d %d %d %d %d ", SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_mount_setattr);
+    printf("%d %d %d %d ", SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig);
+    printf("%d %d ", SYS_fsmount, SYS_mount_setattr);
     printf("%d %d %d %d ", FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING);
+    printf("%d %d ", FSCONFIG_SET_FD, OPEN_TREE_CLONE);
     printf("%d %d %d ", FSCONFIG_CMD_CREATE, MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH);
-    printf("%d %d %d %d ", MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC);
+    printf("%d %d %d ", MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV);
+    printf("%d %d ", MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOATIME);
     printf("%d %d ", MOUNT_ATTR_IDMAP, (int)sizeof(struct mount_attr));
     printf("%d %d ", LOOP_CONFIGURE, LOOP_CTL_GET_FREE);
     printf("%d %d ", LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO);
@@ -45,6 +48,7 @@ def test_numbers_and_layout_are_the_kernels(tmp_path: Path) -> None:
     out = subprocess.run([tmp_path / "numbers"], check=True, capture_output=True, text=True).stdout
     *numbers, size, block_size, limit, flags = [int(word) for word in out.split()]
     assert numbers == [
+        linux._SYS_OPEN_TREE,
         linux._SYS_MOVE_MOUNT,
         linux._SYS_FSOPEN,
         linux._SYS_FSCONFIG,
@@ -54,6 +58,8 @@ def test_numbers_and_layout_are_the_kernels(tmp_path: Path) -> None:
         linux._FSMOUNT_CLOEXEC,
         linux._FSCONFIG_SET_FLAG,
         linux._FSCONFIG_SET_STRING,
+        linux._FSCONFIG_SET_FD,
+        linux._OPEN_TREE_CLONE,
         linux._FSCONFIG_CMD_CREATE,
         linux._MOVE_MOUNT_F_EMPTY_PATH,
         linux._MOVE_MOUNT_T_EMPTY_PATH,

@@ -10,12 +10,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cfstools.linux import volume
-from cfstools.linux.ioctl import IOC_READ, ioctl_number
-from cfstools.linux.volume import Volume, clock_offset, mounted_volume
+from cfstools.linux.files import IOC_READ, ioctl_number
+from cfstools.linux.volume import Volume, clock_offset, mounted_volume, xattr_view
 from tests.loops import made, mounted
 from tests.requirements import need_mounts
 
@@ -190,3 +191,55 @@ def test_numbers_that_are_no_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for answer in (b"", b"../../etc/passwd", b"0" * 36, b"01234567-89ab-cdef-0123-456789abcdef\n/"):
         monkeypatch.setattr(volume, "_read_proc", lambda _path, answer=answer: answer)
         assert look(tmp_path) is None
+
+
+def view(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return xattr_view(fd)
+    finally:
+        os.close(fd)
+
+
+_readlink = os.readlink
+
+
+def without_user_namespaces(path: Any, **words: int) -> Any:
+    """As a kernel answers that was built without them."""
+    if path == "/proc/self/ns/user":
+        raise FileNotFoundError
+    return _readlink(path, **words)
+
+
+@pytest.mark.root
+def test_what_shows_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another number for other options of the file system, rights, name spaces and security modules."""
+    with mounted(made(tmp_path, "btrfs"), "btrfs") as place:
+        first = view(place)
+        assert first == view(place) != 0
+        subprocess.run(["mount", "-o", "remount,noacl", place], check=True)
+        other = view(place)
+        subprocess.run(["mount", "-o", "remount,acl", place], check=True)
+        assert {first, view(place)} == {first}
+        script = (
+            "import os, sys; from cfstools.linux.volume import xattr_view; print(xattr_view(os.open(sys.argv[1], 0)))"
+        )
+        words = [sys.executable, "-c", script, str(place)]
+        seen = [other]
+        for before in (["setpriv", "--bounding-set=-sys_admin"], ["unshare", "--user", "--map-root-user"], []):
+            done = subprocess.run([*before, *words], check=True, capture_output=True, text=True)
+            seen.append(int(done.stdout))
+        assert seen.pop() == first
+        monkeypatch.setattr(os, "listxattr", lambda _fd: ["user.x", "security.selinux"])
+        seen.append(view(place))
+        assert len({first, *seen}) == 5
+        monkeypatch.setattr(os, "readlink", without_user_namespaces)
+        seen.append(view(place))
+        assert len({first, *seen, 0}) == 7
+        monkeypatch.setattr(volume, "_superblock", lambda _fd: None)
+        assert view(place) == 0
+
+
+def test_where_attributes_do_not_always_change_the_ctime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume, "filesystem_type", lambda _fd: volume._F2FS)
+    assert view(tmp_path) == 0

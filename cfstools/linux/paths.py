@@ -1,8 +1,8 @@
-"""Directories that are where a path says, although others share the machine.
+"""Resolve paths so that other users of the machine cannot redirect them.
 
-A path is walked component by component, nothing is followed by the kernel, and each step is looked at after it is
-open: so what was looked at is what is used. Functions raise plain ``OSError``, and :class:`Doubt` for a step that
-somebody else could have put there.
+A path is walked component by component, the kernel follows no links, and each component is examined after it was
+opened: what was examined is what is used. Functions raise plain ``OSError``, and :class:`UntrustedPath` for a component
+that another user could have put there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import stat
 from contextlib import suppress
 from typing import NamedTuple
 
-from cfstools.errors import shown_path
 from cfstools.linux import files
 from cfstools.linux.files import close
+from cfstools.text import shown_path
 
 MAX_HOPS = 40
 
@@ -27,8 +27,8 @@ _PROC = 0x9FA0  # linux/magic.h
 _ALL_IDS = [b"0", b"0", b"4294967295"]
 
 
-class Doubt(OSError):
-    """Others decide where a path leads, or can change it: *path* is the step, *why* what is wrong with it."""
+class UntrustedPath(OSError):
+    """Another user decides where a path leads, or can change it: *path* is the component, *why* the reason."""
 
     hint = "name the place itself, or make what is there anew as the user who runs this"
 
@@ -38,16 +38,16 @@ class Doubt(OSError):
         self.why = why
 
     def about(self, path: bytes) -> str:
-        """What is wrong with *path*, the whole of which a step is doubtful."""
+        """The message for *path*, of which the untrusted component is a part."""
         if self.path == path:
             return self.why
         return f"{'the current directory' if self.path == b'.' else shown_path(self.path)} {self.why}"
 
 
-class Place(NamedTuple):
-    """Where a name is: in *directory*, an ``O_PATH`` descriptor that the holder closes, as *name*.
+class ResolvedPath(NamedTuple):
+    """A path whose links were followed: *name* in *directory*, an ``O_PATH`` descriptor that the holder closes.
 
-    *status* is that of what has the name, ``None`` if nothing has. *path* leads to the name, links on the way followed.
+    *status* is that of the file with this name, ``None`` if there is none. *path* is the resolved path as text.
     """
 
     directory: int
@@ -56,11 +56,11 @@ class Place(NamedTuple):
     path: bytes
 
 
-def doubt_about(status: os.stat_result) -> str | None:
-    """What lets others rename and replace names in a directory with this *status*; ``None`` if nothing does.
+def untrusted_because(status: os.stat_result) -> str | None:
+    """Why other users can rename and replace names in a directory with this *status*; ``None`` if they cannot.
 
-    In a sticky directory they can do that only to what is theirs. An ACL that lets others write shows in the group's
-    bits. For what is no directory: whether its owner is one of them.
+    In a sticky directory users can only replace their own files. An ACL that lets others write shows in the group bits.
+    For anything but a directory, only the owner counts.
     """
     if _is_other(status.st_uid):
         return f"belongs to user {status.st_uid}"
@@ -70,11 +70,11 @@ def doubt_about(status: os.stat_result) -> str | None:
 
 
 def open_directory(path: bytes, *, private: bool = False, make: int | None = None) -> int:
-    """Open the directory *path*; with *private* nobody else may be able to change the way to it or its names.
+    """Open the directory *path*; with *private* no other user may be able to change its names or any above it.
 
-    Links that others made are not followed where that could harm: by root never, by anyone else not from sticky
-    directories that all may write. With *make*, directories of *path* that are missing are made with this mode, minus
-    the umask; none that only a link names.
+    Links of other users are not followed where that could do harm: never by root, and by others not in sticky
+    directories that everyone can write to. With *make*, missing directories of *path* are made with this mode, minus
+    the umask, but none that only a link names.
     """
     walk = _Walk(path, private=private, make=make)
     try:
@@ -87,7 +87,7 @@ def open_directory(path: bytes, *, private: bool = False, make: int | None = Non
 
 
 def is_private(path: bytes) -> bool:
-    """Whether *path* leads to a directory, and nobody else can change the way to it or its names."""
+    """Whether *path* is a directory and no other user can change its names or any above it."""
     try:
         close(open_directory(path, private=True))
     except OSError:
@@ -95,10 +95,10 @@ def is_private(path: bytes) -> bool:
     return True
 
 
-def find(path: bytes, *, private: bool = False) -> Place:
-    """Where the name at the end of *path* is, with links followed as by :func:`open_directory`, that at the end too.
+def resolve(path: bytes, *, private: bool = False) -> ResolvedPath:
+    """Resolve *path*, following links as :func:`open_directory` does, also one at the end.
 
-    What has no name of its own, as a pipe behind /dev/stdout, has the *status* of what it is.
+    A file without a name of its own, such as a pipe behind /dev/stdout, is described by its own status.
     """
     walk = _Walk(path, private=private)
     try:
@@ -110,7 +110,7 @@ def find(path: bytes, *, private: bool = False) -> Place:
             found = walk.look(name)
             if found is None or not stat.S_ISLNK(found.st_mode):
                 if found is not None and stat.S_ISFIFO(found.st_mode):
-                    walk.judge(name, found, "a fifo")  # opening it may wait for ever
+                    walk.judge(name, found, "a fifo")  # opening it may block forever
                 return walk.ended(name, found)
             if files.filesystem_type(walk.here) == _PROC:
                 real = os.stat(name, dir_fd=walk.here)
@@ -123,7 +123,7 @@ def find(path: bytes, *, private: bool = False) -> Place:
 
 
 class _Walk:
-    """A walk along *path*: *here* is the directory reached so far, *pending* what is left, the next one last."""
+    """A walk along *path*: *here* is the directory reached so far, *pending* the components left, the next one last."""
 
     def __init__(self, path: bytes, *, private: bool, make: int | None = None) -> None:
         if b"\0" in path:
@@ -150,21 +150,21 @@ class _Walk:
             close(self.here)
         self.here, self._shown = fd, shown
 
-    def ended(self, name: bytes, status: os.stat_result | None) -> Place:
-        """Leave the directory reached to the caller, with *name* as what was looked for."""
+    def ended(self, name: bytes, status: os.stat_result | None) -> ResolvedPath:
+        """Hand the directory reached to the caller, with *name* as the last component."""
         fd, self.here = self.here, -1
-        return Place(fd, name, status, self._beside(name))
+        return ResolvedPath(fd, name, status, self._beside(name))
 
     def close(self) -> None:
         if self.here >= 0:
             close(self.here)
 
     def examine(self) -> None:
-        """Raise Doubt if the directory reached must be private and is not."""
+        """Raise UntrustedPath if the directory reached must be private and is not."""
         if self._private:
-            why = doubt_about(os.fstat(self.here))
+            why = untrusted_because(os.fstat(self.here))
             if why is not None:
-                raise Doubt(self._shown, why)
+                raise UntrustedPath(self._shown, why)
 
     def look(self, name: bytes) -> os.stat_result | None:
         try:
@@ -173,7 +173,7 @@ class _Walk:
             return None
 
     def step(self) -> None:
-        """Go into the next directory, or see where a link leads."""
+        """Enter the next directory, or follow a link."""
         self.examine()
         name = self.pending.pop()
         is_own = len(self.pending) < self._own
@@ -185,7 +185,7 @@ class _Walk:
             if not stat.S_ISLNK(status.st_mode):
                 raise
             if files.filesystem_type(self.here) == _PROC:
-                # It leads to an open directory, which its text need not name.
+                # It leads to an open directory, whatever its text says.
                 fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.here)
             else:
                 self.follow(name, status)
@@ -193,7 +193,7 @@ class _Walk:
         self._move(fd, self._beside(name))
 
     def _open(self, name: bytes, *, make: int | None) -> int:
-        # As a directory: only so is a file system that waits there (autofs) mounted.
+        # O_DIRECTORY: only then does autofs mount the file system that belongs there.
         flags = _PATH | os.O_DIRECTORY
         try:
             return os.open(name, flags, dir_fd=self.here)
@@ -205,14 +205,14 @@ class _Walk:
         return os.open(name, flags, dir_fd=self.here)
 
     def follow(self, name: bytes, status: os.stat_result) -> None:
-        """Go where the text of the link *name* with this *status* leads."""
+        """Continue with the target of the link *name* with this *status*."""
         self._hops += 1
         if self._hops > MAX_HOPS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         fd = os.open(name, _PATH, dir_fd=self.here)
         try:
             if not os.path.samestat(os.fstat(fd), status):
-                raise Doubt(self._beside(name), "was replaced meanwhile")
+                raise UntrustedPath(self._beside(name), "was replaced meanwhile")
             self.judge(name, status, "a symbolic link")
             target = os.readlink(b"", dir_fd=fd)
         finally:
@@ -220,28 +220,28 @@ class _Walk:
         self._enter(target)
 
     def judge(self, name: bytes, status: os.stat_result, what: str) -> None:
-        """Raise Doubt if *name* with this *status*, which is *what*, may have been put there to deceive us."""
+        """Raise UntrustedPath if another user may have planted *name*, which is *what* and has this *status*."""
         around = os.fstat(self.here)
         if os.geteuid() == 0:
-            why = doubt_about(status)
-            if why is None and doubt_about(around) is not None:
-                why = f"is in a directory that {doubt_about(around)}"
+            why = untrusted_because(status)
+            if why is None and untrusted_because(around) is not None:
+                why = f"is in a directory that {untrusted_because(around)}"
         else:
             shared = around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH
             ours = status.st_uid in (os.geteuid(), around.st_uid)
             why = f"belongs to user {status.st_uid}" if shared and not ours else None
         if why is not None:
-            raise Doubt(self._beside(name), f"is {what} that {why}")
+            raise UntrustedPath(self._beside(name), f"is {what} that {why}")
 
     def _beside(self, name: bytes) -> bytes:
         return name if self._shown == b"." else self._shown.rstrip(b"/") + b"/" + name
 
 
 def make_directory(dirfd: int, name: bytes) -> int:
-    """Make the directory *name*, which nobody else may enter, and open it.
+    """Make the directory *name* with mode 0700 and open it.
 
-    What was opened is what was made: empty, closed, and of the owner that new files have there. Raises Doubt if it is
-    not, and ``FileNotFoundError`` if it is gone.
+    Checks that the directory opened is the one made: empty, on the same file system, and owned as new files are there.
+    Raises UntrustedPath if it is another one, and ``FileNotFoundError`` if it is gone.
     """
     os.mkdir(name, _PRIVATE, dir_fd=dirfd)
     fd = -1
@@ -265,11 +265,11 @@ def _examine_new(dirfd: int, name: bytes, fd: int) -> None:
         empty = next(entries, None) is None
     ours = status.st_uid == os.geteuid() or status.st_uid == _owner_of_new(dirfd)
     if not (empty and ours and status.st_dev == around.st_dev):
-        raise Doubt(name, "was replaced by another directory")
+        raise UntrustedPath(name, "was replaced by another directory")
 
 
 def _owner_of_new(dirfd: int) -> int:
-    """The owner of a new file there, which not every file system lets be the one who made it."""
+    """The owner of a new file there: not every file system makes it the user who created it."""
     name = b".%b.tmp" % os.urandom(16).hex().encode()
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
     try:
@@ -284,7 +284,7 @@ def _is_other(uid: int) -> bool:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Whether this stands for every user outside of our user namespace, among them the machine's root."""
+    """Whether *uid* stands for all users outside of our user namespace, among them the machine's root."""
     try:
         with open("/proc/sys/kernel/overflowuid", "rb") as file:
             unmapped = int(file.read())
