@@ -1,4 +1,4 @@
-"""The choices that fs-verity leaves open: hash algorithm, block size and salt."""
+"""The parameters of fs-verity: hash algorithm, block size and salt."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Algorithm(Enum):
         self.number, self.digest_size, self.hash_block = {"sha256": (1, 32, 64), "sha512": (2, 64, 128)}[name]
 
     def new(self, data: bytes = b"") -> Hash:
-        """A fresh ``hashlib`` object that has taken in *data*."""
-        import hashlib  # noqa: PLC0415 - it loads the system's library, which the native functions do without
+        """A new ``hashlib`` object, fed with *data*."""
+        import hashlib  # noqa: PLC0415 - it loads OpenSSL, which the native functions do not need
 
         return hashlib.new(self.value, data)
 
     @classmethod
     def from_number(cls, number: int) -> Algorithm:
-        """The algorithm with the kernel's *number*, else ``UsageError``."""
+        """The algorithm with the kernel's *number*. Raises UsageError if it is unknown."""
         for algorithm in cls:
             if algorithm.number == number:
                 return algorithm
@@ -60,8 +60,8 @@ class Algorithm(Enum):
 class Params(Value):
     """What a digest depends on besides the data. composefs always uses 4096-byte blocks and no salt.
 
-    Block sizes are powers of two from two digests up to 1 GiB, salts up to 32 bytes, as ``fsverity digest``
-    takes them (a kernel may allow fewer); anything else is a ``UsageError``.
+    Block sizes are powers of two, from the size of two digests to 1 GiB, and salts have up to 32 bytes, as for
+    ``fsverity digest`` (a kernel may allow less). Raises UsageError for anything else.
     """
 
     algorithm: Algorithm = Algorithm.SHA256

@@ -1,35 +1,45 @@
-"""Merkle trees over data that arrives in pieces or lies in memory."""
+"""Merkle trees over data in pieces or in memory, and the descriptor over their root, whose hash is a file's digest."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.verity.algorithm import DEFAULT, Hash, Params
-from cfstools.verity.descriptor import file_digest
+from cfstools.verity.object_id import ObjectId
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Digests are gathered up to about this many bytes before they are hashed into the next level.
+# Digests of a level are collected up to about this many bytes before they are hashed into the next level.
 _GATHER = 65536
 _ZEROS = bytes(65536)
 
+# struct fsverity_descriptor (linux/fsverity.h), little endian:
+#   0 version (1)  1 hash algorithm  2 log2 of the block size  3 salt size  4 zero (4 bytes)
+#   8 data size (8)  16 root hash, zero padded (64)  80 salt, zero padded (32)  112 zero (144)
+DESCRIPTOR = struct.Struct("<BBBB4xQ64s32s144x")
+DESCRIPTOR_SIZE = DESCRIPTOR.size
+
+# struct fsverity_formatted_digest (linux/fsverity.h): magic (8), algorithm (2), digest size (2), digest
+_FORMATTED = struct.Struct("<8sHH")
+
 
 class MerkleHasher:
-    """The fs-verity digest of data fed piece by piece.
+    """The fs-verity digest of data that arrives in pieces.
 
-    Memory is bounded by the number of levels times the larger of the block size and 64 KiB, whatever the length
-    of the data. Data that arrives in whole blocks is hashed where it lies.
+    Uses at most the larger of block size and 64 KiB of memory for each level of the tree, for data of any length. Whole
+    blocks are hashed in place, without a copy.
     """
 
     def __init__(self, params: Params = DEFAULT) -> None:
         self._params = params
         self._size = 0
-        # Hash of the data block not yet full, or None between blocks.
+        # Hash of the data block that is not full yet; None between blocks.
         self._partial: Hash | None = None
-        # _levels[k]: digests of level k (0: of data blocks) not yet hashed into level k + 1.
+        # _levels[k]: digests of level k (level 0: of data blocks) that are not hashed into level k + 1 yet.
         self._levels: list[bytearray] = [bytearray()]
         self._flush_size = max(params.block_size, _GATHER)
 
@@ -60,9 +70,9 @@ class MerkleHasher:
             self._partial.update(view[whole:])
 
     def update_hashed(self, hashes: bytes, size: int) -> None:
-        """Append *size* bytes whose blocks were hashed elsewhere (``native.digest_range``).
+        """Append *size* bytes whose block hashes are given (from ``native.digest_range``).
 
-        Only the last data may be no whole number of blocks, and what was appended before must have been.
+        All data before must be whole blocks; only the last data may end inside a block.
         """
         self._levels[0] += hashes
         self._size += size
@@ -71,7 +81,7 @@ class MerkleHasher:
     def update_zeros(self, size: int) -> None:
         """Append *size* zeros.
 
-        Takes time in the number of levels only: the digest of a subtree over nothing but zeros depends on its depth.
+        Takes time by the number of levels only: all subtrees over zeros of one depth have the same digest.
         """
         block_size = self._params.block_size
         head = min(size, -self._size % block_size)
@@ -86,11 +96,11 @@ class MerkleHasher:
             self.update(bytes(tail))
 
     def _append_zeros(self, left: int) -> None:
-        """Append so many blocks of zeros behind whole blocks: as few subtrees as there are, the largest possible."""
+        """Append *left* blocks of zeros after whole blocks, as few and large subtrees as possible."""
         in_block = self._params.block_size // self._params.algorithm.digest_size
         zeros = digests_of_zeros(self._params)
         level = 0
-        # What follows the subtrees of the levels above.
+        # Digests that follow the subtrees of the levels above.
         rests: list[tuple[int, bytes]] = []
         while True:
             pending, digest = self._levels[level], next(zeros)
@@ -109,11 +119,11 @@ class MerkleHasher:
         self._flush()
 
     def digest(self) -> bytes:
-        """The digest of all data so far; more may follow."""
+        """The digest of the data so far; more data may follow."""
         return file_digest(self._root_hash(), self._size, self._params)
 
     def _flush(self) -> None:
-        """Hash the gathered digests, whole blocks only, into the levels above."""
+        """Hash collected digests, whole blocks only, into the levels above."""
         level = 0
         while len(self._levels[level]) >= self._flush_size:
             self._flush_level(level)
@@ -169,8 +179,36 @@ def digest_bytes(data: Buffer, params: Params = DEFAULT) -> bytes:
     return file_digest(_reduce(hashes, params), size, params)
 
 
+def leaves_size(size: int, params: Params) -> int:
+    """How many bytes the leaves of *size* bytes have: the digests of their blocks, level 0 of the Merkle tree."""
+    return -(-size // params.block_size) * params.algorithm.digest_size
+
+
 def _reduce(hashes: bytes, params: Params) -> bytes:
-    """Hash a level into the next one until one digest, the root hash, is left."""
+    """Hash level after level until one digest is left, the root hash."""
     while len(hashes) > params.algorithm.digest_size:
         hashes = native.hash_blocks(params.algorithm.value, hashes, params.block_size, params.salt_prefix)
     return hashes
+
+
+def descriptor(root_hash: bytes, data_size: int, params: Params) -> bytes:
+    """The 256-byte descriptor of a file of *data_size* bytes whose Merkle tree ends in *root_hash*."""
+    return DESCRIPTOR.pack(
+        1,
+        params.algorithm.number,
+        params.block_size.bit_length() - 1,
+        len(params.salt),
+        data_size,
+        root_hash,
+        params.salt,
+    )
+
+
+def file_digest(root_hash: bytes, data_size: int, params: Params) -> bytes:
+    """The fs-verity digest: the hash of the descriptor (composefs format, section 5.1)."""
+    return native.hash_blocks(params.algorithm.value, descriptor(root_hash, data_size, params), DESCRIPTOR_SIZE, b"")
+
+
+def formatted_digest(wanted: ObjectId) -> bytes:
+    """What the kernel's built-in signatures sign: magic, algorithm and digest (fsverity_formatted_digest)."""
+    return _FORMATTED.pack(b"FSVerity", wanted.algorithm.number, len(wanted.digest)) + wanted.digest

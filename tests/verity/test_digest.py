@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import shutil
 import subprocess
@@ -15,18 +16,10 @@ from hypothesis import strategies as st
 
 from cfstools import verity
 from cfstools.errors import InputError, SourceChanged, UsageError
-from cfstools.verity import (
-    DEFAULT,
-    Algorithm,
-    CopyFailed,
-    MerkleHasher,
-    ObjectId,
-    Params,
-    digest_bytes,
-    digest_file,
-    hash_fd,
-)
+from cfstools.verity import DEFAULT, Algorithm, MerkleHasher, ObjectId, Params, digest_bytes, object_path
 from cfstools.verity import files as verity_files
+from cfstools.verity.files import CopyFailed, digest_file, hash_fd
+from cfstools.verity.object_id import digest_at
 
 needs_fsverity = pytest.mark.skipif(not shutil.which("fsverity"), reason="the fsverity tool is not installed")
 
@@ -155,12 +148,12 @@ def test_files_and_descriptors(tmp_path: Path) -> None:
     data = os.urandom((2 << 20) + 4097)
     path = tmp_path / "f"
     path.write_bytes(data)
-    assert verity.digest_file(str(path)) == verity.digest_bytes(data)
-    assert verity.digest_file(os.fsencode(path), SHA512) == verity.digest_bytes(data, SHA512)
+    assert verity_files.digest_file(str(path)) == verity.digest_bytes(data)
+    assert verity_files.digest_file(os.fsencode(path), SHA512) == verity.digest_bytes(data, SHA512)
     with path.open("rb") as file:
         file.seek(1000)
-        assert verity.hash_fd(file.fileno())[0] == verity.digest_bytes(data)
-        assert verity.hash_fd(file.fileno()) == (verity.digest_bytes(data), len(data))
+        assert verity_files.hash_fd(file.fileno())[0] == verity.digest_bytes(data)
+        assert verity_files.hash_fd(file.fileno()) == (verity.digest_bytes(data), len(data))
         assert file.tell() == 1000
 
 
@@ -177,7 +170,7 @@ def test_progress_counts_bytes(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(3_000_001))
     count = Count()
-    verity.digest_file(str(path), progress=count)
+    verity_files.digest_file(str(path), progress=count)
     assert count.total == 3_000_001
 
 
@@ -193,7 +186,7 @@ def test_short_reads_from_a_pipe() -> None:
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        assert verity.hash_fd(read_end)[0] == verity.digest_bytes(data)
+        assert verity_files.hash_fd(read_end)[0] == verity.digest_bytes(data)
     finally:
         thread.join()
         os.close(read_end)
@@ -202,11 +195,22 @@ def test_short_reads_from_a_pipe() -> None:
 def test_unreadable_inputs(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(InputError) as caught:
-        verity.digest_file(str(missing))
+        verity_files.digest_file(str(missing))
     assert str(caught.value) == f"{missing}: cannot open: No such file or directory"
     with pytest.raises(InputError) as caught:
-        verity.digest_file(str(tmp_path))
+        verity_files.digest_file(str(tmp_path))
     assert str(caught.value) == f"{tmp_path}: cannot read: Is a directory"
+
+
+def test_a_file_that_cannot_be_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **_named: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    monkeypatch.setattr(verity_files, "has_changed", fails)
+    with pytest.raises(InputError, match="cannot read: Input/output error"):
+        verity_files.digest_file(str(path))
 
 
 def fsverity(path: Path, params: Params) -> str:
@@ -223,7 +227,7 @@ def fsverity(path: Path, params: Params) -> str:
 def test_agrees_with_fsverity(params: Params, size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("digest") / "f"
     path.write_bytes(os.urandom(size))
-    assert verity.digest_file(str(path), params).hex() == fsverity(path, params)
+    assert verity_files.digest_file(str(path), params).hex() == fsverity(path, params)
 
 
 @needs_fsverity
@@ -451,9 +455,28 @@ def test_a_file_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "file"
     path.write_bytes(b"data")
 
-    def broken(_fd: int) -> None:
+    def broken(_fd: int, _before: os.stat_result, **_kinds: bool) -> bool:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(verity_files, "state_of", broken)
+    monkeypatch.setattr(verity_files, "has_changed", broken)
     with pytest.raises(InputError, match=f"{path}: cannot read: Input/output error"):
         digest_file(str(path))
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_the_path_of_an_object_leads_back_to_its_digest(algorithm: Algorithm) -> None:
+    digest = bytes(range(256))[: algorithm.digest_size]
+    path = object_path(digest)
+    assert digest_at(path) == digest_at(b"/" + path) == digest_at(path.replace(b"/", b"//") + b"/") == digest
+    others = [
+        b"",
+        b"/",
+        path[:-1],
+        path + b"0",
+        path.upper(),
+        path.replace(b"/", b""),
+        b"x/" + path,
+        path[1:],
+        path + b"\n",
+    ]
+    assert [digest_at(other) for other in others] == [None] * len(others)
