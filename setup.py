@@ -31,7 +31,7 @@ if SOURCES and MODE != "off":
             "cfstools.native._native",
             SOURCES,
             depends=HEADERS,
-            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-O2", "-g0", "-std=c11", "-Wall", "-Wextra", *HARDENING],
             extra_link_args=READ_ONLY_AFTER_START,
             py_limited_api=True,

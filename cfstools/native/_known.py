@@ -1,36 +1,31 @@
-"""What is known of files without reading them: objects that a store has, and what a cache remembers."""
+"""Lookups instead of reading: objects in a store, and files in the records of a digest cache."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import sys
-from bisect import bisect_left
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from cfstools.native._pure import Stamp
-
-# Digest, size and -1; no contents; or nothing.
-Found = tuple[bytes, int, int] | bytes | None
-
 _DIGEST_MAX = 64
-_NEVER = (1 << 63) - 1
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# A file that is known: inode, size, mtime and ctime in nanoseconds, and when it was met, in any unit; then its digest.
-KNOWN_RECORD = struct.Struct("=QqqqI4x")
-_MET = slice(32, 36)
-_STAMP = struct.Struct("=QQqqq")
+_HEX = re.compile(rb"(?:[0-9a-f]{2})+")
+
+# A known file: inode, size, mtime and ctime in nanoseconds, when it was seen, in any unit, and for whom it has no
+# extended attributes (0: not known); its digest follows.
+KNOWN_RECORD = struct.Struct("=QqqqII")
+_SEEN = slice(32, 36)
 
 
 def find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> int:
-    """1: there, 0: not there, -1: something else or cannot tell."""
+    """1: the object is there, 0: it is not, -1: something else is there, or an error."""
     name = digest.hex()
     opened = -1
     try:
@@ -49,59 +44,73 @@ def find_object(store_fd: int, prefixes: Buffer, digest: bytes, size: int) -> in
     return 1 if stat.S_ISREG(status.st_mode) and status.st_size == size else -1
 
 
-def match_stamps(  # noqa: PLR0917 - called as the C copy is, by position
-    stamps: Sequence[Stamp],
-    records: Buffer,
-    device: int,
-    digest_size: int,
-    inline_limit: int,
-    store_fd: int,
-    prefixes: Buffer,
-) -> tuple[list[Found], int, int, int, int]:
-    """What *records* say of the files with these *stamps*, in the form of ``digest_files``, without a place.
+def find_objects(  # noqa: PLR0917 - called as the C copy is, by position
+    prefixes: Buffer, digests: Buffer, ends: Buffer, first: int, end: int, length: int
+) -> bytes:
+    """A byte for each object from *first* up to *end*: 1 if it is a regular file of its size, else 0.
 
-    They are each a ``KNOWN_RECORD`` and a digest, of a multiple of 8 bytes, by rising inode number and without anything
-    between them, else they say nothing. One counts for a file on *device*, larger than *inline_limit*, that it fits, if
-    the store (*store_fd*, -1: none) has the object. Of empty files nothing has to be known. With the results come the
-    oldest time when those that counted were met (a large number if there is none), how many objects the store lacks,
-    how many it has, and their bytes.
+    Nothing is read. The objects are those of ``check_objects``, with digests of *length* bytes. An object that is
+    below a directory that is not open gets 0 as well.
     """
-    inodes, size = _index(records, digest_size)
-    view = memoryview(records)
-    results: list[Found] = []
-    oldest = _NEVER
-    lost = objects = object_bytes = 0
-    for stamp in stamps:
-        said: Found = None
-        if not _fits_record(stamp):
-            pass
-        elif not stamp[2]:
-            said = b""
-        elif stamp[0] == device and stamp[2] > inline_limit:
-            number = bisect_left(inodes, stamp[1])
-            record = view[number * size : (number + 1) * size] if number < len(inodes) else view[:0]
-            if record and KNOWN_RECORD.unpack_from(record)[:4] == tuple(stamp[1:]):
-                digest = bytes(record[KNOWN_RECORD.size :])
-                if store_fd >= 0 and find_object(store_fd, prefixes, digest, stamp[2]) <= 0:
-                    lost += 1
-                else:
-                    said = (digest, stamp[2], -1)
-                    oldest = min(oldest, _met(record))
-                    objects += 1
-                    object_bytes += stamp[2]
-        results.append(said)
-    return results, oldest, lost, objects, object_bytes
+    directories = memoryview(prefixes).cast("B").cast("i")
+    sums = memoryview(ends).cast("B").cast("Q")
+    packed = memoryview(digests).cast("B")
+    if len(directories) != 256:
+        raise ValueError("there must be 256 prefixes")
+    if not 2 <= length <= _DIGEST_MAX or packed.nbytes // length != len(sums) or not 0 <= first <= end <= len(sums):
+        raise ValueError("there are no such objects")
+    found = bytearray(end - first)
+    for number in range(first, end):
+        digest = bytes(packed[number * length : (number + 1) * length])
+        size = sums[number] - (sums[number - 1] if number else 0)
+        if directories[digest[0]] >= 0:
+            found[number - first] = find_object(-1, prefixes, digest, size) == 1
+    return bytes(found)
+
+
+def list_objects(directory: int, prefix: int, sizes: bytes, columns: int) -> tuple[list[bytes], bytes, list[bytes]]:
+    """The objects below *directory*, which is that of digests whose first byte is *prefix*, and all other names.
+
+    The first value has their digests, the last one the other names, both in byte order. In between are numbers of eight
+    bytes: the sizes of all objects, then their blocks of 512 bytes, then their ctimes in nanoseconds; without *columns*
+    (0 instead of 3) none of them, and most files are not looked at. Objects are regular files whose names are the rest
+    of a digest, of one of *sizes* bytes. What vanishes meanwhile is left out. Raises ``OSError`` when the directory
+    cannot be listed.
+    """
+    digests: list[bytes] = []
+    numbers: list[tuple[int, int, int]] = []
+    others: list[bytes] = []
+    own = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        for name in sorted(map(os.fsencode, os.listdir(own))):
+            rest = bytes.fromhex(name.decode()) if _HEX.fullmatch(name) else b""
+            try:
+                status = os.stat(name, dir_fd=own, follow_symlinks=False) if rest and len(rest) + 1 in sizes else None
+            except FileNotFoundError:
+                continue
+            except OSError:
+                status = None
+            if status is not None and stat.S_ISREG(status.st_mode):
+                digests.append(bytes([prefix]) + rest)
+                numbers.append((status.st_size, status.st_blocks, status.st_ctime_ns))
+            else:
+                others.append(name)
+    finally:
+        os.close(own)
+    told = [number for column in zip(*numbers, strict=True) for number in column] if columns else []
+    return digests, struct.pack(f"={len(told)}q", *told), others
 
 
 def merge_records(records: Buffer, made: Buffer, digest_size: int, oldest: int) -> bytes:
-    """*records* (as :func:`match_stamps` takes them) with those *made*, in any order, put in by inode number.
+    """Merge the new records *made*, in any order, into *records*.
 
-    Where both have an inode number, and in *made* of several, the last counts. Those of *records* met before *oldest*
-    are left out.
+    A record is a ``KNOWN_RECORD`` and a digest of a multiple of 8 bytes. Records lie back to back, sorted by inode
+    number; anything else counts as no records. Of several records with one inode number the last counts, and new ones
+    before old ones. Old ones that were seen before *oldest* are dropped.
     """
-    inodes, size = _index(records, digest_size)
+    inodes, size = index_records(records, digest_size)
     view = memoryview(records)
-    latest = {inode: number for number, inode in enumerate(_index(made, digest_size)[0])}
+    latest = {inode: number for number, inode in enumerate(index_records(made, digest_size)[0])}
     parts: list[Buffer] = []
     at = 0
     for inode, number in sorted(latest.items()):
@@ -114,8 +123,8 @@ def merge_records(records: Buffer, made: Buffer, digest_size: int, oldest: int) 
     return b"".join(parts)
 
 
-def _index(records: Buffer, digest_size: int) -> tuple[memoryview[int], int]:
-    """The inode numbers of *records*, and the size of each; none of those without form."""
+def index_records(records: Buffer, digest_size: int) -> tuple[memoryview[int], int]:
+    """The inode numbers of *records*, none if they are malformed, and the size of a record."""
     size = KNOWN_RECORD.size + digest_size
     view = memoryview(records)
     if not 0 < digest_size <= _DIGEST_MAX or digest_size % 8 or view.nbytes % size or not view.nbytes:
@@ -125,16 +134,8 @@ def _index(records: Buffer, digest_size: int) -> tuple[memoryview[int], int]:
 
 def _kept(view: memoryview[int], start: int, size: int, oldest: int) -> memoryview[int]:
     record = view[start : start + size]
-    return record if _met(record) >= oldest else record[:0]
+    return record if _seen(record) >= oldest else record[:0]
 
 
-def _met(record: memoryview[int]) -> int:
-    return int.from_bytes(record[_MET], sys.byteorder)
-
-
-def _fits_record(stamp: Stamp) -> bool:
-    try:
-        _STAMP.pack(*stamp)
-    except struct.error:
-        return False
-    return True
+def _seen(record: memoryview[int]) -> int:
+    return int.from_bytes(record[_SEEN], sys.byteorder)

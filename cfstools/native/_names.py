@@ -1,4 +1,4 @@
-"""What the kernel says about the names in a directory, in Python (part of ``_pure``)."""
+"""The status of names in a directory, and inodes made of it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cfstools.native._trees import Pairs
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
+Pairs = tuple[tuple[bytes, bytes], ...]
 # mode, link count, owner, group, device number, device, inode, size, mtime and ctime in seconds and nanoseconds,
 # attributes (None: there are none, False: to be read by the caller), target of a symbolic link
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
+# records of a digest cache, the device they are for, size of a digest, size up to which no record counts, when a record
+# must have been seen, for whom it must have no attributes; digests, ends and heads of those that were found
+Recall = tuple["Buffer", int, int, int, int, int, bytearray, bytearray, bytearray]
 # the classes of inodes, of stamps, no attributes, attributes by pairs, whether times are 0, which names may be links
-# (0: none, 1: those with a link count over 1, 2: any)
-Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, int]
-
-
-def list_names(directory: int) -> list[bytes]:
-    """The names in *directory* but ``.`` and ``..``, in byte order. Raises ``OSError``."""
-    return sorted(map(os.fsencode, os.listdir(directory)))
+# (0: none, 1: those with a link count over 1, 2: any), which files need not be read
+Maker = tuple[tuple[type, ...], type, Any, dict[Pairs, Any], bool, int, Recall | None]
 
 
 def stat_names(
@@ -31,39 +31,18 @@ def stat_names(
     prefix: bytes,  # noqa: ARG001
     maker: Maker,  # noqa: ARG001
 ) -> list[NameStatus | Any]:
-    """What the kernel says about *names* in *directory*, without following links; ``None`` where it says nothing.
+    """The status of *names* in *directory*, without following links; ``None`` for a name that cannot be read.
 
-    Attributes (with *xattrs*) are in the order of the kernel and only those of what is no directory; a directory
-    has ``None``. Instead of what the kernel says there may be the inode made of it, where that takes no more than
-    *maker*, the path of which begins with *prefix*; the truth is ``cfstools.sources.inodes``, and here none is made.
-    *maker* holds the classes of inodes, that of stamps, the empty mapping, the mappings of attributes by what the
-    kernel says of them, whether times are 0, and which names may be links: of these no inode is made.
+    Attributes (with *xattrs*) are in the order of the kernel; directories have ``None``. In place of a status the C
+    copy returns the inode for it, whose path begins with *prefix*, where *maker* has all that takes; Python makes
+    inodes in ``cfstools.sources.inodes`` only. *maker* holds the classes of inodes, that of stamps, the empty mapping,
+    the known mappings of attributes by their pairs, whether times are 0, and which names may be hard links: no inode
+    is made for these. An inode has ``External`` contents if a record of the digest cache says which, and, where
+    attributes are to be read, that there are none: then they are not listed. Of each such file its digest is appended
+    to *digests*, the total size of these files up to and including it (8 bytes) to *ends*, and its ``KNOWN_RECORD`` to
+    *heads*.
     """
     return [_stat_name(directory, name, xattrs=xattrs) for name in names]
-
-
-def take_entries(  # noqa: PLR0917 - likewise
-    names: list[bytes],
-    met: list[Any],
-    first: int,
-    entries: dict[bytes, Any],
-    files: list[Any],
-    kinds: tuple[type, ...],
-) -> int:
-    """Put what was *met* into *entries* under its name, from place *first* up to what is no file or symbolic link.
-
-    Files that are not empty are added to *files*. Returns the place at which that ended.
-    """
-    _, regular, symlink, *_ = kinds
-    for place in range(first, len(met)):
-        inode = met[place]
-        kind = type(inode)
-        if kind is not regular and kind is not symlink:
-            return place
-        entries[names[place]] = inode
-        if kind is regular and inode.size:
-            files.append(inode)
-    return max(first, len(met))
 
 
 def _stat_name(directory: int, name: bytes, *, xattrs: bool) -> NameStatus | None:

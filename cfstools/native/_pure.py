@@ -1,15 +1,16 @@
-"""The hot loops in Python: what they mean, and what runs where the C copy was not built."""
+"""The hot loops in Python: what the functions do, and what runs without the extension."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cfstools.native import _known, _names, _trees
+from cfstools.native import _known, _names
 from cfstools.native._known import find_object
 
 if TYPE_CHECKING:
@@ -19,19 +20,13 @@ if TYPE_CHECKING:
 
 # device, inode, size, mtime in nanoseconds, ctime in nanoseconds
 Stamp = tuple[int, int, int, int, int]
-# contents of a small file; or digest, size and place in the arena (-1: the store has it); or nothing
+# contents of a small file; (digest, size, place in the arena or -1: the store has it); None: left to the caller
 Digested = bytes | tuple[bytes, int, int] | None
 
-encode_tree = _trees.encode_tree
-parse_lines = _trees.parse_lines
-read_tree = _trees.read_tree
-print_entries = _trees.print_entries
-needed_objects = _trees.needed_objects
-list_names = _names.list_names
-stat_names = _names.stat_names
-take_entries = _names.take_entries
-match_stamps = _known.match_stamps
+find_objects = _known.find_objects
+list_objects = _known.list_objects
 merge_records = _known.merge_records
+stat_names = _names.stat_names
 
 _HOLE = 65536
 _ZEROS = bytes(_HOLE)
@@ -39,6 +34,8 @@ _PATH_MAX = 4096
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _PIECE = 1 << 18
+_MOMENT = 0.05  # seconds between two looks for signals
+_TOGETHER = 256  # objects that are checked at least
 
 
 def _hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
@@ -48,7 +45,7 @@ def _hasher(algorithm: str, data: bytes = b"") -> hashlib._Hash:
 
 
 def _close(fd: int) -> None:
-    """Close *fd*, whatever the kernel says, as the C copy does; nothing that was written is closed here and kept."""
+    """Close *fd* and ignore errors, as the C copy does: no file that is kept was written through it."""
     with suppress(OSError):
         os.close(fd)
 
@@ -56,8 +53,8 @@ def _close(fd: int) -> None:
 def hash_blocks(algorithm: str, data: Buffer, block_size: int, salt_prefix: bytes) -> bytes:
     """Digests of each *block_size* block of *data*, one after another; the last block is zero padded.
 
-    ``salt_prefix`` (already padded, or empty) goes before each block. No data gives no digest. ``data`` must be
-    contiguous, else ``BufferError``.
+    ``salt_prefix`` (already padded, or empty) is hashed before each block. No data gives no digest. Raises
+    ``BufferError`` if ``data`` is not contiguous.
     """
     view = memoryview(data)
     if not view.c_contiguous:
@@ -98,12 +95,12 @@ def digest_files(  # noqa: PLR0917 - called as the C copy is, by position
 ) -> list[Digested]:
     """Read *files* below *root_fd* one after another into the writable *arena* and compute their fs-verity digests.
 
-    A file is its path and the stamp it must have before and after it was read, or ``None``. The result for each:
-    its contents if they are no longer than *inline_limit*; else digest, size and where in the arena the contents
-    lie, or -1 if the store (*store_fd*, -1: none) has an object of this digest and size; ``None`` for what cannot
-    be done here, whatever the reason: symbolic links on the way, other stamps, empty files, no room left in the
-    arena, an object of another size. *descriptor* is that of an empty file without a root hash, *prefixes* are 256
-    ints: descriptors of the directories of the store that are open already, else -1.
+    A file is its path and the stamp it must have before and after reading, or ``None``. The result for each: its
+    contents if they are no longer than *inline_limit*; else digest, size and the place of the contents in the arena, or
+    -1 if the store (*store_fd*, -1: none) has an object of this digest and size; ``None`` if the caller must read the
+    file: errors, symbolic links in the path, another stamp, an empty file, a full arena, an object of another size.
+    *descriptor* is that of an empty file without a root hash; *prefixes* are 256 ints: descriptors of the store's
+    directories, -1 for those that are not open.
     """
     view = memoryview(arena).cast("B")
     used = 0
@@ -149,60 +146,44 @@ def digest_spans(  # noqa: PLR0917 - likewise
     return results
 
 
-def give_contents(
-    files: list[Any], digested: list[Digested | Any], kinds: tuple[type, ...]
-) -> tuple[int, int, int, int, int]:
-    """Make what :func:`digest_files` gave the ``content`` of *files*, with an ``External`` of *kinds* for each digest.
-
-    Where it gave nothing a file is left as it is; contents of any other kind are taken as they are. Returns how many
-    files lie outside of the image and their bytes, how many inside and their bytes, and how many are empty.
-    """
-    external = kinds[7]
-    outside = outside_bytes = inside = inside_bytes = empty = 0
-    for file, one in zip(files, digested, strict=True):
-        if one is None:
-            continue
-        size = file.size
-        if isinstance(one, bytes):
-            inside += size != 0
-            inside_bytes += size
-            empty += size == 0
-        else:
-            outside += 1
-            outside_bytes += size
-        file.content = external(one[0], _object_path(one[0])) if isinstance(one, tuple) else one
-    return outside, outside_bytes, inside, inside_bytes, empty
-
-
-def _object_path(digest: bytes) -> bytes:
-    name = digest.hex().encode()
-    return b"%b/%b" % (name[:2], name[2:])
-
-
 def _padded(size: int, block_size: int) -> int:
     return -(-size // block_size) * block_size
 
 
 def _read_file(root_fd: int, path: bytes, stamp: Stamp | None, room: int, block_size: int) -> bytes | None:
-    """The contents of a file that is what it should be, not empty, and fits."""
+    """The contents of a file that has its *stamp*, is not empty and fits *room*; ``None`` otherwise."""
     try:
         fd = _open_below(root_fd, path)
     except (OSError, ValueError):
         return None
     try:
         before = os.fstat(fd)
-        met = _stamp_of(before)
-        if not stat.S_ISREG(before.st_mode) or (stamp is not None and met != tuple(stamp)):
+        found = _stamp_of(before)
+        if not stat.S_ISREG(before.st_mode) or (stamp is not None and found != tuple(stamp)):
             return None
         if not before.st_size or _padded(before.st_size, block_size) >= room:
             return None
         data = os.pread(fd, before.st_size + 1, 0)
-        if len(data) != before.st_size or _stamp_of(os.fstat(fd)) != met:
+        if len(data) != before.st_size or _stamp_of(os.fstat(fd)) != found:
             return None
     except OSError:
         return None
     else:
         return data
+    finally:
+        _close(fd)
+
+
+def _read_object(directory: int, name: bytes, size: int) -> bytes | None:
+    """At most one byte more than *size*; ``None`` for what cannot be read."""
+    try:
+        fd = os.open(name, _FILE, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        return os.pread(fd, size + 1, 0)
+    except OSError:
+        return None
     finally:
         _close(fd)
 
@@ -242,36 +223,36 @@ def _file_digest(algorithm: str, data: Buffer, block_size: int, salt_prefix: byt
 def digest_range(  # noqa: PLR0917 - likewise
     algorithm: str, fd: int, offset: int, length: int, block_size: int, salt_prefix: bytes, copy_fd: int
 ) -> tuple[bytes, int, int, int]:
-    """Digests of the blocks in *length* bytes of *fd* from *offset* on, how many bytes there were, and two zeros.
+    """Digests of the blocks in *length* bytes of *fd* from *offset* on, the number of bytes read, and two zeros.
 
-    The last block is zero padded. What is read is also written to the same place of *copy_fd*, as by
-    :func:`write_sparse`, unless that is -1. An error ends the work: the third value is its number if reading failed,
-    and then there are no digests, and the second tells where it did; the fourth is its number if writing failed.
+    The last block is zero padded. Unless *copy_fd* is -1, the bytes are also written to the same place of that file, as
+    by :func:`write_sparse`. After an error in reading the third value is its number, the second is its place, and there
+    are no digests; after an error in writing the fourth value is its number.
     """
     piece = max(_PIECE, block_size)
     digests = []
-    met = 0
-    while met < length:
-        wanted = min(piece, length - met)
-        data, unread = _read_piece(fd, wanted, offset + met)
+    done = 0
+    while done < length:
+        wanted = min(piece, length - done)
+        data, unread = _read_piece(fd, wanted, offset + done)
         if unread:
-            return b"", met + len(data), unread, 0
+            return b"", done + len(data), unread, 0
         if not data:
             break
         digests.append(hash_blocks(algorithm, data, block_size, salt_prefix))
         if copy_fd >= 0:
             try:
-                write_sparse(copy_fd, data, offset + met)
+                write_sparse(copy_fd, data, offset + done)
             except OSError as error:
-                return b"".join(digests[:-1]), met, 0, error.errno or errno.EIO
-        met += len(data)
+                return b"".join(digests[:-1]), done, 0, error.errno or errno.EIO
+        done += len(data)
         if len(data) < wanted:
             break
-    return b"".join(digests), met, 0, 0
+    return b"".join(digests), done, 0, 0
 
 
 def _read_piece(fd: int, size: int, offset: int) -> tuple[bytes, int]:
-    """Up to *size* bytes, less only at the end or because of an error, whose number is the second value."""
+    """Read *size* bytes, fewer at the end of the file or after an error, whose number is the second value."""
     data = b""
     try:
         while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
@@ -284,8 +265,8 @@ def _read_piece(fd: int, size: int, offset: int) -> tuple[bytes, int]:
 def write_sparse(fd: int, data: Buffer, offset: int) -> bool:
     """Write *data* to this place of a new file, where nothing was written yet.
 
-    Where nothing but zeros belongs to a unit of 64 KiB of the file they are left out, so that they become holes.
-    Returns whether that was so at the end of *data*: then the file may be too short yet.
+    Zeros that fill a unit of 64 KiB of the file are not written, so that they become a hole. Returns whether *data*
+    ends with such a hole: then the file may be too short.
     """
     view = memoryview(data).cast("B")
     written = at = 0  # written, or left out
@@ -318,11 +299,12 @@ def check_objects(  # noqa: PLR0917 - likewise
     salt_prefix: bytes,
     descriptor: bytes,
 ) -> bytes:
-    """For each object from *first* up to *end* a byte: 1 if it is a regular file of its size and digest, else 0.
+    """A byte for each object from *first* on: 1 if contents of its size and digest can be read, else 0.
 
-    *digests* lie one behind the other; *ends* are unsigned numbers of eight bytes, how many bytes the objects have
-    together up to and including each. Those of a store are found below its *prefixes*. Whatever is below a directory
-    that is not open, is empty, or too large for a quarter of the writable *arena* gets 0 as well.
+    Returns after a moment and some hundred objects, so that the caller can look whether to go on to *end*. *digests*
+    lie back to back; *ends* are unsigned numbers of eight bytes, the total size of the objects up to and including
+    each. *prefixes* are the descriptors of a store's directories. An object that is below a directory that is not open,
+    is empty, or does not fit a quarter of the writable *arena* gets 0 as well.
     """
     directories = memoryview(prefixes).cast("B").cast("i")
     sums = memoryview(ends).cast("B").cast("Q")
@@ -332,30 +314,35 @@ def check_objects(  # noqa: PLR0917 - likewise
         raise ValueError("descriptor, prefixes or block size of a wrong size")
     if memoryview(digests).nbytes // length != len(sums) or not 0 <= first <= end <= len(sums):
         raise ValueError("there are no such objects")
-    found = bytearray(end - first)
+    found = bytearray()
+    until = time.monotonic() + _MOMENT
     for number in range(first, end):
         digest = bytes(memoryview(digests).cast("B")[number * length : (number + 1) * length])
         size = sums[number] - (sums[number - 1] if number else 0)
         directory = directories[digest[0]]
+        is_right = False
         if directory >= 0 and 0 < size <= limit:
-            data = _read_file(directory, digest.hex().encode()[2:], None, size + 2 * block_size, block_size)
+            data = _read_object(directory, digest.hex().encode()[2:], size)
             if data is not None and len(data) == size:
-                met = _file_digest(algorithm, data, block_size, salt_prefix, descriptor)
-                found[number - first] = met == digest
+                actual = _file_digest(algorithm, data, block_size, salt_prefix, descriptor)
+                is_right = actual == digest
+        found.append(is_right)
+        if len(found) >= _TOGETHER and time.monotonic() > until:
+            break
     return bytes(found)
 
 
 def write_files(directory: int, arena: Buffer, spans: Sequence[tuple[int, int]], mode: int, number: int) -> list[int]:
-    """New files in *directory* that hold these spans (offset, size) of *arena*: their descriptors.
+    """Write these spans (offset, size) of *arena* to new files in *directory*, and return their descriptors.
 
-    They have no names, or are named by numbers from *number* on if that is not negative. There are fewer of them than
-    spans when one could not be written: then the caller finds out why.
+    The files have no names or, if *number* is not negative, are named by numbers from it on. Stops at an error and
+    returns fewer descriptors: the caller repeats that file, and reports the error.
     """
     view = memoryview(arena).cast("B")
+    if any(not 0 <= offset <= len(view) or not 0 <= size <= len(view) - offset for offset, size in spans):
+        raise ValueError("a span is outside of the arena")
     fds: list[int] = []
     for offset, size in spans:
-        if not 0 <= offset <= len(view) or not 0 <= size <= len(view) - offset:
-            raise ValueError("a span is outside of the arena")
         name, flags = b".", os.O_TMPFILE
         if number >= 0:
             name, flags = b"%d" % (number + len(fds)), os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -377,9 +364,9 @@ def write_files(directory: int, arena: Buffer, spans: Sequence[tuple[int, int]],
 
 
 def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """Give files without names (descriptor, directory, name) their names; for each 0 or the error number.
+    """Link files without names (descriptor, directory, name); 0 or the error number for each.
 
-    A name with a zero in it is a ``ValueError``, and none is given then.
+    Raises ``ValueError`` for a name with a NUL byte, and links no file then.
     """
     if any(b"\0" in name for _, _, name in links):
         raise ValueError("embedded null byte")
@@ -392,16 +379,3 @@ def link_files(links: Sequence[tuple[int, int, bytes]]) -> list[int]:
         else:
             errors.append(0)
     return errors
-
-
-def rename_files(
-    directory: int,  # noqa: ARG001
-    renames: Sequence[tuple[bytes, int, bytes]],
-) -> list[int]:
-    """Give files in *directory* (old name, directory, name) their names; for each 0 or the error number.
-
-    A name that is taken is an error. Here the caller is told that there is no such call: it has other ways.
-    """
-    if any(b"\0" in old or b"\0" in name for old, _, name in renames):
-        raise ValueError("embedded null byte")
-    return [errno.ENOSYS] * len(renames)

@@ -205,21 +205,17 @@ ALWAYS_INLINE SHA_TARGET void sha_ni_messages(int streams, const struct sha2_sta
     }
 }
 
-#define SHA_NI_KERNEL(STREAMS)                                                                                         \
-    static SHA_TARGET void sha256_ni_##STREAMS(const struct sha2_start *start, const uint8_t *data, size_t size,      \
-                                               size_t count, uint8_t *out) {                                          \
-        uint8_t last[64];                                                                                              \
-        padding(last, sizeof last, start->bytes + size);                                                              \
-        for (; count >= (STREAMS); count -= (STREAMS), data += (STREAMS) * size, out += (STREAMS) * 32)                \
-            sha_ni_messages(STREAMS, start, data, size, last, out);                                                    \
-        for (; count >= 2; count -= 2, data += 2 * size, out += 2 * 32)                                                \
-            sha_ni_messages(2, start, data, size, last, out);                                                          \
-        if (count)                                                                                                     \
-            sha_ni_messages(1, start, data, size, last, out);                                                          \
-    }
-
-SHA_NI_KERNEL(2)
-SHA_NI_KERNEL(4)
+static SHA_TARGET void sha256_ni(const struct sha2_start *start, const uint8_t *data, size_t size, size_t count,
+                                 uint8_t *out) {
+    uint8_t last[64];
+    padding(last, sizeof last, start->bytes + size);
+    for (; count >= 4; count -= 4, data += 4 * size, out += 4 * 32)
+        sha_ni_messages(4, start, data, size, last, out);
+    for (; count >= 2; count -= 2, data += 2 * size, out += 2 * 32)
+        sha_ni_messages(2, start, data, size, last, out);
+    if (count)
+        sha_ni_messages(1, start, data, size, last, out);
+}
 
 /* --- AVX-512: one word of 16 (SHA-256) or 8 (SHA-512) messages in a register ------------------------------------ */
 
@@ -367,7 +363,7 @@ static WIDE_TARGET void sha256_mixed(const struct sha2_start *start, const uint8
     if (whole)
         sha256_wide(start, data, size, whole, out);
     if (count > whole)
-        sha256_ni_4(start, data + whole * size, size, count - whole, out + whole * 32);
+        sha256_ni(start, data + whole * size, size, count - whole, out + whole * 32);
 }
 
 /* Intel's vector units outrun its SHA instructions (4.2 against 2.3 GB/s on Sapphire Rapids); on AMD's the SHA
@@ -404,10 +400,8 @@ struct sha2_algorithm *sha2_algorithms(void) {
     __builtin_cpu_init();
     if (has_sha() && has_wide() && is_intel())
         add(&algorithms[0], "avx512+sha-ni", sha256_mixed, 1);
-    if (has_sha()) {
-        add(&algorithms[0], "sha-ni-4", sha256_ni_4, 1);
-        add(&algorithms[0], "sha-ni-2", sha256_ni_2, 1);
-    }
+    if (has_sha())
+        add(&algorithms[0], "sha-ni", sha256_ni, 1);
     if (has_wide()) {
         add(&algorithms[0], "avx512", sha256_wide, 16);
         add(&algorithms[1], "avx512", sha512_wide, 8);

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from array import array
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cfstools import native
-from cfstools.api.verify_objects import needed_objects
+from cfstools.formats.base import OpenImage
+from cfstools.formats.registry import open_image
 from cfstools.native import _pure
 from cfstools.store import DirectoryStore
-from cfstools.store.care.check import Key
-from cfstools.tree import Directory, External, HardLink, RegularFile, Symlink
-from cfstools.tree.model import KINDS, Content
+from cfstools.store.care import check as checking
+from cfstools.store.care.check import ObjectKey, SmallFiles
+from cfstools.tree import Blob, Directory, External, HardLink, Located, Piece, RegularFile, Stamp, Symlink, Unread
+from cfstools.tree.model import KINDS, Content, Entry
+from cfstools.tree.objects import sizes_of_packed
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity.merkle import descriptor
+from cfstools.view.needed import needed_objects
+from tests.formats.images import write_image
 
 _native = pytest.importorskip("cfstools.native._native")
 pytestmark = pytest.mark.usefixtures("native_in_use")
@@ -60,7 +68,7 @@ def trees(draw: st.DrawFn, *, odd: bool) -> Directory:
     return root
 
 
-def keys(root: Directory, loops: str) -> list[Key]:
+def keys(root: Directory, loops: str) -> list[ObjectKey]:
     native.use(loops)
     needed = needed_objects(root, Algorithm.SHA256)
     return [needed.key(number) for number in range(len(needed))]
@@ -71,6 +79,15 @@ def keys(root: Directory, loops: str) -> list[Key]:
 def test_what_a_tree_needs(data: st.DataObject, odd: bool) -> None:
     root = data.draw(trees(odd=odd))
     assert keys(root, "native") == keys(root, "pure")
+
+
+def test_contents_of_a_kind_that_native_code_does_not_know_are_left() -> None:
+    file = RegularFile(mode=0o100644, size=9, content=Located([Piece(9, Blob(1, 9, DIGESTS[0]))]))
+    root = Directory(mode=0o40755, entries={b"f": file})
+    assert _native.needed_objects(root, KINDS, 32) is None
+    assert keys(root, "native") == [(object_path(DIGESTS[0]), DIGESTS[0], 9)]
+    file.content = Unread(b"f", Stamp(0, 0, 9, 0, 0))
+    assert _native.needed_objects(root, KINDS, 32) == (b"", b"")
 
 
 def test_digests_that_begin_alike() -> None:
@@ -85,6 +102,51 @@ def test_digests_that_begin_alike() -> None:
     del root.entries[b"1999"], root.entries[b"1998"]
     few = Directory(mode=0o40755, entries=dict(list(root.entries.items())[:200]))
     assert len(_native.needed_objects(few, KINDS, 32)[0]) == 200 * 32
+
+
+def external(digest: bytes, size: int = 9, path: bytes | None = None, **fields: object) -> RegularFile:
+    content = External(digest, object_path(digest) if path is None else path)
+    return RegularFile(mode=0o100644, size=size, content=content, **fields)  # type: ignore[arg-type]
+
+
+def image_of(*files: RegularFile, algorithm: Algorithm = Algorithm.SHA256) -> OpenImage:
+    below = Directory(mode=0o40700, entries={b"%d" % number: file for number, file in enumerate(files[1:])})
+    link = Symlink(mode=0o120777, target=b"x")
+    entries: dict[bytes, Entry] = {b"a": below, b"b": files[0], b"c": HardLink(files[0]), b"l": link}
+    return open_image(write_image(Directory(mode=0o40755, entries=entries), algorithm=algorithm))
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_objects_of_an_image_without_its_tree(algorithm: Algorithm) -> None:
+    one, two, three = (bytes([number]) * algorithm.digest_size for number in (1, 2, 3))
+    inline = RegularFile(mode=0o100644, size=3, content=b"abc", xattrs={b"user.a": b"b"})
+    image = image_of(
+        external(one, 5, nlink=2), external(three), inline, external(two), external(three), algorithm=algorithm
+    )
+    packed = image.packed_objects()
+    assert packed is not None
+    assert (packed[0], [*packed[1]]) == (three + two + one, [9, 18, 23])
+    assert sizes_of_packed(packed) == image.objects() == {one: 5, two: 9, three: 9}
+    native.use("pure")
+    assert image.packed_objects() is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        external(DIGESTS[0], 10),
+        external(DIGESTS[1], path=object_path(DIGESTS[0])),
+        external(DIGESTS[1], path=b""),
+        RegularFile(mode=0o100644, size=9, content=External(None, object_path(DIGESTS[1]))),
+    ],
+    ids=["two sizes", "elsewhere", "no path", "no digest"],
+)
+def test_rare_objects_are_left(odd: RegularFile) -> None:
+    image = image_of(external(DIGESTS[0], nlink=2), odd)
+    assert image.packed_objects() is None
+    expected = image.objects()
+    native.use("pure")
+    assert image.objects() == expected
 
 
 @pytest.fixture
@@ -176,5 +238,56 @@ def test_objects_that_cannot_be(module: object, wrong: dict[str, object]) -> Non
     }
     check = getattr(module, "check_objects")  # noqa: B009 - of either module
     assert check(*given.values()) == b"\0"
-    with pytest.raises(ValueError, match=r"wrong size|no such objects"):
+    with pytest.raises(ValueError, match=r"wrong size|256 prefixes|no such objects"):
         check(*{**given, **wrong}.values())
+
+
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_a_call_may_return_before_the_end(together: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a moment: the caller looks whether to go on, and asks for the rest."""
+    objects, right = fill(store, 1, PARAMS)
+    digests, ends = packed(objects)
+    check: Any = native.check_objects
+    asked: list[int] = []
+
+    def some(*words: Any) -> bytes:
+        asked.append(words[3])
+        found: bytes = check(*words[:4], min(words[3] + together, words[4]), *words[5:])
+        return found
+
+    monkeypatch.setattr(native, "check_objects", some)
+    monkeypatch.setattr(checking, "_ARENA_BYTES", ARENA)
+    with DirectoryStore(os.fsencode(store)) as opened:
+        small = SmallFiles(opened, PARAMS)
+        found = small.right((digests, memoryview(ends).cast("B").cast("Q")), range(5, len(objects)))
+    assert list(found) == right[5:]
+    assert asked == list(range(5, len(objects), together))
+
+
+def test_the_pure_one_returns_after_a_moment(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, right = fill(store, 1, PARAMS)
+    ticks = iter(range(1000))
+    monkeypatch.setattr(_pure, "_TOGETHER", 2)
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks) * 0.02)
+    start = descriptor(b"", 0, PARAMS)
+    digests, ends = packed(objects)
+    with DirectoryStore(os.fsencode(store)) as opened:
+        found = _pure.check_objects(
+            opened.prefix_fds, digests, ends, 0, len(objects), bytearray(ARENA), "sha256", 4096, b"", start
+        )
+    assert list(found) == right[:4]
+
+
+@pytest.mark.parametrize("module", [_native, _pure])
+def test_what_cannot_be_read_at_a_place_is_no_object(module: ModuleType, store: Path) -> None:
+    """Nothing waits for the other end of a FIFO."""
+    digest = digest_bytes(b"x", PARAMS)
+    path = store / os.fsdecode(object_path(digest))
+    path.parent.mkdir()
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, b"x")
+    words = (bytearray(ARENA), "sha256", 4096, b"", descriptor(b"", 0, PARAMS))
+    with DirectoryStore(os.fsencode(store)) as opened:
+        assert module.check_objects(opened.prefix_fds, *packed([(digest, 1)]), 0, 1, *words) == b"\0"
+    os.close(writer)

@@ -60,6 +60,8 @@ def test_native_is_taken_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> No
     for name in dir(_pure):
         if not name.startswith("__"):
             setattr(twin, name, getattr(_pure, name))
+    for name in ("encode_tree", "parse_lines", "read_tree", "print_entries", "needed_objects"):
+        setattr(twin, name, native.decline)
     monkeypatch.setitem(sys.modules, "cfstools.native._native", twin)
     for choice in ("native", "auto"):
         native.use("pure")
@@ -78,6 +80,17 @@ def test_an_extension_built_from_older_sources_is_not_taken(monkeypatch: pytest.
     assert native.IMPLEMENTATION == "pure"
     with pytest.raises(Unsupported, match="not available"):
         native.use("native")
+
+
+@pytest.mark.usefixtures("pure")
+def test_what_only_c_has_declines() -> None:
+    for name in native._ONLY_NATIVE:
+        function = getattr(native, name)
+        assert function is native.decline
+        assert function(1, 2, 3) is None
+    native.use("auto")
+    if native.IMPLEMENTATION == "native":
+        assert not any(getattr(native, name) is native.decline for name in native._ONLY_NATIVE)
 
 
 def test_unknown_choice() -> None:

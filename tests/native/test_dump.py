@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from cfstools import native
 from cfstools.errors import CfsError
-from cfstools.formats.dump import parse_dump, print_dump
-from cfstools.native import _pure
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import print_dump
 from cfstools.tree import NO_XATTRS, Directory
 from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm
@@ -131,7 +131,6 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="a class"):
         _native.parse_lines(b"", 0, (1,) * 9, root, {}, NO_XATTRS, 64, False)
     assert _native.parse_lines(b"", 0, KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
-    assert _pure.parse_lines(b"", 0, KINDS, root, {}, NO_XATTRS, 64, False) == (0, 0)
 
 
 def test_interruptions_come_through() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from array import array
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from cfstools import native
 from cfstools.native import _pure
 from cfstools.verity import Algorithm, Params, digest_bytes
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity.merkle import descriptor
 
 CONTENT = b"x" * 5000
 
@@ -106,14 +107,8 @@ def test_what_is_closed_is_closed_whatever_is_said(
     files = [(b"d/./file", None), (b"link", None), (b"d", None)]
     start, prefixes = descriptor(b"", 0, Params()), array("i", [-1] * 256)
     found = native.digest_files(store, files, bytearray(16384), "sha256", 4096, b"", start, 0, -1, prefixes)
-    digests = [(b"\xab" * 32, 6), (b"\xab" * 32, 7), (b"\xab" * 31 + b"c", 6)]
-    pack = native.KNOWN_RECORD.pack
-    known = b"".join([pack(number, size, 1, 1, 0) + digest for number, (digest, size) in enumerate(digests)])
-    stamps = [(5, number, size, 1, 1) for number, (_, size) in enumerate(digests)]
-    there, *_ = native.match_stamps(stamps, known, 5, 32, 0, store, prefixes)
     monkeypatch.undo()
     assert found == [(digest_bytes(CONTENT, Params()), len(CONTENT), 0), None, None]
-    assert there == [(b"\xab" * 32, 6, -1), None, None]
     # Nothing was left open.
     assert os.dup(store) == free
     real(free)
@@ -154,31 +149,6 @@ def test_files_named_by_numbers(each_implementation: str, top: Path) -> None:
     assert (top / "d/file").read_bytes() == CONTENT
 
 
-def test_files_are_renamed_or_their_errors_told(top: Path) -> None:
-    c_copy = pytest.importorskip("cfstools.native._native")
-    for name in ("1", "2", "3"):
-        (top / name).write_text(name)
-    here, there = os.open(top, os.O_RDONLY), os.open(top / "d", os.O_RDONLY)
-    renames = [
-        (b"1", there, b"one"),
-        (b"2", there, b"file"),
-        (b"3", -1, b"x"),
-        (b"4", there, b"x"),
-        (b"3", here, b"33"),
-    ]
-    assert c_copy.rename_files(here, renames) == [0, errno.EEXIST, errno.EBADF, errno.ENOENT, 0]
-    assert _pure.rename_files(here, renames) == [errno.ENOSYS] * 5
-    os.close(here)
-    os.close(there)
-    assert sorted(os.listdir(top)) == ["2", "33", "d", "link"]
-    assert (top / "d/file").read_bytes() == CONTENT
-    for module in (c_copy, _pure):
-        with pytest.raises(ValueError, match="embedded null byte"):
-            module.rename_files(-1, [(b"a\0", -1, b"b")])
-    with pytest.raises(TypeError):
-        c_copy.rename_files(-1, [1])
-
-
 @pytest.mark.parametrize("algorithm", Algorithm)
 @pytest.mark.parametrize("salt", [b"", b"salt"])
 def test_contents_in_memory(each_implementation: str, top: Path, algorithm: Algorithm, salt: bytes) -> None:
@@ -211,3 +181,24 @@ def test_contents_in_memory(each_implementation: str, top: Path, algorithm: Algo
     for wrong in ((-4096, 1), (1, 1), (0, 0), (0, -1), (len(arena), 1), (0, len(arena) + 1)):
         with pytest.raises(ValueError, match="a span is empty"):
             native.digest_spans(arena, [wrong], *words[2:], -1, b"")
+
+
+def test_objects_of_an_algorithm_that_c_does_not_know_are_checked(each_implementation: str, tmp_path: Path) -> None:
+    start = bytearray(descriptor(b"", 0, Params()))
+    filled = start.copy()
+    filled[8:16] = len(CONTENT[:4096]).to_bytes(8, "little")
+    filled[16:64] = hashlib.sha384(CONTENT[:4096]).digest()
+    digest = hashlib.sha384(filled).digest()
+    prefix = tmp_path / f"{digest[0]:02x}"
+    prefix.mkdir()
+    (prefix / digest.hex()[2:]).write_bytes(CONTENT[:4096])
+    prefixes = array("i", [-1] * 256)
+    prefixes[digest[0]] = os.open(prefix, os.O_PATH)
+    wrong = bytes([digest[0], digest[1] ^ 1]) + digest[2:]
+    words = (bytearray(1 << 16), "sha384", 4096, b"", bytes(start))
+    try:
+        assert native.check_objects(prefixes, digest + wrong, array("Q", [4096, 8192]), 0, 2, *words) == b"\1\0"
+        with pytest.raises(ValueError, match="no such objects"):
+            native.check_objects(prefixes, digest + wrong, array("Q", [4096]), 0, 1, *words)
+    finally:
+        os.close(prefixes[digest[0]])

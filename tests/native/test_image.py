@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 
 from cfstools import native
 from cfstools.errors import TreeError
-from cfstools.formats import composefs_plan
-from cfstools.formats.composefs import write_image
-from cfstools.formats.overlay import METACOPY_HEADERS, rewrite_xattrs
-from cfstools.native import _pure
+from cfstools.formats.composefs.overlay_xattrs import METACOPY_HEADERS, rewrite_xattrs
 from cfstools.tree import Device, Directory, External, Fifo, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.tree.model import KINDS
 from cfstools.verity import Algorithm
 from tests.bounds import bounded
+from tests.formats.images import write_image
 from tests.strategies import trees
 
 try:
@@ -187,7 +185,6 @@ def test_names_that_are_left_to_python(name: bytes) -> None:
 def test_not_a_tree() -> None:
     assert encode(None) is None
     assert encode(file(0, b"")) is None
-    assert _pure.encode_tree(directory(), KINDS, rewrite_xattrs, b"", 32, 0) is None
 
 
 def test_what_is_no_refusal_comes_through() -> None:
@@ -207,7 +204,7 @@ def test_what_is_no_refusal_comes_through() -> None:
 
 def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     native.use("native")
-    monkeypatch.setattr(composefs_plan, "place_tree", None)
+    monkeypatch.setattr("cfstools.formats.composefs.plan.place_tree", None)
     image = write_image(directory({b"f": file(1, b"1")}))
     monkeypatch.undo()
     assert image == by_python(directory({b"f": file(1, b"1")}))

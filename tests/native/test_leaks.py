@@ -18,15 +18,16 @@ from types import ModuleType
 import pytest
 
 from cfstools import native
-from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import dump_text, parse_dump
+from cfstools.formats.composefs.overlay_xattrs import METACOPY_HEADERS, rewrite_xattrs
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import dump_text, ls_text
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.overlay import METACOPY_HEADERS, rewrite_xattrs
 from cfstools.native._names import Maker
-from cfstools.tree import NO_XATTRS, Directory, RegularFile
+from cfstools.tree import NO_XATTRS, Directory, External, RegularFile
 from cfstools.tree.model import KINDS, Stamp
 from cfstools.verity import Algorithm, Params
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity.merkle import descriptor
+from tests.formats.images import write_image
 
 try:
     _native: ModuleType | None = importlib.import_module("cfstools.native._native")
@@ -40,6 +41,8 @@ DUMP = b"/ 0 40755 2 0 0 0 1.0 - - -\n" + b"".join(
     b"/f%d 5 100644 1 0 0 0 1.0 - hello - user.k=v\n/l%d 3 120777 1 0 0 0 1.0 abc - -\n" % (n, n) for n in range(20)
 )
 IMAGE = bytes(write_image(parse_dump(DUMP)))
+LINE = b"/%d %d 100644 1 0 0 0 1.0 00/" + b"0" * 62 + b" - " + b"0" * 64 + b"\n"
+OBJECTS, TWO_SIZES = (bytes(write_image(parse_dump(DUMP[:28] + LINE % (1, 5) + LINE % (2, size)))) for size in (5, 6))
 ROOT = Image(IMAGE).root_nid
 XATTRS = Image(IMAGE).superblock.xattr_block * 4096
 TURNS = 200
@@ -110,9 +113,10 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
     root = parse_dump(DUMP)
     header = METACOPY_HEADERS[Algorithm.SHA256]
     holes = memoryview(bytes(8192))[::2]
-    stamp, row = (5, 1, 3, 7, 8), native.KNOWN_RECORD.pack(1, 3, 7, 8, 0) + b"abcdefgh"
-    maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True)
+    row = native.KNOWN_RECORD.pack(1, 3, 7, 8, 0, 0) + b"abcdefgh"
+    maker: Maker = (KINDS, Stamp, NO_XATTRS, {}, False, True, None)
     regular = RegularFile(mode=0o100644, size=3, content=b"old")
+    untold = RegularFile(mode=0o100644, size=3, content=External(None, "text"))  # type: ignore[arg-type]
     large = os.open("file39", os.O_RDONLY, dir_fd=fd)
     closing(large)
 
@@ -142,60 +146,56 @@ def calls(fd: int, closing: Callable[[int], object]) -> list[Callable[[], object
         written,
         linked,
         lambda: refused(lambda: n.write_files(fd, arena, [(0, 1 << 30)], 0o600, -1)),
+        lambda: refused(lambda: n.write_files(fd, arena, [(0, 1), 1], 0o600, -1)),
+        lambda: refused(lambda: n.write_files(fd, holes, [(0, 10)], 0o600, -1)),
         lambda: refused(lambda: n.link_files([(1, 2)])),
         lambda: n.stat_names(fd, names, True, b"a/", maker),
         lambda: refused(lambda: n.stat_names(fd, [*names, "text"], True, b"", maker)),
         lambda: refused(lambda: n.stat_names(fd, names, True, b"", (KINDS, int, NO_XATTRS, {}, False, True))),
-        lambda: n.take_entries([b"a", b"b"], [regular, None], 0, {}, [], KINDS),
-        lambda: refused(lambda: n.take_entries([], [regular], 0, {}, [], KINDS)),
-        lambda: n.list_names(fd),
-        lambda: refused(lambda: n.list_names(999_999)),
-        lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, NONE),
-        lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, -1, b""),
-        lambda: n.match_stamps([stamp, (5, -1, 3, 7, 8), (5, 1, 2**63, 7, 8)], row[1:], 5, 8, 2, -1, b""),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, 1, 5, 8, 2, -1, b"")),
-        lambda: refused(lambda: n.match_stamps([stamp, 1], row, 5, 8, 2, fd, NONE)),
         lambda: n.merge_records(row, row * 9, 8, 0),
         lambda: refused(lambda: n.merge_records(row, 1, 8, 0)),
-        lambda: n.give_contents([regular] * 3, [(bytes(32), 1, -1), b"inline", None], KINDS),
-        lambda: refused(lambda: n.give_contents([regular] * 2, [(bytes(32), 1, -1), (b"", 1, 2)], KINDS)),
-        lambda: refused(lambda: n.give_contents([regular, None], [b"", b""], KINDS)),
         lambda: n.digest_range("sha256", 999_999, 0, 4096, 4096, b"", -1),
         lambda: refused(lambda: n.digest_range("sha256", large, -1, 4096, 4096, b"", -1)),
-        lambda: refused(lambda: n.write_sparse(999_999, b"data", 0)),
-        lambda: refused(lambda: n.write_sparse(large, holes, 0)),
-        lambda: n.write_sparse(large, bytes(1 << 16), 1 << 16),
         lambda: n.digest_range("sha256", large, 0, 20_000, 4096, b"", -1),
         lambda: n.digest_range("sha512", large, 4096, 8192, 4096, b"s" * 128, -1),
-        lambda: n.hash_kernels("sha256"),
-        lambda: n.rename_files(fd, [(b"no such", fd, b"other")] * 9),
-        lambda: refused(lambda: n.rename_files(fd, [(b"no such", fd, b"other"), 1])),
         lambda: n.digest_spans(arena, [(0, 9), (4096, 4096)], "sha256", 4096, b"", EMPTY, fd, NONE),
         lambda: refused(lambda: n.digest_spans(arena, [(0, 9), (1, 1)], "sha256", 4096, b"", EMPTY, -1, b"")),
         lambda: refused(lambda: n.digest_spans(arena, [(0, 9)], "sha256", 4096, b"", b"", -1, b"")),
         lambda: n.check_objects(NONE, bytes(64), bytes(16), 0, 2, arena, "sha256", 4096, b"", EMPTY),
         lambda: refused(lambda: n.check_objects(NONE, bytes(64), b"", 0, 2, arena, "sha256", 4096, b"", EMPTY)),
+        lambda: n.find_objects(NONE, bytes(64), bytes(16), 0, 2, 32),
+        lambda: refused(lambda: n.find_objects(NONE, bytes(64), b"", 0, 2, 32)),
+        lambda: refused(lambda: n.find_objects(b"", bytes(64), bytes(16), 0, 2, 32)),
+        lambda: n.list_objects(fd, 0, b"\x20\x40", 0),
+        lambda: n.list_objects(fd, 0, b"\x20\x40", 3),
+        lambda: refused(lambda: n.list_objects(large, 0, b"\x20", 3)),
         lambda: n.needed_objects(root, KINDS, 32),
         lambda: n.needed_objects(regular, KINDS, 32),
         lambda: refused(lambda: n.needed_objects(root, KINDS, 0)),
-        lambda: refused(lambda: n.write_files(fd, holes, [(0, 10)], 0o600, -1)),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, memoryview(NONE)[::2])),
-        lambda: refused(lambda: n.match_stamps([stamp] * 9, row, 5, 8, 2, fd, b"short")),
         lambda: refused(lambda: n.digest_range("sha256", large, 0, 4096, 4096, holes, -1)),
         lambda: n.encode_tree(root, KINDS, rewrite_xattrs, header, 32, 0),
         lambda: refused(lambda: n.encode_tree(root, (), rewrite_xattrs, header, 32, 0)),
         lambda: n.parse_lines(DUMP[28:], 0, KINDS, {b"": Directory(mode=0o40755)}, {}, NO_XATTRS, 64, False),
         lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
+        lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict, dict.clear),
+        lambda: refused(lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict, int)),
+        lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict, None),
+        lambda: n.read_tree(OBJECTS, Image(OBJECTS).root_nid, 0, 0, 0, KINDS, NO_XATTRS, dict, None),
+        lambda: n.read_tree(TWO_SIZES, Image(TWO_SIZES).root_nid, 0, 0, 0, KINDS, NO_XATTRS, dict, None),
         lambda: n.read_tree(IMAGE[:-4096], ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
         lambda: n.read_tree(IMAGE, 5, XATTRS, 0, 0, KINDS, NO_XATTRS, dict),
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, 1, 0, 0, KINDS, NO_XATTRS, dict)),
         lambda: refused(lambda: n.read_tree(IMAGE, ROOT, XATTRS, 0, 0, KINDS, NO_XATTRS, int)),
         lambda: b"".join(dump_text(root)),
+        lambda: b"".join(ls_text(root)),
         lambda: refused(
-            lambda: n.print_entries([([(b"a", None)], 0)], bytearray(), {}, None, None, NO_XATTRS, KINDS, 10)
+            lambda: n.print_entries([([(b"a", untold)], 0)], bytearray(), {}, None, None, NO_XATTRS, KINDS, 10)
         ),
         lambda: refused(
-            lambda: n.print_entries([([(b"", root)], 0)], bytearray(), {}, None, None, NO_XATTRS, KINDS, 10)
+            lambda: n.print_entries([([(b"a", None)], 0)], bytearray(), {}, int, None, NO_XATTRS, KINDS, 10)
+        ),
+        lambda: refused(
+            lambda: n.print_entries([([(b"", root)], 0)], bytearray(), {}, int, None, NO_XATTRS, KINDS, 10)
         ),
         lambda: refused(lambda: n.parse_lines(b"", -1, KINDS, {}, {}, NO_XATTRS, 64, False)),
     ]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 from cfstools import native
 from cfstools.errors import TreeError
-from cfstools.formats.dump import dump_text, print_dump
 from cfstools.formats.dump import print as dump_print
+from cfstools.formats.dump.print import dump_text, ls_text, print_dump, print_listing
 from cfstools.tree import NO_XATTRS, Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.tree.model import KINDS
 from tests.strategies import trees
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("native_in_use")
 
 
 def compare(root: Directory) -> None:
-    expected = b"".join(print_dump(root))
-    assert b"".join(dump_text(root)) == expected
-    native.use("pure")
-    assert b"".join(dump_text(root)) == expected
-    native.use("native")
+    dump, listing = b"".join(print_dump(root)), b"".join(print_listing(root))
+    for loops in ("pure", "native"):
+        native.use(loops)
+        assert b"".join(dump_text(root)) == dump
+        assert b"".join(ls_text(root)) == listing
 
 
 @settings(max_examples=300, deadline=None)
@@ -60,6 +60,7 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dump_print, "_PIECE", 1)
     root = directory(a=file(b"x"), b=directory(c=Symlink(mode=0o120777, target=b"t")))
     assert list(dump_text(root)) == list(print_dump(root))
+    assert list(ls_text(root)) == [b"/a\n", b"/b/\t\n", b"/b/c\t-> t\n"]
 
 
 def test_deep_trees() -> None:
@@ -81,8 +82,8 @@ def test_wrong_arguments_are_refused() -> None:
 
     root = directory()
 
-    def run(stack: list[object], kinds: tuple[type, ...] = KINDS) -> object:
-        return _native.print_entries(stack, bytearray(b"/a"), {}, fail, fail, NO_XATTRS, kinds, 100)
+    def run(stack: list[object], kinds: tuple[type, ...] = KINDS, line: object = fail) -> object:
+        return _native.print_entries(stack, bytearray(b"/a"), {}, line, fail, NO_XATTRS, kinds, 100)
 
     assert run([]) == b""
     with pytest.raises(TypeError, match="items, length"):
@@ -106,3 +107,6 @@ def test_wrong_arguments_are_refused() -> None:
             run([([(b"a", wrong)], 0)])
     with pytest.raises(TypeError):
         run([([(b"a", Directory(mode=0o40755, entries=5))], 0)])  # type: ignore[arg-type]
+    for wrong in (Symlink(mode=0o120777, target=5), file(External(None, "text")), file(External(None, 5))):  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            run([([(b"a", wrong)], 0)], line=None)

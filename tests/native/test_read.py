@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from cfstools import native
 from cfstools.errors import CfsError, ImageError, TreeError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_check import check_composefs, check_every_rule
-from cfstools.formats.composefs_info import image_info
-from cfstools.formats.composefs_reader import TreeReader, read_ordinary
-from cfstools.formats.dump import print_dump
+from cfstools.formats.composefs.check import check_every_rule
+from cfstools.formats.composefs.reader import TreeReader, read_native
+from cfstools.formats.dump.print import print_dump
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.facts import ImageInfo
-from cfstools.tree import NO_XATTRS, Device, Directory, External, HardLink, RegularFile
+from cfstools.formats.registry import open_image
+from cfstools.tree import NO_XATTRS, Device, Directory, Entry, External, HardLink, RegularFile
 from cfstools.tree.model import KINDS
+from cfstools.tree.walk import iter_directories
 from cfstools.verity import Algorithm
-from tests.formats.images import SAMPLE
+from tests.formats.images import SAMPLE, findings_of, write_image
 from tests.fuzz.seeds import seeds
 from tests.strategies import trees
 
@@ -28,12 +28,37 @@ _native = pytest.importorskip("cfstools.native._native")
 pytestmark = pytest.mark.usefixtures("native_in_use")
 
 
+def test_directories_are_handed_over_from_below() -> None:
+    """Each is complete when it comes, and what was taken out of it is gone from the tree."""
+    image = Image(SAMPLE)
+    whole = read_native(image)
+    assert whole is not None
+    came: list[dict[bytes, Entry]] = []
+
+    def leave(entries: dict[bytes, Entry]) -> None:
+        came.append(dict(entries))
+        entries.clear()
+
+    left = read_native(image, leave)
+    assert left is not None
+    assert not left.root.entries
+    assert left[1:] == whole[1:]
+    directories = [len(one.entries) for one in iter_directories(whole.root)]
+    assert sorted(map(len, came)) == sorted(directories)
+    assert came[-1].keys() == whole.root.entries.keys()
+
+
+def test_an_error_while_directories_are_handed_over_comes_out() -> None:
+    with pytest.raises(ZeroDivisionError):
+        read_native(Image(SAMPLE), lambda entries: 1 // (len(entries) - len(entries)))
+
+
 def by_python(data: bytes) -> tuple[Directory, Algorithm | None, ImageInfo]:
     """What Python alone makes of an image."""
     native.use("pure")
     try:
         reader = TreeReader(Image(data, allow_tail=True))
-        return reader.read(), reader.algorithm, image_info(data, allow_tail=True)
+        return reader.read(), reader.algorithm, open_image(data, allow_tail=True).facts()
     finally:
         native.use("native")
 
@@ -41,16 +66,16 @@ def by_python(data: bytes) -> tuple[Directory, Algorithm | None, ImageInfo]:
 def compare(data: bytes) -> bool:
     """Whether the image is read natively; if it is, nothing is different from what Python reads."""
     try:
-        tree = read_ordinary(Image(data, allow_tail=True))
+        tree = read_native(Image(data, allow_tail=True))
     except ImageError:
         return False
     if tree is None:
         return False
-    assert check_composefs(data, allow_tail=True) == check_every_rule(data, allow_tail=True)
+    assert findings_of(data, allow_tail=True) == check_every_rule(data, allow_tail=True)
     root, algorithm, info = by_python(data)
     assert tree.algorithm is algorithm
     assert list(print_dump(tree.root)) == list(print_dump(root))
-    assert image_info(data, allow_tail=True) == info
+    assert open_image(data, allow_tail=True).facts() == info
     return True
 
 
@@ -68,7 +93,7 @@ def test_any_tree(data: st.DataObject, algorithm: Algorithm, version: int) -> No
 def test_ordinary_images_are_read_natively() -> None:
     assert compare(SAMPLE)
     assert compare(SAMPLE + b"tail")
-    assert check_composefs(SAMPLE) == []
+    assert findings_of(SAMPLE) == []
 
 
 def test_golden_images() -> None:
@@ -94,9 +119,9 @@ def test_link_counts_are_compared_with_names() -> None:
     root = Directory(mode=0o40755, entries={b"a": shared, b"b": HardLink(shared)})
     image = bytes(write_image(root))
     assert compare(image)
-    assert [finding.severity.value for finding in check_composefs(image)] == ["warning"]
+    assert [finding.severity.value for finding in findings_of(image)] == ["warning"]
     shared.nlink = 2
-    assert check_composefs(bytes(write_image(root))) == []
+    assert findings_of(bytes(write_image(root))) == []
 
 
 @pytest.mark.parametrize("payload", [b"ab//cd", b"ab/", b"./ab", b"ab/../cd", b"ab/.cd"])

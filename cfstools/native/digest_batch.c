@@ -1,15 +1,10 @@
-/* Files in batches: read and hashed. */
-#define _GNU_SOURCE
-#include "batch.h"
+#include "digest_batch.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#define DESCRIPTOR_DATA_SIZE_AT 8
-#define DESCRIPTOR_ROOT_AT 16
 
 #define SYS_OPENAT2 437
 #define RESOLVE_BENEATH_WITHOUT_LINKS (0x08 | 0x04 | 0x02)
@@ -32,14 +27,13 @@ static int nanoseconds(const struct timespec *time, int64_t *out) {
            __builtin_add_overflow(*out, (int64_t)time->tv_nsec, out);
 }
 
-static int is_as_stamped(const struct file *file, const struct stat *status) {
-    int64_t mtime, ctime;
-    return !nanoseconds(&status->st_mtim, &mtime) && !nanoseconds(&status->st_ctim, &ctime) &&
-           file->device == status->st_dev && file->inode == status->st_ino && file->size == status->st_size &&
-           file->mtime == mtime && file->ctime == ctime;
+/* Negative for times that no stamp can hold. */
+static int stamp_of(const struct stat *status, struct stamp *out) {
+    *out = (struct stamp){.device = status->st_dev, .inode = status->st_ino, .size = status->st_size};
+    return nanoseconds(&status->st_mtim, &out->mtime) || nanoseconds(&status->st_ctim, &out->ctime) ? -1 : 0;
 }
 
-/* Reads exactly `size` bytes and sees that no more follow at once; 0 when that is so. */
+/* Reads `size` bytes; 0 if the file ends there. */
 static int read_whole(int fd, uint8_t *to, size_t size) {
     size_t done = 0;
     while (done < size) {
@@ -53,24 +47,26 @@ static int read_whole(int fd, uint8_t *to, size_t size) {
     return done == size ? 0 : -1;
 }
 
-/* Whether a file that just was opened is the one it should be, as far as that can be said before it is read. One with
- * a stamp is compared with it afterwards, once. */
+/* Checks a file before it is read; -1 if it is not the expected one. A stamp is compared once, after the reading, and
+ * a size is that of what is read: more bytes are asked for. */
 static int expect(struct file *file, int fd) {
     struct stat status;
-    if (file->stamped)
+    if (file->stamped || file->sized)
         return 0;
     if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
         return -1;
-    if (file->sized)
-        return file->size == status.st_size ? 0 : -1;
-    file->device = status.st_dev, file->inode = status.st_ino, file->size = status.st_size;
-    return nanoseconds(&status.st_mtim, &file->mtime) || nanoseconds(&status.st_ctim, &file->ctime) ? -1 : 0;
+    file->size = status.st_size;
+    return stamp_of(&status, &file->stamp);
 }
 
-/* Whether a file that was read still is the one it should be. */
+/* Whether a file that was read still is the expected one. */
 static int is_unchanged(const struct file *file, int fd) {
     struct stat status;
-    return file->sized || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && is_as_stamped(file, &status));
+    struct stamp now;
+    return file->sized || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && stamp_of(&status, &now) == 0 &&
+                           file->stamp.device == now.device && file->stamp.inode == now.inode &&
+                           file->stamp.size == now.size && file->stamp.mtime == now.mtime &&
+                           file->stamp.ctime == now.ctime);
 }
 
 void batch_read(struct batch *batch, struct file *file, int fd) {
@@ -97,8 +93,8 @@ void batch_read(struct batch *batch, struct file *file, int fd) {
     file->state = HASHED;
 }
 
-/* From the digests of one level to those of the next, for all files that have more than one; what is left over is
- * each file's root. `*digests` is replaced. Returns whether there is another level, -1 when memory is short. */
+/* From the digests of one level to those of the next, for all files with more than one; a single digest is the file's
+ * root. Replaces `*digests`. Returns whether there is another level, -1 when memory is short. */
 static int next_level(struct batch *batch, uint8_t **digests) {
     const size_t size = batch->algorithm->digest_size, block = batch->block_size;
     size_t blocks = 0;
@@ -135,7 +131,7 @@ static int next_level(struct batch *batch, uint8_t **digests) {
     return result;
 }
 
-/* The descriptors of all files and their digests, which replace the roots. */
+/* Makes the descriptors of all files; their digests replace the roots. */
 static int finish_digests(struct batch *batch) {
     const size_t size = batch->algorithm->digest_size;
     struct sha2_start plain;
@@ -145,20 +141,20 @@ static int finish_digests(struct batch *batch) {
         count += batch->files[i].state == HASHED;
     if (count == 0)
         return 0;
-    uint8_t *descriptors = malloc(count * DESCRIPTOR_SIZE), *hashes = malloc(count * size), *at = descriptors;
+    uint8_t *descriptors = malloc(count * VERITY_DESCRIPTOR_BYTES), *hashes = malloc(count * size), *at = descriptors;
     int failed = descriptors == NULL || hashes == NULL;
     for (size_t i = 0; !failed && i < batch->count; i++) {
         const struct file *file = &batch->files[i];
         if (file->state != HASHED)
             continue;
-        memcpy(at, batch->descriptor, DESCRIPTOR_SIZE);
-        for (int byte = 0; byte < 8; byte++)
-            at[DESCRIPTOR_DATA_SIZE_AT + byte] = (uint8_t)((uint64_t)file->size >> 8 * byte);
-        memcpy(at + DESCRIPTOR_ROOT_AT, file->root, size);
-        at += DESCRIPTOR_SIZE;
+        memcpy(at, batch->descriptor, VERITY_DESCRIPTOR_BYTES);
+        store(at, VERITY_DESCRIPTOR_DATA_SIZE, (uint64_t)file->size);
+        memcpy(field(at, VERITY_DESCRIPTOR_ROOT_HASH), file->root, size);
+        at += VERITY_DESCRIPTOR_BYTES;
     }
     if (!failed)
-        failed = native_hash(batch->algorithm, batch->kernel, &plain, descriptors, DESCRIPTOR_SIZE, count, hashes);
+        failed = native_hash(batch->algorithm, batch->kernel, &plain, descriptors, VERITY_DESCRIPTOR_BYTES, count,
+                             hashes);
     for (size_t i = 0, number = 0; !failed && i < batch->count; i++)
         if (batch->files[i].state == HASHED)
             memcpy(batch->files[i].root, hashes + number++ * size, size);
@@ -184,17 +180,40 @@ int batch_hash(struct batch *batch) {
 }
 
 int batch_takes(const struct sha2_algorithm *algorithm, Py_ssize_t block_size, Py_ssize_t salt_size) {
+    if (native_kernel(algorithm, NULL) == NULL)
+        return 0;
     const Py_ssize_t unit = (Py_ssize_t)algorithm->compression_block;
     return block_size >= 2 * (Py_ssize_t)algorithm->digest_size && (size_t)block_size <= SHA2_SIZE_MAX &&
            block_size % unit == 0 && salt_size % unit == 0;
 }
 
-void batch_begin(struct batch *batch, const struct sha2_algorithm *algorithm, Py_ssize_t block_size, const Py_buffer *salt,
-                 const Py_buffer *descriptor) {
+int batch_begin(struct batch *batch, const struct digesting *digesting) {
+    const struct sha2_algorithm *algorithm = native_algorithm(digesting->algorithm);
+    const Py_buffer *salt = &digesting->salt, *descriptor = &digesting->descriptor;
+    if (descriptor->len != VERITY_DESCRIPTOR_BYTES || digesting->block_size <= 0) {
+        PyErr_SetString(PyExc_ValueError, "descriptor or block size of a wrong size");
+        return -1;
+    }
+    if (!native_has_prefixes(&digesting->prefixes, digesting->store_fd))
+        return -1;
+    if (!batch_takes(algorithm, digesting->block_size, salt->len))
+        return 0;
+    batch->arena = digesting->arena.buf;
+    batch->capacity = (size_t)digesting->arena.len;
     batch->algorithm = algorithm;
     batch->kernel = native_kernel(algorithm, NULL);
-    batch->block_size = (size_t)block_size;
-    memcpy(batch->descriptor, descriptor->buf, DESCRIPTOR_SIZE);
+    batch->block_size = (size_t)digesting->block_size;
+    batch->store_fd = digesting->store_fd;
+    batch->prefixes = digesting->prefixes.buf;
+    memcpy(batch->descriptor, descriptor->buf, VERITY_DESCRIPTOR_BYTES);
     algorithm->init(&batch->start);
     algorithm->absorb(&batch->start, salt->buf, (size_t)salt->len / algorithm->compression_block);
+    return 1;
+}
+
+void batch_release(struct digesting *digesting) {
+    PyBuffer_Release(&digesting->arena);
+    PyBuffer_Release(&digesting->salt);
+    PyBuffer_Release(&digesting->descriptor);
+    PyBuffer_Release(&digesting->prefixes);
 }

@@ -1,23 +1,23 @@
-/* Lists that list_grow, memory that is freed at once, and indexes. */
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <sys/mman.h>
+#include "memory.h"
 
-#include "image.h"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 #define HUGE_PAGE ((uintptr_t)2 << 20)
 
 void memory_is_large(void *at, size_t size) {
-    const uintptr_t start = ((uintptr_t)at + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), end = ((uintptr_t)at + size) & ~(HUGE_PAGE - 1);
+    const uintptr_t start = ((uintptr_t)at + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    const uintptr_t end = ((uintptr_t)at + size) & ~(HUGE_PAGE - 1);
     if (start < end)
         madvise((void *)start, end - start, MADV_HUGEPAGE);
 }
 
-int list_grow(void **at, size_t *room, size_t count, size_t size) {
-    if (count < *room)
+int list_reserve(void **at, size_t *room, size_t count, size_t size) {
+    if (count <= *room)
         return 0;
-    const size_t more = *room ? 2 * *room : 64;
-    void *larger = realloc(*at, more * size);
+    const size_t twice = *room ? 2 * *room : 64, more = count > twice ? count : twice;
+    void *larger = more <= SIZE_MAX / 2 / size ? realloc(*at, more * size) : NULL;
     if (larger == NULL)
         return -1;
     memory_is_large(larger, more * size);
@@ -40,6 +40,14 @@ uint8_t *pool_take(struct pool **pool, size_t size) {
     uint8_t *at = (*pool)->data + (*pool)->used;
     (*pool)->used += size;
     return at;
+}
+
+void pool_free(struct pool **pool) {
+    while (*pool != NULL) {
+        struct pool *next = (*pool)->next;
+        free(*pool);
+        *pool = next;
+    }
 }
 
 int index_grow(struct index *index) {

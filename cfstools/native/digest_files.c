@@ -1,5 +1,4 @@
 /* Files in batches: read, hashed and looked up in a store; and ranges of large files. */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -7,12 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "batch.h"
+#include "digest_batch.h"
 
 #define PIECE ((size_t)1 << 18) /* small enough to stay in the cache between reading and hashing */
 
-/* Whether the last name is not empty, and none before it is empty or "..": the same paths as in _pure.py. Others are
- * left to the caller. */
+/* Whether no name is empty, and none before the last is "..": the same paths as in _pure.py. */
 static int is_plain(const char *path) {
     const char *name = path;
     for (const char *end; (end = strchr(name, '/')) != NULL; name = end + 1)
@@ -21,13 +19,14 @@ static int is_plain(const char *path) {
     return *name != '\0';
 }
 
-/* Takes (path, stamp or None) apart; -1 with an exception for anything else. */
+/* Parses (path, stamp or None); -1 with an exception for anything else. */
 static int parse_file(PyObject *item, struct file *file) {
     PyObject *path = PyTuple_Check(item) && PyTuple_Size(item) == 2 ? PyTuple_GetItem(item, 0) : NULL;
     PyObject *stamp = path != NULL ? PyTuple_GetItem(item, 1) : NULL;
     char *text;
     Py_ssize_t length;
-    if (path == NULL || !PyBytes_Check(path) || (stamp != Py_None && (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5))) {
+    if (path == NULL || !PyBytes_Check(path) ||
+        (stamp != Py_None && (!PyTuple_Check(stamp) || PyTuple_Size(stamp) != 5))) {
         PyErr_SetString(PyExc_TypeError, "a file is (path, stamp) with bytes and a tuple of five numbers or None");
         return -1;
     }
@@ -37,22 +36,22 @@ static int parse_file(PyObject *item, struct file *file) {
     file->path = length < PATH_MAX && strlen(text) == (size_t)length && is_plain(text) ? text : NULL;
     if (stamp == Py_None)
         return 0;
+    file->stamp = (struct stamp){PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 0)),
+                                 PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 1)),
+                                 PyLong_AsLongLong(PyTuple_GetItem(stamp, 2)), PyLong_AsLongLong(PyTuple_GetItem(stamp, 3)),
+                                 PyLong_AsLongLong(PyTuple_GetItem(stamp, 4))};
     file->stamped = 1;
-    file->device = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 0));
-    file->inode = PyLong_AsUnsignedLongLong(PyTuple_GetItem(stamp, 1));
-    file->size = PyLong_AsLongLong(PyTuple_GetItem(stamp, 2));
-    file->mtime = PyLong_AsLongLong(PyTuple_GetItem(stamp, 3));
-    file->ctime = PyLong_AsLongLong(PyTuple_GetItem(stamp, 4));
-    if (PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
-            return -1;
-        PyErr_Clear();
-        file->path = NULL; /* a number no file system here gives */
-    }
+    file->size = file->stamp.size;
+    if (!PyErr_Occurred())
+        return 0;
+    file->path = NULL; /* no file system here has numbers that do not fit */
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+        return -1;
+    PyErr_Clear();
     return 0;
 }
 
-/* Reads files from `first` on, for a moment; returns the first that is left. */
+/* Reads files from `first` on until it is time to handle signals; returns the first that is left. */
 static size_t read_files(struct batch *batch, size_t first) {
     struct timespec since = native_now();
     size_t i = first;
@@ -74,42 +73,42 @@ static void find_files(struct batch *batch) {
         struct file *file = &batch->files[i];
         if (file->state != HASHED)
             continue;
-        const int found = native_find_object(batch->store_fd, batch->prefixes, file->root, batch->algorithm->digest_size,
-                                      (uint64_t)file->size);
+        const struct text digest = {file->root, batch->algorithm->digest_size};
+        const int found = native_find_object(batch->store_fd, batch->prefixes, digest,
+                                             (uint64_t)file->size);
         file->state = found < 0 ? UNDONE : found ? FOUND : HASHED;
     }
 }
 
-static PyObject *result_of(const struct batch *batch, const struct file *file) {
+static PyObject *result_of(void *context, size_t number) {
+    const struct batch *batch = context;
+    const struct file *file = &batch->files[number];
     const Py_ssize_t size = (Py_ssize_t)batch->algorithm->digest_size;
     switch (file->state) {
     case INLINE:
         return PyBytes_FromStringAndSize((const char *)batch->inlined + file->offset, (Py_ssize_t)file->size);
     case HASHED:
-        return Py_BuildValue("(y#Ln)", (const char *)file->root, size, (long long)file->size,
-                             (Py_ssize_t)file->offset);
     case FOUND:
-        return Py_BuildValue("(y#Li)", (const char *)file->root, size, (long long)file->size, -1);
+        return Py_BuildValue("(y#Ln)", (const char *)file->root, size, (long long)file->size,
+                             file->state == FOUND ? -1 : (Py_ssize_t)file->offset);
     default:
         return Py_NewRef(Py_None);
     }
 }
 
-static PyObject *results_of(const struct batch *batch) {
-    PyObject *results = PyList_New((Py_ssize_t)batch->count);
-    for (size_t i = 0; results != NULL && i < batch->count; i++) {
-        PyObject *result = result_of(batch, &batch->files[i]);
-        if (result == NULL)
-            Py_CLEAR(results);
-        else
-            PyList_SetItem(results, (Py_ssize_t)i, result);
-    }
-    return results;
+/* Hashes what was read, looks it up in the store, and lists the results. */
+static PyObject *finish(struct batch *batch) {
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = batch_hash(batch);
+    if (!failed)
+        find_files(batch);
+    Py_END_ALLOW_THREADS
+    return failed ? PyErr_NoMemory() : native_list(batch->count, result_of, batch);
 }
 
 static PyObject *digest_batch(struct batch *batch, PyObject *items) {
     PyObject *results = NULL;
-    int failed;
     batch->count = (size_t)PyTuple_Size(items);
     batch->files = PyMem_Malloc(batch->count * sizeof *batch->files + 1);
     batch->inlined = PyMem_Malloc(batch->count * batch->inline_limit + 1);
@@ -127,47 +126,33 @@ static PyObject *digest_batch(struct batch *batch, PyObject *items) {
         if (next < batch->count && PyErr_CheckSignals() < 0)
             goto out;
     }
-    Py_BEGIN_ALLOW_THREADS
-    failed = batch_hash(batch);
-    if (!failed)
-        find_files(batch);
-    Py_END_ALLOW_THREADS
-    results = failed ? PyErr_NoMemory() : results_of(batch);
+    results = finish(batch);
 out:
     PyMem_Free(batch->files);
     PyMem_Free(batch->inlined);
     return results;
 }
 
-PyObject *native_digest_files(PyObject *module, PyObject *args) {
-    (void)module;
-    int root_fd, store_fd;
-    PyObject *files, *result = NULL;
-    Py_buffer arena, salt, descriptor, prefixes;
-    const char *name;
-    Py_ssize_t block_size, inline_limit;
-    if (!PyArg_ParseTuple(args, "iOw*sny*y*niy*", &root_fd, &files, &arena, &name, &block_size, &salt, &descriptor,
-                          &inline_limit, &store_fd, &prefixes))
+PyObject *native_digest_files(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *files, *items = NULL, *result = NULL;
+    struct batch batch = {0};
+    struct digesting d;
+    Py_ssize_t inline_limit;
+    if (!PyArg_ParseTuple(args, "iOw*sny*y*niy*", &batch.root_fd, &files, &d.arena, &d.algorithm, &d.block_size,
+                          &d.salt, &d.descriptor, &inline_limit, &d.store_fd, &d.prefixes))
         return NULL;
-    const struct sha2_algorithm *algorithm = native_algorithm(name);
-    const struct sha2_choice *kernel = native_kernel(algorithm, NULL);
-    PyObject *items = NULL;
-    if (descriptor.len != DESCRIPTOR_SIZE || inline_limit < 0 || inline_limit > PIPE_BUF || block_size <= 0 ||
-        (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (store_fd >= 0 || prefixes.len != 0))) {
-        PyErr_SetString(PyExc_ValueError, "descriptor, inline limit, block size or prefixes of a wrong size");
-    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len)) {
-        result = native_ask_pure("digest_files", args);
-    } else if ((items = PySequence_Tuple(files)) != NULL) {
-        struct batch batch = {.root_fd = root_fd, .arena = arena.buf, .capacity = (size_t)arena.len,
-                              .inline_limit = (size_t)inline_limit, .store_fd = store_fd, .prefixes = prefixes.buf};
-        batch_begin(&batch, algorithm, block_size, &salt, &descriptor);
-        result = digest_batch(&batch, items);
+    if (inline_limit < 0 || inline_limit > PIPE_BUF) {
+        PyErr_SetString(PyExc_ValueError, "inline limit out of range");
+    } else {
+        const int ready = batch_begin(&batch, &d);
+        batch.inline_limit = (size_t)inline_limit;
+        if (ready == 0)
+            result = native_ask_pure("digest_files", args);
+        else if (ready > 0 && (items = PySequence_Tuple(files)) != NULL)
+            result = digest_batch(&batch, items);
     }
     Py_XDECREF(items);
-    PyBuffer_Release(&arena);
-    PyBuffer_Release(&salt);
-    PyBuffer_Release(&descriptor);
-    PyBuffer_Release(&prefixes);
+    batch_release(&d);
     return result;
 }
 
@@ -208,45 +193,26 @@ static PyObject *digest_parsed(struct batch *batch, PyObject *items) {
     for (size_t i = 0; batch->files != NULL && !failed && i < batch->count; i++)
         failed = parse_span(PyTuple_GetItem(items, (Py_ssize_t)i), batch, &batch->files[i]);
     if (batch->files != NULL && !failed) {
-        Py_BEGIN_ALLOW_THREADS
-        failed = batch_hash(batch);
-        if (!failed)
-            find_files(batch);
-        Py_END_ALLOW_THREADS
-        results = failed ? PyErr_NoMemory() : results_of(batch);
+        results = finish(batch);
     }
     PyMem_Free(batch->files);
     return results;
 }
 
-PyObject *native_digest_spans(PyObject *module, PyObject *args) {
-    (void)module;
-    int store_fd;
+PyObject *native_digest_spans(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *spans, *result = NULL, *items = NULL;
-    Py_buffer arena, salt, descriptor, prefixes;
-    const char *name;
-    Py_ssize_t block_size;
-    if (!PyArg_ParseTuple(args, "y*Osny*y*iy*", &arena, &spans, &name, &block_size, &salt, &descriptor, &store_fd,
-                          &prefixes))
+    struct batch batch = {0};
+    struct digesting d;
+    if (!PyArg_ParseTuple(args, "y*Osny*y*iy*", &d.arena, &spans, &d.algorithm, &d.block_size, &d.salt, &d.descriptor,
+                          &d.store_fd, &d.prefixes))
         return NULL;
-    const struct sha2_algorithm *algorithm = native_algorithm(name);
-    const struct sha2_choice *kernel = native_kernel(algorithm, NULL);
-    if (descriptor.len != DESCRIPTOR_SIZE || block_size <= 0 ||
-        (prefixes.len != PREFIXES * (Py_ssize_t)sizeof(int) && (store_fd >= 0 || prefixes.len != 0))) {
-        PyErr_SetString(PyExc_ValueError, "descriptor, block size or prefixes of a wrong size");
-    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len)) {
+    const int ready = batch_begin(&batch, &d);
+    if (ready == 0)
         result = native_ask_pure("digest_spans", args);
-    } else if ((items = PySequence_Tuple(spans)) != NULL) {
-        struct batch batch = {.arena = arena.buf, .capacity = (size_t)arena.len, .store_fd = store_fd,
-                              .prefixes = prefixes.buf};
-        batch_begin(&batch, algorithm, block_size, &salt, &descriptor);
+    else if (ready > 0 && (items = PySequence_Tuple(spans)) != NULL)
         result = digest_parsed(&batch, items);
-    }
     Py_XDECREF(items);
-    PyBuffer_Release(&arena);
-    PyBuffer_Release(&salt);
-    PyBuffer_Release(&descriptor);
-    PyBuffer_Release(&prefixes);
+    batch_release(&d);
     return result;
 }
 
@@ -261,7 +227,7 @@ struct range {
     struct sha2_start start;
     uint8_t *piece;
     uint8_t *out;
-    size_t met;           /* bytes read and hashed so far */
+    size_t done;            /* bytes read and hashed so far */
     int unread, unwritten; /* error numbers */
 };
 
@@ -279,23 +245,23 @@ static int read_piece(int fd, uint8_t *piece, size_t size, off_t offset, size_t 
     return 0;
 }
 
-/* Reads, hashes and copies one piece from `met` on. Returns whether there is more to do. */
+/* Reads, hashes and copies one piece from `done` on. Returns whether there is more to do. */
 static int digest_piece(struct range *range) {
-    const size_t left = range->length - range->met, wanted = left < PIECE ? left : PIECE;
-    const off_t at = range->offset + (off_t)range->met;
+    const size_t left = range->length - range->done, wanted = left < PIECE ? left : PIECE;
+    const off_t at = range->offset + (off_t)range->done;
     size_t got;
     if (read_piece(range->fd, range->piece, wanted, at, &got) < 0) {
         range->unread = errno;
-        /* A caller that is told of an error learns where it is; after a signal the piece is read again. */
+        /* The caller reports the place of an error; after a signal the piece is read again. */
         if (errno != EINTR)
-            range->met += got;
+            range->done += got;
         return 0;
     }
     if (got == 0)
         return 0;
     const size_t blocks = (got + range->block_size - 1) / range->block_size;
     memset(range->piece + got, 0, blocks * range->block_size - got);
-    uint8_t *out = range->out + range->met / range->block_size * range->algorithm->digest_size;
+    uint8_t *out = range->out + range->done / range->block_size * range->algorithm->digest_size;
     if (native_hash(range->algorithm, range->kernel, &range->start, range->piece, range->block_size, blocks, out)) {
         range->unread = ENOMEM;
         return 0;
@@ -304,11 +270,11 @@ static int digest_piece(struct range *range) {
         range->unwritten = errno;
         return 0;
     }
-    range->met += got;
-    return got == wanted && range->met < range->length;
+    range->done += got;
+    return got == wanted && range->done < range->length;
 }
 
-/* Does all of it, looking for signals now and then. Negative with an exception of a signal handler. */
+/* Digests all of it, and handles signals now and then. Negative with an exception of a signal handler. */
 static int digest_range(struct range *range) {
     int more = range->length > 0;
     while (more) {
@@ -327,8 +293,7 @@ static int digest_range(struct range *range) {
     return 0;
 }
 
-PyObject *native_digest_range(PyObject *module, PyObject *args) {
-    (void)module;
+PyObject *native_digest_range(PyObject *Py_UNUSED(module), PyObject *args) {
     const char *name;
     int fd, copy_fd;
     long long offset;
@@ -341,7 +306,7 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
     PyObject *result = NULL;
     if (offset < 0 || length < 0 || block_size <= 0) {
         PyErr_SetString(PyExc_ValueError, "offset, length or block size out of range");
-    } else if (kernel == NULL || !batch_takes(algorithm, block_size, salt.len) || PIECE % (size_t)block_size) {
+    } else if (!batch_takes(algorithm, block_size, salt.len) || PIECE % (size_t)block_size) {
         result = native_ask_pure("digest_range", args);
     } else {
         struct range range = {.fd = fd, .copy_fd = copy_fd, .offset = (off_t)offset, .length = (size_t)length,
@@ -353,9 +318,9 @@ PyObject *native_digest_range(PyObject *module, PyObject *args) {
         if (range.piece == NULL || range.out == NULL)
             PyErr_NoMemory();
         else if (digest_range(&range) == 0) {
-            const size_t blocks = range.unread ? 0 : (range.met + range.block_size - 1) / range.block_size;
+            const size_t blocks = range.unread ? 0 : (range.done + range.block_size - 1) / range.block_size;
             result = Py_BuildValue("(y#nii)", (const char *)range.out, (Py_ssize_t)(blocks * algorithm->digest_size),
-                                   (Py_ssize_t)range.met, range.unread, range.unwritten);
+                                   (Py_ssize_t)range.done, range.unread, range.unwritten);
         }
         PyMem_Free(range.piece);
         PyMem_Free(range.out);

@@ -1,8 +1,9 @@
-#include "model.h"
+#include "tree_model.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
-/* A slot is a descriptor of its class, whose own slots can be called without looking the name up each time. */
+/* A slot is a descriptor of its class. Its functions are called directly: no lookup by name each time. */
 
 static const struct {
     enum kind kind;
@@ -84,11 +85,45 @@ int model_set_taken(const struct model *model, PyObject *object, enum attribute 
 
 PyObject *model_new_external(const struct model *model, PyObject *digest, PyObject *payload) {
     PyObject *external = digest != NULL && payload != NULL ? model_new(model, K_EXTERNAL) : NULL;
-    if (external != NULL && (model_set(model, external, A_DIGEST, digest) || model_set(model, external, A_PAYLOAD, payload)))
+    if (external != NULL &&
+        (model_set(model, external, A_DIGEST, digest) || model_set(model, external, A_PAYLOAD, payload)))
         Py_CLEAR(external);
     Py_XDECREF(digest);
     Py_XDECREF(payload);
     return external;
+}
+
+int model_get_unsigned(const struct model *model, PyObject *object, enum attribute attribute, uint64_t *out) {
+    PyObject *value = model_get(model, object, attribute);
+    *out = value != NULL ? PyLong_AsUnsignedLongLong(value) : 0;
+    Py_XDECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int model_get_signed(const struct model *model, PyObject *object, enum attribute attribute, int64_t *out) {
+    PyObject *value = model_get(model, object, attribute);
+    *out = value != NULL ? PyLong_AsLongLong(value) : 0;
+    Py_XDECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+PyObject *model_entries(const struct model *model, PyObject *directory) {
+    PyObject *entries = model_get(model, directory, A_ENTRIES);
+    Py_XDECREF(entries); /* the directory holds it */
+    return entries != NULL && PyDict_Check(entries) ? entries : NULL;
+}
+
+int model_kind_of(uint32_t mode) {
+    switch (mode & S_IFMT) {
+    case S_IFDIR: return K_DIRECTORY;
+    case S_IFREG: return K_FILE;
+    case S_IFLNK: return K_SYMLINK;
+    case S_IFCHR:
+    case S_IFBLK: return K_DEVICE;
+    case S_IFIFO: return K_FIFO;
+    case S_IFSOCK: return K_SOCKET;
+    default: return -1;
+    }
 }
 
 PyObject *numbers_get(struct numbers *numbers, uint64_t value) {
@@ -107,4 +142,20 @@ PyObject *numbers_get(struct numbers *numbers, uint64_t value) {
 void numbers_close(struct numbers *numbers) {
     for (int i = 0; i < NUMBERS; i++)
         Py_CLEAR(numbers->objects[i]);
+}
+
+int model_set_number(const struct model *model, struct numbers *numbers, PyObject *object, enum attribute attribute,
+                     uint64_t value) {
+    return model_set_taken(model, object, attribute, numbers_get(numbers, value));
+}
+
+int model_set_common(const struct model *model, struct numbers *numbers, PyObject *inode, const struct common *common) {
+    PyObject *sec = common->sec < 0 ? PyLong_FromLongLong(common->sec) : numbers_get(numbers, (uint64_t)common->sec);
+    return model_set_taken(model, inode, A_SEC, sec) ||
+           model_set_number(model, numbers, inode, A_MODE, common->mode) ||
+           model_set_number(model, numbers, inode, A_UID, common->uid) ||
+           model_set_number(model, numbers, inode, A_GID, common->gid) ||
+           model_set_number(model, numbers, inode, A_NLINK, common->nlink) ||
+           model_set_number(model, numbers, inode, A_NSEC, common->nsec) ||
+           model_set(model, inode, A_XATTRS, common->xattrs);
 }

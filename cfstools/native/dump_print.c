@@ -1,68 +1,57 @@
-/* The lines of a dump text for ordinary entries, as cfstools/formats/dump/print.py prints them.
+/* Prints the lines of a dump text for ordinary entries, or of a listing, as cfstools/formats/dump/print.py does.
  *
- * The line of anything else is asked of Python, which also knows what cannot be printed. */
-#include <stdio.h>
+ * Asks Python for the line of any other entry, and for errors. */
 #include <stdlib.h>
-#include <string.h>
 
-#include "disk.h"
-#include "model.h"
+#include "memory.h"
 #include "native.h"
+#include "tree_model.h"
 
-#define DIRENT_SIZE 12
-#define TAIL_MAX (BLOCK / 2)
-#define REMEMBERED 256
-#define REMEMBERED_SIZE_MAX 4096
+#define CACHED 256
+#define CACHED_SIZE_MAX 4096
 
-struct text {
-    char *data;
-    size_t size, room;
-};
+typedef LIST(char) char_list;
 
-/* Attributes printed lately. */
+/* A recent mapping of xattrs and its text. */
 struct printed {
     PyObject *xattrs, *text;
 };
 
 struct printer {
     struct model model;
-    PyObject *stack, *path, *firsts, *line, *xattrs_text, *no_xattrs; /* borrowed */
-    struct text out;
-    struct printed printed[REMEMBERED];
+    PyObject *stack, *path, *firsts, *line, *xattrs_text, *no_xattrs; /* borrowed; the line is None in a listing */
+    char_list out;
+    struct printed printed[CACHED];
 };
 
 /* Room for `size` more bytes; NULL with an exception. */
-static char *make_room(struct text *text, size_t size) {
-    if (text->room - text->size < size) {
-        const size_t room = 2 * (text->room + size);
-        char *data = realloc(text->data, room);
-        if (data == NULL) {
-            PyErr_NoMemory();
-            return NULL;
-        }
-        text->data = data;
-        text->room = room;
+static char *make_room(char_list *out, size_t size) {
+    if (RESERVE(*out, size)) {
+        PyErr_NoMemory();
+        return NULL;
     }
-    return text->data + text->size;
+    return out->at + out->count;
 }
 
-static int put(struct text *text, const char *data, size_t size) {
-    char *at = make_room(text, size);
+static int put(char_list *out, const char *data, size_t size) {
+    char *at = make_room(out, size);
     if (at == NULL)
         return -1;
     memcpy(at, data, size);
-    text->size += size;
+    out->count += size;
     return 0;
 }
 
-static int put_escaped(struct text *text, const char *data, size_t size) {
-    static const char digits[] = "0123456789abcdef";
-    char *at = make_room(text, 4 * size);
+/* The bytes from this one on that stand for themselves, in a field and in the path of a listing. */
+enum plain { FIELD = '!', LISTED = ' ' };
+
+static int put_escaped(char_list *out, enum plain least, const char *data, size_t size) {
+    char *at = make_room(out, 4 * size);
     if (at == NULL)
         return -1;
     for (size_t i = 0; i < size; i++) {
         const uint8_t byte = (uint8_t)data[i];
-        if (byte > 0x20 && byte < 0x7f && byte != '\\') {
+        if (byte >= (int)least && byte < 0x7f && byte != '\\') {
             *at++ = (char)byte;
             continue;
         }
@@ -74,57 +63,52 @@ static int put_escaped(struct text *text, const char *data, size_t size) {
         case '\t': *at++ = 't'; break;
         default:
             *at++ = 'x';
-            *at++ = digits[byte >> 4];
-            *at++ = digits[byte & 15];
+            *at++ = HEX_DIGITS[byte >> 4];
+            *at++ = HEX_DIGITS[byte & 15];
         }
     }
-    text->size = (size_t)(at - text->data);
+    out->count = (size_t)(at - out->at);
     return 0;
 }
 
-/* A field that a dash would say is not set. */
-static int put_optional(struct text *text, PyObject *bytes) {
+/* A field in which a dash means that it is not set. */
+static int put_optional(char_list *out, PyObject *bytes) {
     char *data;
     Py_ssize_t size;
     if (bytes == Py_None)
-        return put(text, "-", 1);
+        return put(out, "-", 1);
     if (PyBytes_AsStringAndSize(bytes, &data, &size) < 0)
         return -1;
     if (size == 0)
-        return put(text, "-", 1);
-    return size == 1 && data[0] == '-' ? put(text, "\\x2d", 4) : put_escaped(text, data, (size_t)size);
+        return put(out, "-", 1);
+    return size == 1 && data[0] == '-' ? put(out, "\\x2d", 4) : put_escaped(out, FIELD, data, (size_t)size);
 }
 
-static int put_hex(struct text *text, PyObject *bytes) {
+static int put_hex(char_list *out, PyObject *bytes) {
     char *data;
     Py_ssize_t size;
     if (PyBytes_AsStringAndSize(bytes, &data, &size) < 0)
         return -1;
-    char *at = make_room(text, 2 * (size_t)size + 1);
+    char *at = make_room(out, 2 * (size_t)size + 1);
     if (at == NULL)
         return -1;
-    native_hex((const uint8_t *)data, (size_t)size, at);
-    text->size += 2 * (size_t)size;
+    write_hex((const uint8_t *)data, (size_t)size, at);
+    out->count += 2 * (size_t)size;
     return 0;
 }
 
-/* Appends what a call gave, whose reference is taken over and which may be NULL with an exception. */
-static int put_taken(struct text *text, PyObject *bytes) {
+/* Appends the result of a call: steals the reference, which may be NULL with an exception. */
+static int put_taken(char_list *out, PyObject *bytes) {
     char *data;
     Py_ssize_t size;
     const int failed =
-        bytes == NULL || PyBytes_AsStringAndSize(bytes, &data, &size) < 0 || put(text, data, (size_t)size);
+        bytes == NULL || PyBytes_AsStringAndSize(bytes, &data, &size) < 0 || put(out, data, (size_t)size);
     Py_XDECREF(bytes);
     return failed ? -1 : 0;
 }
 
-static int get_unsigned(const struct printer *p, PyObject *inode, enum attribute attribute, unsigned long long *out) {
-    PyObject *value = model_get(&p->model, inode, attribute);
-    if (value == NULL)
-        return -1;
-    *out = PyLong_AsUnsignedLongLong(value);
-    Py_DECREF(value);
-    return PyErr_Occurred() ? -1 : 0;
+static int get_unsigned(const struct printer *p, PyObject *inode, enum attribute attribute, uint64_t *out) {
+    return model_get_unsigned(&p->model, inode, attribute, out);
 }
 
 static int put_xattrs(struct printer *p, PyObject *inode) {
@@ -135,11 +119,11 @@ static int put_xattrs(struct printer *p, PyObject *inode) {
         Py_DECREF(xattrs);
         return 0;
     }
-    /* Mappings are shared between inodes; holding on to one keeps its address from being used again. */
-    struct printed *known = &p->printed[((uintptr_t)xattrs >> 4) % REMEMBERED];
+    /* Inodes share mappings. A reference to the cached one keeps its address from being used again. */
+    struct printed *known = &p->printed[((uintptr_t)xattrs >> 4) % CACHED];
     PyObject *text = known->xattrs == xattrs ? Py_NewRef(known->text)
                                              : PyObject_CallFunctionObjArgs(p->xattrs_text, xattrs, NULL);
-    if (text != NULL && known->xattrs != xattrs && PyBytes_Check(text) && PyBytes_Size(text) <= REMEMBERED_SIZE_MAX) {
+    if (text != NULL && known->xattrs != xattrs && PyBytes_Check(text) && PyBytes_Size(text) <= CACHED_SIZE_MAX) {
         Py_XDECREF(known->text);
         Py_XDECREF(known->xattrs);
         known->text = Py_NewRef(text);
@@ -149,21 +133,33 @@ static int put_xattrs(struct printer *p, PyObject *inode) {
     return put_taken(&p->out, text);
 }
 
-/* Path, size and what every inode has, up to the modification time. */
-static int put_head(struct printer *p, PyObject *inode, unsigned long long size,
-                    unsigned long long nlink) {
-    unsigned long long mode, uid, gid, nsec;
-    char numbers[200];
-    PyObject *sec = model_get(&p->model, inode, A_SEC);
-    const long long seconds = sec != NULL ? PyLong_AsLongLong(sec) : 0;
-    Py_XDECREF(sec);
-    if (sec == NULL || PyErr_Occurred() || get_unsigned(p, inode, A_MODE, &mode) || get_unsigned(p, inode, A_UID, &uid) ||
-        get_unsigned(p, inode, A_GID, &gid) || get_unsigned(p, inode, A_NSEC, &nsec))
+static int put_path(struct printer *p, enum plain least) {
+    return put_escaped(&p->out, least, PyByteArray_AsString(p->path), (size_t)PyByteArray_Size(p->path));
+}
+
+/* A number and the byte after it. Not snprintf, which takes longer than the rest of a line. */
+static inline int put_number(char_list *out, uint64_t number, unsigned base, char after) {
+    char text[24], *at = text + sizeof text;
+    *--at = after;
+    do
+        *--at = (char)('0' + number % base);
+    while (number /= base);
+    return put(out, at, (size_t)(text + sizeof text - at));
+}
+
+/* PATH to MTIME. */
+static int put_head(struct printer *p, PyObject *inode, uint64_t size, uint64_t nlink) {
+    uint64_t mode, uid, gid, nsec;
+    int64_t sec;
+    char_list *out = &p->out;
+    if (model_get_signed(&p->model, inode, A_SEC, &sec) || get_unsigned(p, inode, A_MODE, &mode) ||
+        get_unsigned(p, inode, A_UID, &uid) || get_unsigned(p, inode, A_GID, &gid) ||
+        get_unsigned(p, inode, A_NSEC, &nsec))
         return -1;
-    const int length = snprintf(numbers, sizeof numbers, " %llu %llo %llu %llu %llu 0 %lld.%llu ", size, mode, nlink, uid,
-                                gid, seconds, nsec);
-    return put_escaped(&p->out, PyByteArray_AsString(p->path), (size_t)PyByteArray_Size(p->path)) ||
-                   put(&p->out, numbers, (size_t)length)
+    return put_path(p, FIELD) || put(out, " ", 1) || put_number(out, size, 10, ' ') || put_number(out, mode, 8, ' ') ||
+                   put_number(out, nlink, 10, ' ') || put_number(out, uid, 10, ' ') || put_number(out, gid, 10, ' ') ||
+                   put(out, sec < 0 ? "0 -" : "0 ", sec < 0 ? 3 : 2) ||
+                   put_number(out, sec < 0 ? -(uint64_t)sec : (uint64_t)sec, 10, '.') || put_number(out, nsec, 10, ' ')
                ? -1
                : 0;
 }
@@ -181,7 +177,7 @@ static int put_contents(struct printer *p, PyObject *content) {
 }
 
 static int print_file(struct printer *p, PyObject *inode, PyObject *content) {
-    unsigned long long size, nlink;
+    uint64_t size, nlink;
     return get_unsigned(p, inode, A_SIZE, &size) || get_unsigned(p, inode, A_NLINK, &nlink) ||
                    put_head(p, inode, size, nlink) || put_contents(p, content) || put_xattrs(p, inode) ||
                    put(&p->out, "\n", 1)
@@ -190,10 +186,10 @@ static int print_file(struct printer *p, PyObject *inode, PyObject *content) {
 }
 
 static int print_symlink(struct printer *p, PyObject *inode) {
-    unsigned long long nlink;
+    uint64_t nlink;
     PyObject *target = model_get(&p->model, inode, A_TARGET);
     const int failed = target == NULL || !PyBytes_Check(target) || get_unsigned(p, inode, A_NLINK, &nlink) ||
-                       put_head(p, inode, (unsigned long long)PyBytes_Size(target), nlink) ||
+                       put_head(p, inode, (uint64_t)PyBytes_Size(target), nlink) ||
                        put_optional(&p->out, target) || put(&p->out, " - -", 4) || put_xattrs(p, inode) ||
                        put(&p->out, "\n", 1);
     Py_XDECREF(target);
@@ -202,28 +198,49 @@ static int print_symlink(struct printer *p, PyObject *inode) {
     return failed ? -1 : 0;
 }
 
+/* A line of a listing. What a symlink or an external file refers to follows the first name of its inode. */
+static int list_inode(struct printer *p, PyObject *inode, int is_first) {
+    const int is_link = is_first && model_is(&p->model, inode, K_SYMLINK);
+    PyObject *content = is_first && model_is(&p->model, inode, K_FILE) ? model_get(&p->model, inode, A_CONTENT) : NULL;
+    PyObject *target = is_link ? model_get(&p->model, inode, A_TARGET) : NULL;
+    if (content != NULL && model_is(&p->model, content, K_EXTERNAL))
+        target = model_get(&p->model, content, A_PAYLOAD);
+    int failed = PyErr_Occurred() || put_path(p, LISTED) ||
+                 (model_is(&p->model, inode, K_DIRECTORY) && put(&p->out, "/\t", 2));
+    if (!failed && target != NULL && target != Py_None && (is_link || PyObject_Size(target) != 0)) {
+        char *data;
+        Py_ssize_t size;
+        failed = PyBytes_AsStringAndSize(target, &data, &size) < 0 ||
+                 (is_link ? put(&p->out, "\t-> ", 4) : put(&p->out, "\t@ ", 3)) ||
+                 put_escaped(&p->out, FIELD, data, (size_t)size);
+    }
+    Py_XDECREF(content);
+    Py_XDECREF(target);
+    return failed || put(&p->out, "\n", 1) ? -1 : 0;
+}
+
 /* The bytes that the entries of a directory take in an image (composefs format, section 3.2). */
 struct packing {
-    unsigned long long blocks;
+    uint64_t blocks;
     size_t used;
 };
 
 static void pack(struct packing *packing, size_t name_size) {
-    const size_t cost = DIRENT_SIZE + name_size;
-    if (packing->used + cost > BLOCK) {
+    const size_t cost = FMT_DIRENT_BYTES + name_size;
+    if (packing->used + cost > FMT_BLOCK_SIZE) {
         packing->blocks++;
         packing->used = 0;
     }
     packing->used += cost;
 }
 
-static unsigned long long packed_size(const struct packing *packing) {
-    const int is_block = packing->used > TAIL_MAX;
-    return (packing->blocks + (is_block ? 1 : 0)) * BLOCK + (is_block ? 0 : packing->used);
+static uint64_t packed_size(const struct packing *packing) {
+    const int is_block = packing->used > FMT_TAIL_MAX;
+    return (packing->blocks + (is_block ? 1 : 0)) * FMT_BLOCK_SIZE + (is_block ? 0 : packing->used);
 }
 
-/* Looks over the sorted items of a directory: the size of its data, and its link count. */
-static int measure(const struct printer *p, PyObject *items, unsigned long long *size, unsigned long long *nlink) {
+/* The data size and the link count of a directory with these sorted items. */
+static int measure(const struct printer *p, PyObject *items, uint64_t *size, uint64_t *nlink) {
     static const char *const dots[] = {".", ".."};
     struct packing packing = {0, 0};
     size_t dot = 0;
@@ -237,7 +254,7 @@ static int measure(const struct printer *p, PyObject *items, unsigned long long 
         for (; dot < 2 && strcmp(dots[dot], text) < 0; dot++)
             pack(&packing, dot + 1);
         pack(&packing, (size_t)length);
-        *nlink += (PyObject *)Py_TYPE(PyTuple_GetItem(item, 1)) == p->model.kinds[K_DIRECTORY];
+        *nlink += model_is(&p->model, PyTuple_GetItem(item, 1), K_DIRECTORY);
     }
     for (; dot < 2; dot++)
         pack(&packing, dot + 1);
@@ -245,8 +262,8 @@ static int measure(const struct printer *p, PyObject *items, unsigned long long 
     return 0;
 }
 
-/* Where the entries of a directory are to be printed next: what is left of its items, the last one first, and how much
- * of the path is the directory's. Paths of all directories that are open would take room by the square of the depth. */
+/* Puts a directory on the stack: its items, the last one first, and how much of the path is its own. Whole paths of all
+ * directories on the stack would take memory by the square of the depth. */
 static int push(const struct printer *p, PyObject *items, Py_ssize_t prefix) {
     PyObject *frame = PyList_Reverse(items) ? NULL : Py_BuildValue("(On)", items, prefix);
     const int failed = frame == NULL || PyList_Append(p->stack, frame);
@@ -254,7 +271,7 @@ static int push(const struct printer *p, PyObject *items, Py_ssize_t prefix) {
     return failed ? -1 : 0;
 }
 
-/* Makes the path that of a name in a directory whose own path is the first part of it. */
+/* Sets the path to that of a name in the directory whose own path is the first `prefix` bytes. */
 static int set_path(const struct printer *p, Py_ssize_t prefix, PyObject *name) {
     char *text, *at;
     Py_ssize_t size;
@@ -277,9 +294,8 @@ static PyObject *path_bytes(const struct printer *p) {
 }
 
 static PyObject *sorted_items(const struct printer *p, PyObject *directory) {
-    PyObject *entries = model_get(&p->model, directory, A_ENTRIES);
-    PyObject *items = entries != NULL && PyDict_Check(entries) ? PyDict_Items(entries) : NULL;
-    Py_XDECREF(entries);
+    PyObject *entries = model_entries(&p->model, directory);
+    PyObject *items = entries != NULL ? PyDict_Items(entries) : NULL;
     if (items != NULL && PyList_Sort(items))
         Py_CLEAR(items);
     if (items == NULL && !PyErr_Occurred())
@@ -289,29 +305,30 @@ static PyObject *sorted_items(const struct printer *p, PyObject *directory) {
 
 static int ask_line(struct printer *p, PyObject *inode, PyObject *first) {
     PyObject *path = path_bytes(p);
-    const int failed = path == NULL || put_taken(&p->out, PyObject_CallFunctionObjArgs(p->line, path, inode, first, NULL));
+    const int failed =
+        path == NULL || put_taken(&p->out, PyObject_CallFunctionObjArgs(p->line, path, inode, first, NULL));
     Py_XDECREF(path);
     return failed ? -1 : 0;
 }
 
 static int print_directory(struct printer *p, PyObject *inode) {
-    unsigned long long size, nlink;
+    uint64_t size, nlink;
     const Py_ssize_t length = PyByteArray_Size(p->path);
     PyObject *items = sorted_items(p, inode);
-    int failed = items == NULL || measure(p, items, &size, &nlink);
-    if (!failed) {
-        if (length == 1) /* the root has more names in an image */
-            failed = ask_line(p, inode, Py_None);
-        else
-            failed = put_head(p, inode, size, nlink) || put(&p->out, "- - -", 5) || put_xattrs(p, inode) ||
-                     put(&p->out, "\n", 1);
-    }
+    int failed = items == NULL;
+    if (!failed && p->line == Py_None)
+        failed = list_inode(p, inode, 1);
+    else if (!failed && length == 1) /* the root of an image has more entries */
+        failed = ask_line(p, inode, Py_None);
+    else if (!failed)
+        failed = measure(p, items, &size, &nlink) || put_head(p, inode, size, nlink) || put(&p->out, "- - -", 5) ||
+                 put_xattrs(p, inode) || put(&p->out, "\n", 1);
     failed = failed || push(p, items, length == 1 ? 0 : length);
     Py_XDECREF(items);
     return failed ? -1 : 0;
 }
 
-/* The path an inode with several names was met at before, or None, which makes this one that; borrowed. */
+/* The first path of an inode with several names, borrowed; None where this path is the first. */
 static PyObject *first_of(struct printer *p, PyObject *inode) {
     const int is_linked = PyDict_Contains(p->firsts, inode);
     if (is_linked <= 0)
@@ -327,20 +344,21 @@ static PyObject *first_of(struct printer *p, PyObject *inode) {
 }
 
 static int print_inode(struct printer *p, PyObject *inode) {
-    PyObject *kind = (PyObject *)Py_TYPE(inode);
-    if (kind == p->model.kinds[K_DIRECTORY])
+    if (model_is(&p->model, inode, K_DIRECTORY))
         return print_directory(p, inode);
     PyObject *first = first_of(p, inode);
     if (first == NULL)
         return -1;
-    if (first == Py_None && kind == p->model.kinds[K_SYMLINK])
+    if (p->line == Py_None)
+        return list_inode(p, inode, first == Py_None);
+    if (first == Py_None && model_is(&p->model, inode, K_SYMLINK))
         return print_symlink(p, inode);
-    if (first != Py_None || kind != p->model.kinds[K_FILE])
+    if (first != Py_None || !model_is(&p->model, inode, K_FILE))
         return ask_line(p, inode, first);
     PyObject *content = model_get(&p->model, inode, A_CONTENT);
     if (content == NULL)
         return -1;
-    const int is_known = PyBytes_Check(content) || (PyObject *)Py_TYPE(content) == p->model.kinds[K_EXTERNAL];
+    const int is_known = PyBytes_Check(content) || model_is(&p->model, content, K_EXTERNAL);
     const int failed = is_known ? print_file(p, inode, content) : ask_line(p, inode, Py_None);
     Py_DECREF(content);
     return failed;
@@ -348,13 +366,13 @@ static int print_inode(struct printer *p, PyObject *inode) {
 
 static int print_entry(struct printer *p, Py_ssize_t prefix, PyObject *item) {
     if (!PyTuple_Check(item) || PyTuple_Size(item) != 2) {
-        PyErr_SetString(PyExc_TypeError, "what is to be printed is (name, entry)");
+        PyErr_SetString(PyExc_TypeError, "an item is (name, entry)");
         return -1;
     }
     PyObject *entry = PyTuple_GetItem(item, 1);
     if (set_path(p, prefix, PyTuple_GetItem(item, 0)))
         return -1;
-    if ((PyObject *)Py_TYPE(entry) != p->model.kinds[K_LINK])
+    if (!model_is(&p->model, entry, K_LINK))
         return print_inode(p, entry);
     PyObject *inode = model_get(&p->model, entry, A_LINKED);
     const int failed = inode == NULL || print_inode(p, inode);
@@ -362,7 +380,7 @@ static int print_entry(struct printer *p, Py_ssize_t prefix, PyObject *item) {
     return failed ? -1 : 0;
 }
 
-/* Prints the next item of the uppermost directory, or leaves that behind. */
+/* Prints the next item of the topmost directory, or removes that from the stack. */
 static int print_next(struct printer *p, Py_ssize_t frames) {
     PyObject *items;
     Py_ssize_t prefix;
@@ -382,7 +400,7 @@ static int print_next(struct printer *p, Py_ssize_t frames) {
     return failed;
 }
 
-/* Leaves behind directories that are done, so that a stack is empty only at the end. */
+/* Removes directories without items, so that the stack is empty only at the end. */
 static int drop_empty(struct printer *p) {
     for (Py_ssize_t frames; (frames = PyList_Size(p->stack)) > 0;) {
         PyObject *items = PyTuple_GetItem(PyList_GetItem(p->stack, frames - 1), 0);
@@ -398,28 +416,27 @@ static int drop_empty(struct printer *p) {
 
 /* Prints from the stack until it is empty or there is enough. */
 static int print_some(struct printer *p, size_t enough) {
-    for (Py_ssize_t frames; (frames = PyList_Size(p->stack)) > 0 && p->out.size < enough;)
+    for (Py_ssize_t frames; (frames = PyList_Size(p->stack)) > 0 && p->out.count < enough;)
         if (print_next(p, frames))
             return -1;
     return drop_empty(p);
 }
 
-PyObject *native_print_entries(PyObject *module, PyObject *args) {
-    (void)module;
+PyObject *native_print_entries(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *kinds, *result = NULL;
     Py_ssize_t enough;
     struct printer p;
     memset(&p, 0, sizeof p);
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOO!n", &PyList_Type, &p.stack, &PyByteArray_Type, &p.path, &PyDict_Type, &p.firsts, &p.line, &p.xattrs_text,
-                          &p.no_xattrs, &PyTuple_Type, &kinds, &enough))
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOO!n", &PyList_Type, &p.stack, &PyByteArray_Type, &p.path, &PyDict_Type,
+                          &p.firsts, &p.line, &p.xattrs_text, &p.no_xattrs, &PyTuple_Type, &kinds, &enough))
         return NULL;
     if (model_open(&p.model, kinds) == 0 && print_some(&p, enough > 0 ? (size_t)enough : 1) == 0)
-        result = PyBytes_FromStringAndSize(p.out.data, (Py_ssize_t)p.out.size);
+        result = PyBytes_FromStringAndSize(p.out.at, (Py_ssize_t)p.out.count);
     model_close(&p.model);
-    for (int i = 0; i < REMEMBERED; i++) {
+    for (int i = 0; i < CACHED; i++) {
         Py_XDECREF(p.printed[i].xattrs);
         Py_XDECREF(p.printed[i].text);
     }
-    free(p.out.data);
+    free(p.out.at);
     return result;
 }

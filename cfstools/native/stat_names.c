@@ -1,5 +1,4 @@
-/* What the kernel says about the names of one directory, in one call. */
-#define _GNU_SOURCE
+/* The status and xattrs of many names of a directory, and inodes made of them. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -11,12 +10,12 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include "model.h"
+#include "tree_model.h"
 #include "native.h"
 
 #define SYS_GETXATTRAT 464
 #define SYS_LISTXATTRAT 465
-#define NAMES_MAX 4096
+#define KEYS_MAX 4096
 #define VALUE_MAX 4096
 #define PROC_PATH_MAX (32 + 256)
 
@@ -25,33 +24,34 @@ struct xattr_args_v0 {
     uint32_t size, flags;
 };
 
-/* Whether the kernel has the calls that take a directory and a name (since 6.13). Any thread may find out. */
+/* Whether the kernel has the system calls that take a directory and a name (since 6.13). Any thread may clear it. */
 static int has_xattrat = 1;
 
 struct entry {
     const char *name;
-    int failed; /* nothing is known, or not for certain: the caller asks again */
+    int failed; /* nothing is known, or not for certain: the caller tries again */
     struct stat status;
     char *target; /* of a symbolic link */
     size_t target_size;
     char *xattrs; /* "key\0" and value, one after another */
     size_t xattr_count, *value_sizes;
-    int unsure; /* the attributes are for the caller to read */
+    int unsure; /* the caller reads the xattrs */
+    const uint8_t *known; /* record of a file that is not to be read, or NULL */
 };
 
 static int proc_path(char *path, int directory, const char *name) {
     return snprintf(path, PROC_PATH_MAX, "/proc/self/fd/%d/%s", directory, name) < PROC_PATH_MAX ? 0 : -1;
 }
 
-static ssize_t list_names(int directory, const char *name, char *names) {
+static ssize_t list_keys(int directory, const char *name, char *names) {
     char path[PROC_PATH_MAX];
     if (has_xattrat) {
-        const long got = syscall(SYS_LISTXATTRAT, directory, name, AT_SYMLINK_NOFOLLOW, names, (size_t)NAMES_MAX);
+        const long got = syscall(SYS_LISTXATTRAT, directory, name, AT_SYMLINK_NOFOLLOW, names, (size_t)KEYS_MAX);
         if (got >= 0 || (errno != ENOSYS && errno != EPERM))
             return got;
         has_xattrat = 0;
     }
-    return proc_path(path, directory, name) < 0 ? -1 : llistxattr(path, names, NAMES_MAX);
+    return proc_path(path, directory, name) < 0 ? -1 : llistxattr(path, names, KEYS_MAX);
 }
 
 static ssize_t get_value(int directory, const char *name, const char *key, char *value) {
@@ -82,34 +82,14 @@ static int append(struct entry *entry, size_t *used, const char *key, const char
 }
 
 static void read_xattrs(int directory, struct entry *entry) {
-    char names[NAMES_MAX], value[VALUE_MAX];
-    const ssize_t listed = list_names(directory, entry->name, names);
+    char names[KEYS_MAX], value[VALUE_MAX];
+    const ssize_t listed = list_keys(directory, entry->name, names);
     size_t used = 0;
     entry->unsure = listed < 0 && errno != EOPNOTSUPP;
     for (ssize_t at = 0; at < listed && !entry->unsure; at += (ssize_t)strlen(names + at) + 1) {
         const ssize_t size = get_value(directory, entry->name, names + at, value);
         entry->unsure = size < 0 || append(entry, &used, names + at, value, (size_t)size) < 0;
     }
-}
-
-static void look_at(int directory, struct entry *entry, int xattrs) {
-    struct stat *status = &entry->status;
-    if (fstatat(directory, entry->name, status, AT_SYMLINK_NOFOLLOW) < 0) {
-        entry->failed = 1;
-        return;
-    }
-    if (S_ISLNK(status->st_mode)) {
-        char target[PATH_MAX];
-        const ssize_t size = readlinkat(directory, entry->name, target, sizeof target);
-        if (size <= 0 || (size_t)size == sizeof target || (entry->target = malloc((size_t)size)) == NULL) {
-            entry->failed = 1;
-            return;
-        }
-        memcpy(entry->target, target, (size_t)size);
-        entry->target_size = (size_t)size;
-    }
-    if (xattrs && !S_ISDIR(status->st_mode))
-        read_xattrs(directory, entry);
 }
 
 static PyObject *xattrs_of(const struct entry *entry) {
@@ -153,22 +133,29 @@ static PyObject *record_of(const struct entry *entry) {
 
 /* --- inodes --- */
 
-/* What inodes are made of, as native.stat_names is given it. */
+/* What inodes are made of: the last argument of native.stat_names. */
 struct maker {
     struct model model;
     PyObject *stamp, *no_xattrs, *known; /* borrowed: a class, a mapping, a dictionary of mappings */
     int use_epoch, links; /* links: 0 none, 1 names with a link count over 1, 2 any names */
     newfunc new_tuple;
     struct numbers numbers;
-    const char *prefix;
-    Py_ssize_t prefix_size;
+    struct text prefix; /* of paths */
+    const struct entry *entries;
+    struct recall recall;
 };
 
 static int maker_open(struct maker *maker, PyObject *parts) {
-    PyObject *kinds;
+    PyObject *kinds, *recall = Py_None;
+    struct recall *r = &maker->recall;
     memset(maker, 0, sizeof *maker);
-    if (!PyArg_ParseTuple(parts, "O!OOO!pi", &PyTuple_Type, &kinds, &maker->stamp, &maker->no_xattrs, &PyDict_Type,
-                          &maker->known, &maker->use_epoch, &maker->links))
+    if (!PyArg_ParseTuple(parts, "O!OOO!pi|O", &PyTuple_Type, &kinds, &maker->stamp, &maker->no_xattrs, &PyDict_Type,
+                          &maker->known, &maker->use_epoch, &maker->links, &recall))
+        return -1;
+    if (recall != Py_None &&
+        !PyArg_ParseTuple(recall, "y*KLLIIO!O!O!", &r->records, &r->device, &r->digest_size, &r->inline_limit, &r->seen,
+                          &r->bare, &PyByteArray_Type, &r->digests, &PyByteArray_Type, &r->ends, &PyByteArray_Type,
+                          &r->heads))
         return -1;
     if (!PyType_Check(maker->stamp) || !PyType_IsSubtype((PyTypeObject *)maker->stamp, &PyTuple_Type)) {
         PyErr_SetString(PyExc_TypeError, "a stamp must be a tuple");
@@ -181,12 +168,13 @@ static int maker_open(struct maker *maker, PyObject *parts) {
 static void maker_close(struct maker *maker) {
     model_close(&maker->model);
     numbers_close(&maker->numbers);
+    PyBuffer_Release(&maker->recall.records);
 }
 
-/* Whether a time can be told in 64 bits of nanoseconds without a sign. */
+/* Whether a time in nanoseconds fits 64 bits and is not negative. */
 static int is_ordinary(const struct timespec *time) { return time->tv_sec >= 0 && time->tv_sec < (int64_t)1 << 33; }
 
-/* Whether the entry becomes an inode at once; anything else needs somebody who knows the other entries. */
+/* Whether the entry alone decides its inode; a hard link depends on others. */
 static int is_plain(const struct maker *maker, const struct entry *entry) {
     const struct stat *s = &entry->status;
     return !entry->failed && !entry->unsure && (S_ISREG(s->st_mode) || S_ISLNK(s->st_mode)) &&
@@ -194,7 +182,29 @@ static int is_plain(const struct maker *maker, const struct entry *entry) {
            is_ordinary(&s->st_ctim);
 }
 
-/* The attributes of an entry, borrowed; NULL without an exception if these were not met before. */
+static void look_at(int directory, struct entry *entry, int xattrs, const struct maker *maker) {
+    struct stat *status = &entry->status;
+    if (fstatat(directory, entry->name, status, AT_SYMLINK_NOFOLLOW) < 0) {
+        entry->failed = 1;
+        return;
+    }
+    if (S_ISLNK(status->st_mode)) {
+        char target[PATH_MAX];
+        const ssize_t size = readlinkat(directory, entry->name, target, sizeof target);
+        if (size <= 0 || (size_t)size == sizeof target || (entry->target = malloc((size_t)size)) == NULL) {
+            entry->failed = 1;
+            return;
+        }
+        memcpy(entry->target, target, (size_t)size);
+        entry->target_size = (size_t)size;
+    }
+    if (S_ISREG(status->st_mode) && maker->recall.ends != NULL && is_plain(maker, entry))
+        entry->known = native_recall(&maker->recall, status);
+    if (xattrs && !S_ISDIR(status->st_mode) && !native_is_bare(&maker->recall, entry->known))
+        read_xattrs(directory, entry);
+}
+
+/* The known mapping of an entry's xattrs, borrowed; NULL without an exception if they are new. */
 static PyObject *known_xattrs(const struct maker *maker, const struct entry *entry) {
     if (entry->xattr_count == 0)
         return maker->no_xattrs;
@@ -228,13 +238,23 @@ static PyObject *stamp_of(struct maker *maker, const struct stat *s) {
     return stamp;
 }
 
-/* Contents still to be read. */
+/* Contents that a digest cache knows. */
+static PyObject *recalled(const struct maker *maker, const uint8_t *record) {
+    char path[OBJECT_PATH_MAX];
+    const struct text digest = {record + KNOWN_RECORD_BYTES, (size_t)maker->recall.digest_size};
+    write_object_path(digest.data, digest.size, path);
+    return native_note(&maker->recall, record) < 0
+               ? NULL
+               : model_new_external(&maker->model, new_bytes(digest), PyBytes_FromString(path));
+}
+
+/* Contents that are not read yet. */
 static PyObject *unread_of(struct maker *maker, const struct entry *entry) {
-    const size_t name_size = strlen(entry->name), prefix_size = (size_t)maker->prefix_size;
+    const size_t name_size = strlen(entry->name), prefix_size = maker->prefix.size;
     PyObject *unread = model_new(&maker->model, K_UNREAD);
     PyObject *path = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(prefix_size + name_size));
     if (path != NULL) {
-        memcpy(PyBytes_AsString(path), maker->prefix, prefix_size);
+        memcpy(PyBytes_AsString(path), maker->prefix.data, prefix_size);
         memcpy(PyBytes_AsString(path) + prefix_size, entry->name, name_size);
     }
     if (unread == NULL)
@@ -245,29 +265,27 @@ static PyObject *unread_of(struct maker *maker, const struct entry *entry) {
     return unread;
 }
 
-static int set_number(struct maker *maker, PyObject *inode, enum attribute attribute, uint64_t value) {
-    return model_set_taken(&maker->model, inode, attribute, numbers_get(&maker->numbers, value));
-}
-
 static int fill(struct maker *maker, PyObject *inode, const struct entry *entry, PyObject *xattrs) {
     const struct stat *s = &entry->status;
     const struct model *model = &maker->model;
     const struct timespec none = {0, 0}, *time = maker->use_epoch ? &none : &s->st_mtim;
-    if (set_number(maker, inode, A_MODE, s->st_mode) || set_number(maker, inode, A_UID, s->st_uid) ||
-        set_number(maker, inode, A_GID, s->st_gid) || set_number(maker, inode, A_SEC, (uint64_t)time->tv_sec) ||
-        set_number(maker, inode, A_NSEC, (uint64_t)time->tv_nsec) || set_number(maker, inode, A_NLINK, 1) ||
-        model_set(model, inode, A_XATTRS, xattrs))
+    const struct common common = {s->st_mode, s->st_uid, s->st_gid, 1, (uint64_t)time->tv_nsec, time->tv_sec, xattrs};
+    if (model_set_common(model, &maker->numbers, inode, &common))
         return -1;
     if (S_ISLNK(s->st_mode))
         return model_set_taken(model, inode, A_TARGET,
                                PyBytes_FromStringAndSize(entry->target, (Py_ssize_t)entry->target_size));
     return model_set_taken(model, inode, A_SIZE, PyLong_FromLongLong(s->st_size)) ||
            model_set_taken(model, inode, A_CONTENT,
-                           s->st_size > 0 ? unread_of(maker, entry) : PyBytes_FromStringAndSize(NULL, 0));
+                           entry->known != NULL ? recalled(maker, entry->known)
+                           : s->st_size > 0     ? unread_of(maker, entry)
+                                                : PyBytes_FromStringAndSize(NULL, 0));
 }
 
-/* The inode of an entry; a record where it takes more than is known here. */
-static PyObject *make_inode(struct maker *maker, const struct entry *entry) {
+/* The inode of an entry; a record where it takes more than the maker has. */
+static PyObject *make_inode(void *context, size_t number) {
+    struct maker *maker = context;
+    const struct entry *entry = &maker->entries[number];
     PyObject *xattrs = is_plain(maker, entry) ? known_xattrs(maker, entry) : NULL;
     if (xattrs == NULL)
         return PyErr_Occurred() ? NULL : record_of(entry);
@@ -287,20 +305,7 @@ static int parse_names(PyObject *items, struct entry *entries, Py_ssize_t count)
     return 0;
 }
 
-static PyObject *make_all(struct maker *maker, const struct entry *entries, Py_ssize_t count) {
-    PyObject *results = PyList_New(count);
-    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
-        PyObject *made = make_inode(maker, &entries[i]);
-        if (made == NULL)
-            Py_CLEAR(results);
-        else
-            PyList_SetItem(results, i, made);
-    }
-    return results;
-}
-
-PyObject *native_stat_names(PyObject *module, PyObject *args) {
-    (void)module;
+PyObject *native_stat_names(PyObject *Py_UNUSED(module), PyObject *args) {
     int directory, xattrs;
     PyObject *names, *prefix, *parts;
     struct maker maker;
@@ -312,13 +317,13 @@ PyObject *native_stat_names(PyObject *module, PyObject *args) {
     const Py_ssize_t count = PyTuple_Size(items);
     struct entry *entries = PyMem_Calloc((size_t)count + 1, sizeof *entries);
     if (maker_open(&maker, parts) == 0 && entries != NULL && parse_names(items, entries, count) == 0) {
-        maker.prefix = PyBytes_AsString(prefix);
-        maker.prefix_size = PyBytes_Size(prefix);
+        maker.prefix = text_of(prefix);
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < count; i++)
-            look_at(directory, &entries[i], xattrs);
+            look_at(directory, &entries[i], xattrs, &maker);
         Py_END_ALLOW_THREADS
-        results = make_all(&maker, entries, count);
+        maker.entries = entries;
+        results = native_list((size_t)count, make_inode, &maker);
     } else if (entries == NULL) {
         PyErr_NoMemory();
     }
@@ -331,129 +336,4 @@ PyObject *native_stat_names(PyObject *module, PyObject *args) {
     PyMem_Free(entries);
     Py_DECREF(items);
     return results;
-}
-
-/* Takes in files and symbolic links; returns the place of the first name that is anything else, or -1. */
-static Py_ssize_t take_in(const struct model *model, PyObject *names, PyObject *met, Py_ssize_t from, PyObject *entries,
-                          PyObject *files) {
-    const Py_ssize_t count = PyList_Size(met);
-    for (; from < count; from++) {
-        PyObject *name = PyList_GetItem(names, from), *inode = PyList_GetItem(met, from);
-        const int is_file = (PyObject *)Py_TYPE(inode) == model->kinds[K_FILE];
-        if (!is_file && (PyObject *)Py_TYPE(inode) != model->kinds[K_SYMLINK])
-            break;
-        if (PyDict_SetItem(entries, name, inode))
-            return -1;
-        PyObject *size = is_file ? model_get(model, inode, A_SIZE) : NULL;
-        const int is_empty = is_file && size != NULL ? PyObject_Not(size) : !is_file ? 1 : -1;
-        Py_XDECREF(size);
-        if (is_empty < 0 || (!is_empty && PyList_Append(files, inode)))
-            return -1;
-    }
-    return from;
-}
-
-PyObject *native_take_entries(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *names, *met, *entries, *files, *kinds;
-    Py_ssize_t from;
-    struct model model;
-    if (!PyArg_ParseTuple(args, "O!O!nO!O!O!", &PyList_Type, &names, &PyList_Type, &met, &from, &PyDict_Type, &entries,
-                          &PyList_Type, &files, &PyTuple_Type, &kinds))
-        return NULL;
-    if (from < 0 || PyList_Size(names) != PyList_Size(met)) {
-        PyErr_SetString(PyExc_ValueError, "there is no such name");
-        return NULL;
-    }
-    const Py_ssize_t end = model_open(&model, kinds) == 0 ? take_in(&model, names, met, from, entries, files) : -1;
-    model_close(&model);
-    return end < 0 ? NULL : PyLong_FromSsize_t(end);
-}
-
-/* --- names --- */
-
-/* Names one after another, each with a zero behind it. */
-struct names {
-    char *data;
-    size_t size, room, count;
-};
-
-static int add_name(struct names *names, const char *name) {
-    const size_t size = strlen(name) + 1;
-    if (names->room - names->size < size) {
-        const size_t room = 2 * (names->room + size);
-        char *data = realloc(names->data, room);
-        if (data == NULL)
-            return -1;
-        names->data = data;
-        names->room = room;
-    }
-    memcpy(names->data + names->size, name, size);
-    names->size += size;
-    names->count++;
-    return 0;
-}
-
-/* What getdents64(2) fills a buffer with. */
-struct dirent64_v0 {
-    uint64_t inode;
-    int64_t offset;
-    uint16_t size;
-    uint8_t type;
-    char name[];
-};
-
-/* Reads all names from the start, without another descriptor; 0 or the error number. */
-static int read_names(int directory, struct names *names) {
-    _Alignas(struct dirent64_v0) char buffer[1 << 16];
-    long got;
-    if (lseek(directory, 0, SEEK_SET) < 0)
-        return errno;
-    while ((got = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0)
-        for (long at = 0; at < got;) {
-            const struct dirent64_v0 *entry = (const void *)(buffer + at);
-            /* The C library passes over names without a number, as those of files that are gone. */
-            if (entry->inode != 0 && strcmp(entry->name, ".") != 0 && strcmp(entry->name, "..") != 0 &&
-                add_name(names, entry->name))
-                return ENOMEM;
-            at += entry->size;
-        }
-    return got < 0 ? errno : 0;
-}
-
-static PyObject *sorted_names(const struct names *names) {
-    PyObject *list = PyList_New((Py_ssize_t)names->count);
-    const char *at = names->data;
-    for (size_t i = 0; list != NULL && i < names->count; i++) {
-        const size_t size = strlen(at);
-        PyObject *name = PyBytes_FromStringAndSize(at, (Py_ssize_t)size);
-        if (name == NULL)
-            Py_CLEAR(list);
-        else
-            PyList_SetItem(list, (Py_ssize_t)i, name);
-        at += size + 1;
-    }
-    if (list != NULL && PyList_Sort(list))
-        Py_CLEAR(list);
-    return list;
-}
-
-PyObject *native_list_names(PyObject *module, PyObject *args) {
-    (void)module;
-    int directory, why;
-    struct names names = {NULL, 0, 0, 0};
-    PyObject *list = NULL;
-    if (!PyArg_ParseTuple(args, "i", &directory))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    why = read_names(directory, &names);
-    Py_END_ALLOW_THREADS
-    if (why) {
-        errno = why;
-        PyErr_SetFromErrno(PyExc_OSError);
-    } else {
-        list = sorted_names(&names);
-    }
-    free(names.data);
-    return list;
 }
