@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from cfstools.formats.names import iter_first_names
 from cfstools.tree.model import (
     NO_XATTRS,
     Content,
@@ -19,12 +18,14 @@ from cfstools.tree.model import (
     Fifo,
     HardLink,
     Leaf,
+    Located,
     RegularFile,
     Socket,
     Symlink,
     Unread,
     Xattrs,
 )
+from cfstools.tree.walk import iter_first_names
 from cfstools.verity import Algorithm
 
 U32 = 2**32 - 1
@@ -210,18 +211,26 @@ def _describe_inode(inode: Directory | Leaf) -> tuple[Any, ...]:
 
 def _describe_data(inode: Leaf) -> tuple[Any, ...]:
     match inode:
-        case RegularFile(size=size, content=External(digest=digest, payload=payload)):
-            return "external", size, digest, payload
-        case RegularFile(size=size, content=Unread(path=path, stamp=stamp)):
-            return "unread", size, path, stamp
         case RegularFile(size=size, content=content):
-            return "inline", size, content
+            return *_describe_content(content), size
         case Symlink(target=target):
             return "symlink", target
         case Device(rdev=rdev, size=size):
             return "device", rdev, size
         case Fifo(size=size) | Socket(size=size):
             return type(inode).__name__.lower(), size
+
+
+def _describe_content(content: Content) -> tuple[Any, ...]:
+    match content:
+        case bytes():
+            return "inline", content
+        case External(digest=digest, payload=payload):
+            return "external", digest, payload
+        case Located(pieces=pieces):
+            return "located", pieces
+        case Unread(path=path, stamp=stamp):
+            return "unread", path, stamp
 
 
 def _mark_primaries(root: Directory, described: dict[bytes, tuple[Any, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 from cfstools.tree.model import (
     NO_XATTRS,
+    Blob,
     Content,
     Device,
     Directory,
@@ -11,6 +12,8 @@ from cfstools.tree.model import (
     HardLink,
     Inode,
     Leaf,
+    Located,
+    Piece,
     RegularFile,
     Socket,
     Stamp,
@@ -21,6 +24,7 @@ from cfstools.tree.model import (
 
 __all__ = [
     "NO_XATTRS",
+    "Blob",
     "Content",
     "Device",
     "Directory",
@@ -30,6 +34,8 @@ __all__ = [
     "HardLink",
     "Inode",
     "Leaf",
+    "Located",
+    "Piece",
     "RegularFile",
     "Socket",
     "Stamp",

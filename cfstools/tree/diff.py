@@ -1,7 +1,7 @@
-"""What differs between two trees: a merge walk over both, names in byte order, nothing recursive.
+"""Compare two trees: an iterative merge walk over both, names in byte order.
 
-Contents are the same when their fs-verity digests are, wherever each tree keeps them. Hard links are compared as a
-structure, not name by name: which names of both trees share an inode.
+Contents are equal if their fs-verity digests are, no matter where each tree keeps them. Hard links are compared by
+structure: which names share an inode in both trees.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cfstools.tree.model import (
+    Content,
     Device,
     Directory,
     Entry,
@@ -19,16 +20,18 @@ from cfstools.tree.model import (
     Fifo,
     HardLink,
     Leaf,
+    Located,
     RegularFile,
     Socket,
     Symlink,
+    Unread,
 )
-from cfstools.tree.walk import inode_of, iter_directories, iter_inodes
+from cfstools.tree.walk import inode_of, iter_directories
 from cfstools.verity import ObjectId, digest_bytes, object_path
 
 
 class Aspect(Enum):
-    """What of a name can differ; the value is its name in options and reports."""
+    """What can differ between two entries of one name; the values are the words of options and reports."""
 
     TYPE = "type"
     MODE = "mode"
@@ -36,64 +39,63 @@ class Aspect(Enum):
     MTIME = "mtime"
     XATTRS = "xattrs"
     CONTENT = "content"
-    DIGEST = "digest"  # only one of two files of equal size has one: whether contents differ is not known
-    PAYLOAD = "payload"  # contents are the same, or nothing is known of them, but another object is named
+    DIGEST = "digest"  # of two files of equal size only one has a digest: the contents may or may not differ
+    PAYLOAD = "payload"  # contents are equal, or unknown on both sides, but another object or place is named
     TARGET = "target"
     RDEV = "rdev"
-    SIZE = "size"  # of devices, fifos and sockets, which only dump texts can give one
+    SIZE = "size"  # of devices, fifos and sockets; only dump texts give them one
     LINKS = "links"
 
 
 _NOTHING: frozenset[Aspect] = frozenset()
 
 
-class Place:
-    """A name in a tree as it is met from the root down; many below one directory share what leads to that.
+class NamePath:
+    """A name with a reference to that of its parent; names in one directory share the chain above them.
 
-    The paths of all names of a tree would take room by the square of its depth.
+    Storing a whole path for each name would take memory quadratic in the depth of the tree.
     """
 
     __slots__ = ("name", "parent")
 
-    def __init__(self, parent: Place | None, name: bytes) -> None:
+    def __init__(self, parent: NamePath | None, name: bytes) -> None:
         self.parent = parent
         self.name = name
 
     @property
     def path(self) -> bytes:
-        """The path from the root, which starts with a slash."""
+        """The path from the root, with a slash in front."""
         names = []
-        place: Place | None = self
-        while place is not None:
-            names.append(place.name)
-            place = place.parent
+        at: NamePath | None = self
+        while at is not None:
+            names.append(at.name)
+            at = at.parent
         return b"/".join(names[::-1]) if len(names) > 1 else b"/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """One name that differs: only in the new tree (``old`` is ``None``), only in the old one, or in ``aspects``.
+    """One name that differs: added (``old`` is ``None``), removed (``new`` is ``None``), or changed in ``aspects``.
 
-    ``xattrs`` are the keys whose presence or value differs, in byte order. ``old_first`` and ``new_first`` are
-    the name which this one is a further name of: the first of all where a tree has the name alone, else the first of
-    those that both trees have, and only given for :attr:`Aspect.LINKS`. ``old_names`` and ``new_names`` count the
-    names of the inode.
+    ``xattrs`` are the keys that were added, removed or changed, in byte order. ``old_first`` and ``new_first`` are the
+    first name of the inode if this name is a hard link to it: of an added or removed name the first in its tree, and
+    for :attr:`Aspect.LINKS` the first that both trees have. ``old_names`` and ``new_names`` count the inode's names.
     """
 
-    place: Place
+    at: NamePath
     old: Directory | Leaf | None
     new: Directory | Leaf | None
     aspects: tuple[Aspect, ...] = ()
     xattrs: tuple[bytes, ...] = ()
-    old_first: Place | None = None
-    new_first: Place | None = None
+    old_first: NamePath | None = None
+    new_first: NamePath | None = None
     old_names: int = 1
     new_names: int = 1
 
     @property
     def path(self) -> bytes:
-        """The path of the name, which starts with a slash; made anew each time."""
-        return self.place.path
+        """The path of the name, with a slash in front. Built on each access."""
+        return self.at.path
 
     @property
     def old_link(self) -> bytes | None:
@@ -108,10 +110,10 @@ class Change:
 
 @dataclass(slots=True, eq=False)
 class Notes:
-    """What :func:`diff_trees` met that is no change: files counted, and the first name among each.
+    """What :func:`diff_trees` noticed that is not a change: the number of files, and the first path of each kind.
 
-    ``unknown``: same size and object path, but no digest on either side. ``incomparable``: same size, but digests of
-    different algorithms. ``moved``: same contents, inside the tree on one side and an object on the other.
+    ``unknown``: same size and same place, but no digest on either side. ``incomparable``: same size, but digests of
+    different algorithms. ``moved``: same contents, inline on one side and an object on the other.
     """
 
     unknown: int = 0
@@ -125,57 +127,46 @@ class Notes:
 def diff_trees(
     old: Directory, new: Directory, *, ignore: Collection[Aspect] = _NOTHING, notes: Notes | None = None
 ) -> Iterator[Change]:
-    """Yield every :class:`Change` from *old* to *new*, depth-first in byte order; none means that the trees agree.
+    """Yield every :class:`Change` from *old* to *new*, depth-first in byte order; nothing if the trees are equal.
 
-    All names below an added or removed directory are yielded as well. An inode with several names is compared once
-    for each pair it forms, at its first name. A change is yielded if an aspect besides those to *ignore* differs.
-    *notes* is filled while the iterator runs. Contents not read yet count as contents without a digest.
+    Every name below an added or removed directory is a change of its own. A pair of inodes that share several names is
+    compared once, at the first. Aspects to *ignore* make no change. *notes* is filled while the iterator runs. Unread
+    contents count as contents without a digest.
     """
     walk = _Walk(frozenset(ignore), notes or Notes(), _Links(old), _Links(new))
     compare = walk.compare
-    stack: list[tuple[Place | None, bytes, Entry | None, Entry | None]] = [(None, b"", old, new)]
+    stack: list[tuple[NamePath | None, bytes, Entry | None, Entry | None]] = [(None, b"", old, new)]
     while stack:
         parent, name, before, after = stack.pop()
-        place = Place(parent, name)
+        at = NamePath(parent, name)
         if before is None or after is None:
-            yield walk.lone(place, before, after)
-        elif (change := compare(place, before, after)) is not None:
+            yield walk.lone(at, before, after)
+        elif (change := compare(at, before, after)) is not None:
             yield change
-        _push_children(stack, place, before, after)
-
-
-def objects_of(root: Directory) -> dict[bytes, int]:
-    """The objects a tree needs, each once: digest, or payload where there is none, to its size in bytes."""
-    objects: dict[bytes, int] = {}
-    for inode in iter_inodes(root):
-        if type(inode) is RegularFile and inode.size and isinstance(inode.content, External):
-            name = inode.content.digest or inode.content.payload
-            if name is not None:
-                objects[name] = inode.size
-    return objects
+        _push_children(stack, at, before, after)
 
 
 def _push_children(
-    stack: list[tuple[Place | None, bytes, Entry | None, Entry | None]],
-    place: Place,
+    stack: list[tuple[NamePath | None, bytes, Entry | None, Entry | None]],
+    at: NamePath,
     before: Entry | None,
     after: Entry | None,
 ) -> None:
     below = before.entries if type(before) is Directory else {}
     above = after.entries if type(after) is Directory else {}
     names = sorted(below.keys() | above.keys(), reverse=True)
-    stack += [(place, name, below.get(name), above.get(name)) for name in names]
+    stack += [(at, name, below.get(name), above.get(name)) for name in names]
 
 
 class _Links:
-    """Inodes of one tree with several names: how many, which is the first, and the first that both trees have."""
+    """The inodes of one tree with several names: their number, the first one, and the first that both trees have."""
 
     __slots__ = ("common", "first", "names")
 
     def __init__(self, root: Directory) -> None:
         self.names: dict[Leaf, int] = {}
-        self.first: dict[Leaf, Place] = {}
-        self.common: dict[Leaf, Place] = {}
+        self.first: dict[Leaf, NamePath] = {}
+        self.common: dict[Leaf, NamePath] = {}
         names = self.names
         for directory in iter_directories(root):
             for entry in directory.entries.values():
@@ -184,7 +175,7 @@ class _Links:
 
 
 class _Walk:
-    """Compares pairs of entries; remembers what the names of one inode have in common."""
+    """Compares pairs of entries, and remembers which pairs of inodes were compared before."""
 
     def __init__(self, ignore: frozenset[Aspect], notes: Notes, old: _Links, new: _Links) -> None:
         self._ignore = ignore
@@ -193,32 +184,32 @@ class _Walk:
         self._new = new
         self._met: set[tuple[Leaf, Leaf]] = set()
 
-    def lone(self, place: Place, before: Entry | None, after: Entry | None) -> Change:
-        """The change for a name that one tree does not have."""
+    def lone(self, at: NamePath, before: Entry | None, after: Entry | None) -> Change:
+        """The change for a name that only one tree has."""
         return Change(
-            place=place,
+            at=at,
             old=None if before is None else inode_of(before),
             new=None if after is None else inode_of(after),
-            old_first=_first_name(self._old, before, place),
-            new_first=_first_name(self._new, after, place),
+            old_first=_first_name(self._old, before, at),
+            new_first=_first_name(self._new, after, at),
             old_names=_count_names(self._old, before),
             new_names=_count_names(self._new, after),
         )
 
-    def compare(self, place: Place, before: Entry, after: Entry) -> Change | None:
-        """The change for a name that both trees have, if there is one."""
+    def compare(self, at: NamePath, before: Entry, after: Entry) -> Change | None:
+        """The change for a name that both trees have; ``None`` if nothing differs."""
         old, new = inode_of(before), inode_of(after)
         aspects: list[Aspect] = []
         xattrs: tuple[bytes, ...] = ()
-        old_first: Place | None = None
-        new_first: Place | None = None
+        old_first: NamePath | None = None
+        new_first: NamePath | None = None
         repeated = False
         if not isinstance(old, Directory) and not isinstance(new, Directory):
             if old in self._old.names or new in self._new.names:
-                _first_name(self._old, before, place)
-                _first_name(self._new, after, place)
-                old_first = _common_name(self._old, old, place)
-                new_first = _common_name(self._new, new, place)
+                _first_name(self._old, before, at)
+                _first_name(self._new, after, at)
+                old_first = _common_name(self._old, old, at)
+                new_first = _common_name(self._new, new, at)
                 repeated = (old, new) in self._met
                 self._met.add((old, new))
             if old_first is not new_first or (not repeated and self._excess(old, new)):
@@ -228,7 +219,7 @@ class _Walk:
             if old.xattrs is not new.xattrs and old.xattrs != new.xattrs:
                 aspects.append(Aspect.XATTRS)
                 xattrs = _differing_keys(old, new)
-            data = _compare_data(old, new, self._notes, place)
+            data = _compare_data(old, new, self._notes, at)
             if data is not None:
                 aspects.append(data)
         wanted = [aspect for aspect in aspects if aspect not in self._ignore] if self._ignore else aspects
@@ -236,7 +227,7 @@ class _Walk:
             return None
         links = Aspect.LINKS in wanted
         return Change(
-            place=place,
+            at=at,
             old=old,
             new=new,
             aspects=tuple(sorted(wanted, key=_ORDER.__getitem__)),
@@ -248,7 +239,7 @@ class _Walk:
         )
 
     def _excess(self, old: Leaf, new: Leaf) -> bool:
-        """Whether link counts differ by something else than the names there are."""
+        """Whether the link counts differ by more than the numbers of names do."""
         return old.nlink - self._old.names.get(old, 1) != new.nlink - self._new.names.get(new, 1)
 
 
@@ -260,20 +251,20 @@ def _count_names(links: _Links, entry: Entry | None) -> int:
     return 1 if inode is None or isinstance(inode, Directory) else links.names.get(inode, 1)
 
 
-def _first_name(links: _Links, entry: Entry | None, place: Place) -> Place | None:
-    """The first name of an inode with several, unless *place* is that one."""
+def _first_name(links: _Links, entry: Entry | None, at: NamePath) -> NamePath | None:
+    """The first name of an inode that has several; ``None`` if that is *at* itself."""
     inode = None if entry is None else inode_of(entry)
     if inode is None or isinstance(inode, Directory) or inode not in links.names:
         return None
-    first = links.first.setdefault(inode, place)
-    return None if first is place else first
+    first = links.first.setdefault(inode, at)
+    return None if first is at else first
 
 
-def _common_name(links: _Links, inode: Leaf, place: Place) -> Place | None:
+def _common_name(links: _Links, inode: Leaf, at: NamePath) -> NamePath | None:
     if inode not in links.names:
         return None
-    first = links.common.setdefault(inode, place)
-    return None if first is place else first
+    first = links.common.setdefault(inode, at)
+    return None if first is at else first
 
 
 def _compare_metadata(old: Directory | Leaf, new: Directory | Leaf, aspects: list[Aspect]) -> None:
@@ -293,11 +284,11 @@ def _differing_keys(old: Directory | Leaf, new: Directory | Leaf) -> tuple[bytes
     return tuple(sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)))
 
 
-def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, place: Place) -> Aspect | None:
-    """What differs in the part that only inodes of one type have; a difference of types says enough."""
+def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, at: NamePath) -> Aspect | None:
+    """Compare what is specific to the type of the inodes; for different types :attr:`Aspect.TYPE` says enough."""
     match old, new:
         case RegularFile(), RegularFile():
-            return _compare_files(old, new, notes, place)
+            return _compare_files(old, new, notes, at)
         case Symlink(), Symlink():
             return Aspect.TARGET if old.target != new.target else None
         case Device(), Device() if old.rdev != new.rdev:
@@ -310,7 +301,7 @@ def _compare_data(old: Directory | Leaf, new: Directory | Leaf, notes: Notes, pl
             return None
 
 
-def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, place: Place) -> Aspect | None:
+def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, at: NamePath) -> Aspect | None:
     if old.size != new.size:
         return Aspect.CONTENT
     before, after = old.content, new.content
@@ -318,57 +309,63 @@ def _compare_files(old: RegularFile, new: RegularFile, notes: Notes, place: Plac
         return None
     if isinstance(before, bytes) and isinstance(after, bytes):
         return Aspect.CONTENT if before != after else None
-    digest = _digest(old, new)
-    other = _digest(new, old)
+    digest = _digest(before, after)
+    other = _digest(after, before)
     if digest is None or other is None:
-        return _compare_unknown(old, new, notes, place)
-    return _compare_digests(old, new, (digest, other), notes, place)
+        return _compare_unknown(before, after, notes, at)
+    return _compare_digests(before, after, (digest, other), notes, at)
 
 
 def _compare_digests(
-    old: RegularFile, new: RegularFile, digests: tuple[bytes, bytes], notes: Notes, place: Place
+    before: Content, after: Content, digests: tuple[bytes, bytes], notes: Notes, at: NamePath
 ) -> Aspect | None:
+    """Compare contents with a digest on both sides; inline bytes were hashed the way the other digest was."""
     first, second = digests
     if len(first) != len(second):
         notes.incomparable += 1
-        notes.first_incomparable = notes.first_incomparable or place.path
-        named_so = _payload(old) == object_path(first) and _payload(new) == object_path(second)
-        return None if named_so or _payload(old) == _payload(new) else Aspect.PAYLOAD
+        notes.first_incomparable = notes.first_incomparable or at.path
+        named_so = _payload(before) == object_path(first) and _payload(after) == object_path(second)
+        return None if named_so or _payload(before) == _payload(after) else Aspect.PAYLOAD
     if first != second:
         return Aspect.CONTENT
-    if isinstance(old.content, bytes) or isinstance(new.content, bytes):
+    if isinstance(before, bytes) or isinstance(after, bytes):
         notes.moved += 1
-        notes.first_moved = notes.first_moved or place.path
+        notes.first_moved = notes.first_moved or at.path
         return None
-    return Aspect.PAYLOAD if _payload(old) != _payload(new) else None
+    return Aspect.PAYLOAD if _payload(before) != _payload(after) else None
 
 
-def _compare_unknown(old: RegularFile, new: RegularFile, notes: Notes, place: Place) -> Aspect | None:
-    """Two files of the same size, of which at least one has contents that nothing is known of."""
-    known = _has_digest(old) or _has_digest(new)
-    if known or isinstance(old.content, bytes) or isinstance(new.content, bytes):
-        return Aspect.DIGEST
-    if _payload(old) != _payload(new):
-        return Aspect.PAYLOAD
+def _compare_unknown(before: Content, after: Content, notes: Notes, at: NamePath) -> Aspect | None:
+    """Compare contents of the same size if at least one side has no digest."""
+    match before, after:
+        case Located(), Located():
+            if not (before.in_image and after.in_image):
+                if not before.same_place(after):
+                    return Aspect.PAYLOAD
+                if all(blob.digest is not None for blob in before.blobs):
+                    return None
+        case (bytes(), _) | (_, bytes()) | (External(digest=bytes()), _) | (_, External(digest=bytes())):
+            return Aspect.DIGEST
+        case (Located(), _) | (_, Located()):
+            return Aspect.PAYLOAD
+        case _ if _payload(before) != _payload(after):
+            return Aspect.PAYLOAD
     notes.unknown += 1
-    notes.first_unknown = notes.first_unknown or place.path
+    notes.first_unknown = notes.first_unknown or at.path
     return None
 
 
-def _has_digest(file: RegularFile) -> bool:
-    return isinstance(file.content, External) and file.content.digest is not None
+def _payload(content: Content) -> bytes | None:
+    return content.payload if isinstance(content, External) else None
 
 
-def _payload(file: RegularFile) -> bytes | None:
-    return file.content.payload if isinstance(file.content, External) else None
-
-
-def _digest(file: RegularFile, other: RegularFile) -> bytes | None:
-    """The digest of a file's contents; bytes are digested as the *other* file's contents were."""
-    match file.content, other.content:
-        case External(digest=digest), _:
+def _digest(content: Content, other: Content) -> bytes | None:
+    """The digest of *content*; inline bytes are hashed with the algorithm of the *other* digest."""
+    match content:
+        case External(digest=digest):
             return digest
-        case bytes() as data, External(digest=bytes() as model):
-            return digest_bytes(data, ObjectId.of(model).params)
-        case _:
+        case bytes():
+            model = other.digest if isinstance(other, External) else None
+            return None if model is None else digest_bytes(content, ObjectId.of(model).params)
+        case Located() | Unread():
             return None

@@ -1,7 +1,6 @@
-"""Changes to a whole tree that a build may ask for: times, names, kinds, attributes, links.
+"""Changes to a whole tree that the options of a build ask for: times, names, kinds, attributes, hard links.
 
-Each works in place on the tree it is given, without I/O, and leaves it whole: every inode that still has a name
-has exactly one primary name.
+Each function changes the tree in place. Afterwards every inode that is left has exactly one primary name.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ def keep_xattrs(root: Directory, policy: XattrPolicy) -> None:
 
 
 def exclude(root: Directory, globs: GlobSet) -> int:
-    """Remove every name that matches, directories with all below them, and return how many names matched.
+    """Remove every name that matches, directories with all below them; return the number of matches.
 
-    If that takes the primary name of an inode that has others, the first of these, depth-first in byte order,
-    becomes primary. Link counts of inodes that lose names become the number of names left.
+    If an inode loses its primary name, the first name left, depth-first in byte order, becomes primary. The link count
+    of an inode that loses names becomes the number of names left.
     """
     if not globs:
         return 0
@@ -56,7 +55,7 @@ def exclude(root: Directory, globs: GlobSet) -> int:
 
 
 def drop_devices(root: Directory) -> int:
-    """Remove every name of a character or block device, whiteouts too, and return how many there were."""
+    """Remove every character and block device, whiteouts included; return the number of names removed."""
     return _remove(root, lambda _path, _name, entry: isinstance(inode_of(entry), Device))
 
 
@@ -92,7 +91,7 @@ def _collect_lost(entry: Entry, lost_names: set[Leaf], lost_primary: set[Leaf]) 
 
 
 def _recover_links(root: Directory, lost_names: set[Leaf], lost_primary: set[Leaf]) -> None:
-    """Give inodes whose primary name is gone the first name left, and count the names of all that lost one."""
+    """Make the first name left the primary one where that was removed, and count the names of all affected inodes."""
     for inode in lost_names:
         inode.nlink = 0
     for parent, name, entry in iter_names(root):

@@ -1,16 +1,16 @@
-r"""Patterns that name entries of a tree, the same for walks and for filters.
+r"""Glob patterns for entries of a tree, used while a directory is walked and on finished trees.
 
-A pattern is matched, byte for byte, against a path relative to the tree's root or against a name, and always
-against the whole of it. Names that begin with a dot are not special.
+A pattern must match the whole of a path relative to the root, or of a name, byte for byte. Leading dots are not
+special.
 
 ==============  ==============================================================================================
-``*``           any run of bytes without ``/``, also none
+``*``           any run of bytes without ``/``, even an empty one
 ``?``           one byte other than ``/`` (a character outside ASCII is several bytes)
 ``[a-z]``       one byte of the set; ``[!a-z]`` or ``[^a-z]`` one byte outside it; never ``/``; a ``]`` that comes
                 first is itself
-``\c``          the byte *c* itself, in a set too
-``**``          as a whole component: any number of components, also none; last: whatever is below.
-                Elsewhere: any run of bytes, ``/`` too
+``\c``          the byte *c* itself, also in a set
+``**``          as a whole component: any number of components, even none; as the last one: everything below.
+                Elsewhere: any run of bytes, including ``/``
 ==============  ==============================================================================================
 
 A pattern with a ``/`` at its start or inside is anchored: it is matched against the whole path (a leading ``/``
@@ -23,7 +23,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from cfstools.errors import UsageError, shown_path
+from cfstools.errors import UsageError
+from cfstools.text import shown_path
 
 MAX_PATTERN = 8192
 
@@ -35,7 +36,7 @@ _ANY_PARENTS = rb"(?:[^/]+/)*"
 
 
 class GlobSet:
-    """Several patterns tried together. Raises :class:`UsageError` for one that is malformed."""
+    """A set of patterns. Raises :class:`UsageError` if one is malformed."""
 
     __slots__ = ("_directory_names", "_directory_paths", "_names", "_paths", "patterns")
 
@@ -57,11 +58,11 @@ class GlobSet:
         return f"GlobSet({self.patterns!r})"
 
     def matches(self, path: bytes, name: bytes) -> bool:
-        """Whether an entry of any kind at *path* (relative, no ``/`` at either end) with this *name* is meant."""
+        """Whether a pattern matches any entry with this *name* at *path* (relative, no ``/`` at either end)."""
         return bool(self._names(name) or self._paths(path))
 
     def matches_directory(self, path: bytes, name: bytes) -> bool:
-        """Whether a directory there is meant: :meth:`matches`, and patterns with a trailing ``/``."""
+        """Whether a pattern matches a directory there: as :meth:`matches`, and with a trailing ``/``."""
         return bool(self.matches(path, name) or self._directory_names(name) or self._directory_paths(path))
 
 
@@ -80,7 +81,7 @@ def _translate(pattern: bytes) -> tuple[bool, bool, bytes]:
         raise _bad(pattern, "a component that is empty, '.' or '..' matches nothing")
     *parents, last = components
     if any(b"**" in name and name != b"**" for name in components):
-        # What crosses slashes in the middle of a name may have to go on behind its first match.
+        # A run that crosses slashes inside a name may have to extend beyond its first match, so it needs backtracking.
         parts = [_ANY_PARENTS if name == b"**" else _Component(pattern, name).plain() + b"/" for name in parents]
         parts.append(rb".+" if last == b"**" else _Component(pattern, last).plain())
         return anchored, body != pattern, b"".join(parts)
@@ -102,7 +103,7 @@ def _bad(pattern: bytes, why: str) -> UsageError:
 
 
 class _Component:
-    """One component of a pattern while it is translated."""
+    """Translates one component of a pattern."""
 
     def __init__(self, pattern: bytes, component: bytes) -> None:
         self._pattern = pattern
@@ -110,10 +111,10 @@ class _Component:
         self._at = 0
 
     def translate(self) -> bytes:
-        """The expression: what stands between two stars is taken where it first fits, which is never wrong.
+        """The expression: text between two stars matches at its first occurrence, without backtracking.
 
-        The stars after it have the most room then. Names are chosen by others, and to try all places of all stars
-        would take a power of their length.
+        That is always right, because it leaves most room for the stars after it. Backtracking over all stars would take
+        time polynomial in the length of names, which attackers choose.
         """
         first, *middle = self._pieces()
         if not middle:
@@ -122,11 +123,11 @@ class _Component:
         return first + b"".join(b"(?>[^/]*?%b)" % piece for piece in middle if piece) + _STAR + last
 
     def plain(self) -> bytes:
-        """The same, and with runs that cross slashes."""
+        """The expression with backtracking, which may contain runs that cross slashes."""
         return b"".join(self._tokens())
 
     def _pieces(self) -> list[bytes]:
-        """What stands before, between and behind the stars."""
+        """The expressions before, between and after the stars."""
         pieces = [b""]
         for token in self._tokens():
             if token == _STAR:

@@ -1,17 +1,17 @@
-"""What a stack of layers tolerates."""
+"""Which oddities and sizes a stack of layers may have. Apart from :mod:`.layers` because every build loads it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from cfstools.values import Value
 
 MAX_ENTRIES = 1 << 22
 MAX_METADATA = 1 << 30
 
 
-class LayerRules(NamedTuple):
-    """What a stack of layers tolerates: *allow_duplicates* lets the last of several entries of one name win,
-    *strict* turns each warning into an error, *max_entries* and *max_metadata* bound the names of one tree and the
-    bytes of all paths, link targets and extended attributes."""
+class LayerRules(Value):
+    """Options and limits for applying layers: *allow_duplicates* lets the last of several entries with one name win,
+    *strict* turns every warning into an error, *max_entries* limits the names of the tree, *max_metadata* the bytes of
+    all paths, link targets and extended attributes."""
 
     allow_duplicates: bool = False
     strict: bool = False

@@ -1,30 +1,34 @@
-"""Layers applied, base first, to one tree: additions, replacements, whiteouts and hard links.
+"""Apply layers, base first, to one tree: additions, replacements, whiteouts and hard links.
 
-A layer is staged whole before it touches the tree, because what a whiteout hides must not depend on where in
-the layer its marker stands: first all whiteouts are taken from the lower tree, then the entries are put in
-place in their order, then the hard links that refer forward. Contents pass by untouched; only inodes and
-names are held.
+A layer is staged completely before it changes the tree, because the effect of a whiteout must not depend on its
+position in the layer: first all whiteouts remove names of the lower tree, then the entries are added in their order,
+then the hard links to later entries. Only inodes and names are kept here; contents are not touched.
 
-Nothing here meets the host: ``..`` and symbolic links lead no further than the root of the tree. The rules are
-those of the OCI layer specification; where engines disagree the choice made is told as a warning, or refused
-when strict (OCI reading, sections 3.4 to 3.6).
+``..`` and symbolic links lead no further than the root of the tree, and never to the host. The rules are those of the
+OCI layer specification. Where engines disagree, our choice is reported as a warning, or as an error when strict
+(docs/oci.md, "Applying layers" and "Where tools disagree").
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from threading import Lock
 from typing import NamedTuple
 
-from cfstools.errors import FormatError, LimitExceeded, OciError
+from cfstools.errors import FormatError, LimitExceeded, OciError, Phrase, Remedy
+from cfstools.tree.copying import settle_links, take_attributes
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
-from cfstools.tree.links import settle_links
 from cfstools.tree.model import Directory, Entry, HardLink, Leaf, Symlink
-from cfstools.tree.resolve import Find, Walk, normal_parts, shown
+from cfstools.tree.resolve import MAX_NAME, MAX_PATH, Find, Resolver, normal_parts, shown
 
 MAX_WARNINGS = 1000
 LINK_STEPS, LINK_STEPS_PER_NAME = 1 << 16, 64
-"""Components of the targets of symbolic links that paths may lead through: as many, and more for each name."""
+"""Limit on the components of symbolic link targets that paths may lead through: a base, and more for each name."""
 
+_NAME = rb"[^/.\0][^/\0]{0,%d}+" % (MAX_NAME - 1)
+# Paths whose components need no second look, as most are; the group is the normal form.
+_PLAIN = re.compile(rb"(?:\./)?(%b(?:/%b)*+)/?" % (_NAME, _NAME))
 _MARKER = b".wh."
 _AUFS = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
@@ -33,7 +37,7 @@ _KEPT = "the layer has no entry for this parent: it keeps its attributes, some t
 
 
 class LayerWarning(NamedTuple):
-    """Other tools would do something else here: the layer's label, the path from the root, and what differs."""
+    """A place where other tools behave differently: the layer's label, the path from the root, and what differs."""
 
     layer: str
     path: bytes
@@ -44,7 +48,7 @@ class LayerWarning(NamedTuple):
 
 
 class _Implicit(NamedTuple):
-    """A parent that its layer has no entry for: its name, its own parent, and the prefix of names there."""
+    """A parent directory without an entry in its layer: its name, its own parent, and the path of that with a slash."""
 
     directory: Directory
     parent: Directory
@@ -54,11 +58,11 @@ class _Implicit(NamedTuple):
 
 
 class LayeredTree:
-    """A tree that grows layer by layer.
+    """The tree that layers are applied to.
 
-    ``root`` is the tree so far; until a layer has an entry for the root itself it is 0755, owner 0:0, time 0. Call
-    :meth:`layer` for each layer, base first, fill it, :meth:`Layer.apply` it, and :meth:`finish` at the end. After an
-    error the tree is of no more use.
+    For each layer, base first: call :meth:`layer`, fill the result and :meth:`Layer.apply` it. Call :meth:`finish` at
+    the end. ``root`` is the tree so far; it is 0755, owner 0:0, time 0 until a layer has an entry for the root. Discard
+    the tree after an error.
     """
 
     def __init__(self, rules: LayerRules = DEFAULT_RULES) -> None:
@@ -72,16 +76,16 @@ class LayeredTree:
         self._link_steps = 0
 
     def layer(self, label: str) -> Layer:
-        """Begin the next layer; *label* names it in warnings and errors."""
+        """Start the next layer; *label* names it in warnings and errors."""
         return Layer(self, label)
 
     @property
     def keeps_warnings(self) -> bool:
-        """Whether the next warning is more than counted."""
+        """Whether the next warning is kept or raised, not only counted."""
         return self.rules.strict or len(self.warnings) < MAX_WARNINGS
 
     def warn(self, layer: str, path: bytes, text: str) -> None:
-        """Note a warning, or raise it as :class:`OciError` when strict. The first thousand are kept."""
+        """Add a warning, or raise it as :class:`OciError` when strict. After a thousand they are only counted."""
         warning = LayerWarning(layer, path, text)
         if self.rules.strict:
             raise OciError(text, where=f"{layer}: {shown(path)}")
@@ -91,18 +95,18 @@ class LayeredTree:
             self.warnings_dropped += 1
 
     def count(self, layer: str, metadata: int) -> None:
-        """One more name, with so many bytes of *metadata*; raises :class:`LimitExceeded` beyond a maximum."""
+        """Count a name with *metadata* bytes; raises :class:`LimitExceeded` beyond a limit."""
         self.names += 1
         self.metadata += metadata
         if self.names > self.rules.max_entries:
-            hint = "if the source is trusted, raise --max-entries"
+            hint = Phrase("if the source is trusted, raise {}", Remedy.MAX_ENTRIES)
             raise LimitExceeded(f"more than {self.rules.max_entries} entries", where=layer, hint=hint)
         if self.metadata > self.rules.max_metadata:
             what = f"more than {self.rules.max_metadata} bytes of paths, link targets and extended attributes"
             raise LimitExceeded(what, where=layer)
 
     def follow(self, components: int) -> None:
-        """Count the components of a link's target that a path leads through; raises :class:`LimitExceeded`."""
+        """Count *components* of a followed link's target; raises :class:`LimitExceeded` beyond a limit."""
         self._link_steps += components
         allowed = LINK_STEPS + LINK_STEPS_PER_NAME * self.names
         if self._link_steps > allowed:
@@ -110,14 +114,32 @@ class LayeredTree:
             raise LimitExceeded(f"{what}, for {self.names} entries")
 
     def finish(self) -> Directory:
-        """The finished tree, its hard links settled."""
+        """The finished tree, with one primary name for each inode and right link counts."""
         if self.linked:
             settle_links(self.root)
         return self.root
 
 
+class SharedTree(LayeredTree):
+    """A tree whose layers several threads stage at once. They are applied one after the other."""
+
+    def __init__(self, rules: LayerRules = DEFAULT_RULES) -> None:
+        super().__init__(rules)
+        self._lock = Lock()
+
+    def warn(self, layer: str, path: bytes, text: str) -> None:
+        """Note a warning, or raise it."""
+        with self._lock:
+            super().warn(layer, path, text)
+
+    def count(self, layer: str, metadata: int) -> None:
+        """One more name."""
+        with self._lock:
+            super().count(layer, metadata)
+
+
 class _Whiteout(NamedTuple):
-    """A marker: the directory it stands in, the name it removes (``None``: all), its place among the entries."""
+    """A marker: its directory, the name it removes (``None``: all), and its position among the entries."""
 
     parent: list[bytes]
     name: bytes | None
@@ -125,13 +147,13 @@ class _Whiteout(NamedTuple):
 
 
 class _LinkTo(NamedTuple):
-    """A hard link as staged: the components of its target."""
+    """A staged hard link: the components of its target."""
 
     target: list[bytes]
 
 
 class Layer:
-    """One layer, staged: :meth:`add` and :meth:`add_link` its entries in their order, then :meth:`apply`."""
+    """One layer: stage its entries in order with :meth:`add` and :meth:`add_link`, then :meth:`apply` it."""
 
     def __init__(self, tree: LayeredTree, label: str) -> None:
         self._tree = tree
@@ -151,28 +173,36 @@ class Layer:
     # Staging
 
     def add(self, path: bytes, inode: Directory | Leaf) -> None:
-        """Stage one entry, or take note of the whiteout that its name makes it.
+        """Stage one entry, or a whiteout if its name says so.
 
-        Raises :class:`OciError` for paths and marker names that mean nothing, :class:`LimitExceeded` for too many.
+        Raises :class:`OciError` for invalid paths and marker names, :class:`LimitExceeded` for too many entries.
         """
         metadata = len(path)
         if inode.xattrs:
             metadata += sum(len(key) + len(value) for key, value in inode.xattrs.items())
-        if isinstance(inode, Symlink):
-            metadata += len(inode.target)
+        symlink = inode if isinstance(inode, Symlink) else None
+        if symlink is not None:
+            metadata += len(symlink.target)
         self._tree.count(self._label, metadata)
+        plain = _PLAIN.fullmatch(path)
+        if plain is not None and len(path) <= MAX_PATH and b".wh." not in path:
+            normal = plain[1]
+            if symlink is not None:
+                self._symlinks[normal] = symlink
+            self._entries.append((normal, inode))
+            return
         parts = self._parts(path)
         if b".wh." in path and self._is_marker(parts, inode):
             return
         if not parts and not isinstance(inode, Directory):
             raise self._error("the root is not a directory", b"")
         normal = b"/".join(parts)
-        if isinstance(inode, Symlink):
-            self._symlinks[normal] = inode
+        if symlink is not None:
+            self._symlinks[normal] = symlink
         self._entries.append((normal, inode))
 
     def add_link(self, path: bytes, target: bytes) -> None:
-        """Stage a hard link to *target*, a path from the root of the layer. Raises like :meth:`add`."""
+        """Stage a hard link to *target*, a path from the root of the layer. Raises as :meth:`add` does."""
         self._tree.count(self._label, len(path) + len(target))
         parts = self._parts(path)
         if b".wh." in path and self._is_marker(parts, None):
@@ -193,7 +223,7 @@ class Layer:
         return parts
 
     def _is_marker(self, parts: list[bytes], inode: Directory | Leaf | None) -> bool:
-        """Whether the entry is a marker, or below one, and noted as such."""
+        """Stage the entry as a marker if it is one or lies below one, and tell whether it was."""
         marker = next((index for index, part in enumerate(parts) if part.startswith(_MARKER)), None)
         if marker is None:
             return False
@@ -201,7 +231,7 @@ class Layer:
         if name == _OPAQUE and marker == len(parts) - 1:
             self._whiteouts.append(_Whiteout(parts[:marker], None, len(self._entries)))
         elif name.startswith(_AUFS) and name != _OPAQUE:
-            # aufs' own files; its pool of link sources may be what hard links of this layer name.
+            # Files that aufs keeps for itself; hard links of this layer may refer to its pool of link sources.
             if inode is not None and not isinstance(inode, Directory):
                 self._hidden[path] = inode
         elif marker != len(parts) - 1:
@@ -217,8 +247,8 @@ class Layer:
     def apply(self) -> None:
         """Apply the staged layer to the tree.
 
-        Raises :class:`OciError` for duplicates, for parents that are no directories and for hard links to nothing or
-        to directories; :class:`LimitExceeded` for too many or too deep directories.
+        Raises :class:`OciError` for duplicates, parents that are not directories, and hard links to directories or
+        missing files; :class:`LimitExceeded` for too many entries or too deep directories.
         """
         self._warn_of_order()
         for whiteout in self._whiteouts:
@@ -233,7 +263,7 @@ class Layer:
                 self._warn(self._implicit_path(implicit) if self._tree.keeps_warnings else b"", implicit.text)
 
     def _implicit_path(self, implicit: _Implicit) -> bytes:
-        """The path of a parent made here; only the topmost of several in a row has it."""
+        """The path of an implicit parent; of several in a row only the topmost stores it."""
         names = [implicit.name]
         while implicit.prefix is None:
             implicit = self._implicit[id(implicit.parent)]
@@ -241,7 +271,7 @@ class Layer:
         return implicit.prefix + b"/".join(names[::-1])
 
     def _place_all(self) -> Iterator[tuple[bytes, _LinkTo]]:
-        """Put the entries in place, in order, and give out each hard link at its turn."""
+        """Add the entries in order; yield each hard link when it is its turn."""
         for path, staged in self._entries:
             if isinstance(staged, _LinkTo):
                 yield path, staged
@@ -268,7 +298,7 @@ class Layer:
                     self._placed.add(existing)
                     return
                 self._check_bare(existing, path)
-            # What was reached by way of the old entry, a directory or a link, is no longer there.
+            # The cached parent may have been reached through the old entry, a directory or a link: drop it.
             self._parent_path = None
         entries[name] = entry
         self._placed.add(entry)
@@ -285,12 +315,12 @@ class Layer:
             raise OciError(
                 "two entries of one name in a layer",
                 where=f"{self._label}: {shown(path)}",
-                hint="--allow-duplicates lets the last one win",
+                hint=Phrase("{} lets the last one win", Remedy.ALLOW_DUPLICATES),
             )
         self._warn(path, "two entries of one name in the layer: the last one wins")
 
     def _check_bare(self, directory: Directory, path: bytes) -> None:
-        """A directory about to be replaced by something else must not hold entries of this very layer."""
+        """Treat it as a duplicate if a directory to be replaced by a non-directory has entries of this layer."""
         pending = [directory]
         while pending:
             for entry in pending.pop().entries.values():
@@ -303,7 +333,7 @@ class Layer:
     # Hard links
 
     def _link(self, path: bytes, link: _LinkTo, *, lower_too: bool) -> bool:
-        """Place the link if its target is there: in the tree as it stands, or hidden by a whiteout of this layer."""
+        """Add the link if its target exists, in the tree so far or before the whiteouts of this layer."""
         inode = self._target(path, link.target, lower_too=lower_too)
         if inode is None:
             return False
@@ -339,7 +369,7 @@ class Layer:
         return directory.entries.get(name)
 
     def _before(self, directory: Directory, name: bytes, prefix: bytes) -> Entry | None:  # noqa: ARG002
-        """What was there before this layer's whiteouts."""
+        """The entry as it was before this layer's whiteouts."""
         removed = self._removed.get((id(directory), name))
         return removed[0] if removed else directory.entries.get(name)
 
@@ -357,7 +387,7 @@ class Layer:
                 self._removed[id(parent), name] = (entry, parent)
 
     def _lower(self, directory: Directory, name: bytes, prefix: bytes) -> Entry | None:
-        """An entry of the lower tree as a whiteout sees it: through the directories and links this layer puts there."""
+        """The entry that a whiteout's path leads through: of this layer if it has one there, else of the lower tree."""
         entry = directory.entries.get(name)
         if not self._symlinks and not isinstance(entry, Symlink | HardLink):
             return entry
@@ -369,7 +399,7 @@ class Layer:
         return self._symlinks.get(path) or entry
 
     def _warn_of_order(self) -> None:
-        """Tell of markers whose effect on this layer's own entries depends on the tool."""
+        """Warn about markers whose effect on this layer's own entries differs between tools."""
         if not self._whiteouts:
             return
         markers = {
@@ -393,7 +423,7 @@ class Layer:
     # Walking
 
     def _parent(self, path: bytes) -> Directory:
-        """The directory of that path, made where it is missing."""
+        """The directory at *path*, created where it is missing."""
         if not path:
             return self._tree.root
         directory = self._walk(path.split(b"/"), self._made)
@@ -416,13 +446,13 @@ class Layer:
         return entry
 
     def _add_implicit(self, entry: Directory, parent: Directory, prefix: bytes, name: bytes, text: str) -> None:
-        """Take note of a parent; paths of many in a row would take room by the square of their number."""
+        """Record an implicit parent; storing the paths of many in a row would take quadratic memory."""
         known = None if id(parent) in self._implicit else prefix
         self._implicit[id(entry)] = _Implicit(entry, parent, known, name, text)
 
     def _walk(self, parts: list[bytes], find: Find) -> Directory | None:
         try:
-            return Walk(self._tree.root, find, self._follow, self._tree.follow).to(parts)
+            return Resolver(self._tree.root, find, self._follow, self._tree.follow).to(parts)
         except FormatError as error:
             error.where = f"{self._label}: {error.where or shown(b'/'.join(parts))}"
             raise
@@ -440,18 +470,10 @@ class Layer:
                 path, "a symbolic link of a lower layer stands for a parent directory: followed, some tools replace it"
             )
 
-    # Telling
+    # Reporting
 
     def _warn(self, path: bytes, text: str) -> None:
         self._tree.warn(self._label, path, text)
 
     def _error(self, what: str, path: bytes) -> OciError:
         return OciError(what, where=f"{self._label}: {shown(path)}")
-
-
-def take_attributes(directory: Directory, other: Directory) -> None:
-    """Give *directory* the mode, owner, time and extended attributes of *other*; its entries stay."""
-    directory.mode = other.mode
-    directory.uid, directory.gid = other.uid, other.gid
-    directory.mtime_sec, directory.mtime_nsec = other.mtime_sec, other.mtime_nsec
-    directory.xattrs = other.xattrs

@@ -1,10 +1,11 @@
-"""Paths inside a tree: their components, and where they lead through symbolic links, never beyond the root."""
+"""Resolve paths inside a tree, through symbolic links and never beyond the root."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from cfstools.errors import LimitExceeded, OciError, shown_path
+from cfstools.errors import LimitExceeded, OciError
+from cfstools.text import shown_path
 from cfstools.tree.model import Directory, Entry, HardLink, Symlink
 
 MAX_PATH = 4095
@@ -14,24 +15,24 @@ MAX_HOPS = 40
 _NO_NAMES = frozenset((b"", b".", b".."))
 
 Find = Callable[[Directory, bytes, bytes], Entry | None]
-"""What stands under a name: called with the directory, the name, and the directory's path with a slash behind it."""
+"""Looks up a name: called with the directory, the name, and the directory's path with a slash at the end."""
 
 Follow = Callable[[bytes, Symlink], None]
-"""Told of each link that is followed, with its path."""
+"""Called for each symbolic link that is followed, with its path."""
 
 Spend = Callable[[int], None]
-"""Told how many components the target of a link adds to the walk; may raise."""
+"""Called with the number of components that a link's target adds; may raise to limit the work."""
 
 
 def shown(path: bytes) -> str:
-    """A path from the root as one line of text."""
+    """The text of a path, with the slash of the root in front."""
     return "/" + shown_path(path)
 
 
 def normal_parts(path: bytes) -> tuple[list[bytes], bool]:
-    """The components of *path* below the root, and whether a ``..`` was taken out (it never climbs above the root).
+    """Split *path* into components below the root; also tell whether it had a ``..``, which stops at the root.
 
-    Raises :class:`OciError` for NUL bytes and for names or paths longer than Linux has them.
+    Raises :class:`OciError` for NUL bytes and for names or paths longer than Linux allows.
     """
     if len(path) > MAX_PATH + 1 or b"\0" in path:
         why = "NUL byte in the path" if b"\0" in path else f"the path is longer than {MAX_PATH} bytes"
@@ -51,12 +52,12 @@ def normal_parts(path: bytes) -> tuple[list[bytes], bool]:
     return parts, climbed
 
 
-class Walk:
-    """One walk through a tree along components and symbolic links; ``..`` stops at the root, as in a chroot.
+class Resolver:
+    """Resolves one path along its components and symbolic links; ``..`` stops at the root, as in a chroot.
 
-    :meth:`to` returns the directory the path leads to, or ``None``. Raises :class:`OciError` after 40
-    links (as Linux does), :class:`LimitExceeded` beyond 2048 levels or where the path without its links is longer than
-    4095 bytes. Each step takes the same time, whatever the depth; how many there are *spend* can bound.
+    :meth:`to` returns the directory at its end, or ``None``. Raises :class:`OciError` after 40 links (as Linux does),
+    :class:`LimitExceeded` for more than 2048 levels or a resolved path of more than 4095 bytes. The time of a step does
+    not depend on the depth; *spend* may bound the number of steps.
     """
 
     def __init__(self, root: Directory, find: Find, follow: Follow, spend: Spend) -> None:
@@ -64,11 +65,11 @@ class Walk:
         self._follow = follow
         self._spend = spend
         self._directories = [root]
-        self._prefix = b""  # of the names in the last of these, without links: empty, or with a slash at its end
+        self._prefix = b""  # the resolved path of the last of these: empty, or with a slash at the end
         self._hops = 0
 
     def to(self, parts: list[bytes]) -> Directory | None:
-        """The directory that *parts* lead to."""
+        """The directory that *parts* lead to; ``None`` if there is none."""
         pending = parts[::-1]
         find, directories = self._find, self._directories
         while pending:
@@ -102,7 +103,7 @@ class Walk:
         return LimitExceeded(f"the path without its symbolic links is longer than {MAX_PATH} bytes")
 
     def _jump(self, name: bytes, link: Symlink) -> list[bytes]:
-        """The components to go on with, last first."""
+        """Follow *link*: the components of its target, in reverse order."""
         self._hops += 1
         path = self._prefix + name
         if self._hops > MAX_HOPS:

@@ -1,7 +1,7 @@
-"""Going through a tree: every entry in order, every inode once, one entry by its path.
+"""Iterate over a tree: all entries, all inodes, or one entry by its path.
 
-All orders are depth-first with names in byte order, a directory before what it contains. Nothing here recurses,
-so trees may be as deep as memory allows.
+Every order is depth-first with names in byte order, a directory before its entries. Nothing recurses, so only memory
+limits the depth of a tree.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from cfstools.tree.model import Directory, Entry, HardLink, Leaf
 def iter_entries(root: Directory) -> Iterator[tuple[bytes, bytes, Entry]]:
     """Yield ``(path, name, entry)`` for every name of the tree; the root comes first as ``(b"/", b"", root)``.
 
-    Paths start with ``/``. A directory's entries are looked at when the iterator is resumed after it, so a
-    caller may change ``entries`` of the directory just yielded, but not of one yielded before.
+    Paths start with ``/``. The entries of a directory are read when the iterator resumes after yielding it: the caller
+    may change ``entries`` of the directory just yielded, but of no earlier one.
     """
     yield b"/", b"", root
-    # Directories that are open have only the length of their path here: their paths would take room by the square of
-    # the depth.
+    # Keep only the length of the path for each open directory: whole paths would take memory quadratic in the depth.
     open_directories: list[tuple[list[tuple[bytes, Entry]], int]] = []
     prefix = b"/"
     items = sorted(root.entries.items(), reverse=True)
@@ -39,9 +38,9 @@ def iter_entries(root: Directory) -> Iterator[tuple[bytes, bytes, Entry]]:
 
 
 def iter_names(root: Directory) -> Iterator[tuple[Directory, bytes, Entry]]:
-    """Yield ``(parent, name, entry)`` for every name but the root's, without making paths.
+    """Yield ``(parent, name, entry)`` for every name but the root's, without building paths.
 
-    The entry just yielded may be replaced in its parent by another that is not a directory.
+    The caller may replace the entry just yielded by one that is not a directory.
     """
     stack: list[tuple[Directory, bytes, Entry]] = []
     pop = stack.pop
@@ -60,7 +59,7 @@ def iter_names(root: Directory) -> Iterator[tuple[Directory, bytes, Entry]]:
 
 
 def iter_directories(root: Directory) -> Iterator[Directory]:
-    """Yield every directory, the root first. Cheaper than :func:`iter_entries` where no path is needed."""
+    """Yield every directory, the root first; cheaper than :func:`iter_entries`, because it builds no paths."""
     stack = [root]
     pop = stack.pop
     while stack:
@@ -75,7 +74,7 @@ def iter_directories(root: Directory) -> Iterator[Directory]:
 
 
 def iter_inodes(root: Directory) -> Iterator[Directory | Leaf]:
-    """Yield every inode once, where its primary name is; the root first."""
+    """Yield every inode once, at its primary name; the root first."""
     stack: list[Directory | Leaf] = [root]
     pop = stack.pop
     while stack:
@@ -87,7 +86,7 @@ def iter_inodes(root: Directory) -> Iterator[Directory | Leaf]:
 
 
 def inode_of(entry: Entry) -> Directory | Leaf:
-    """The inode an entry stands for, whether it is the primary name or a further one."""
+    """The inode of an entry, be it the inode itself or a hard link."""
     return entry.inode if isinstance(entry, HardLink) else entry
 
 
@@ -107,10 +106,28 @@ def lookup(root: Directory, path: bytes) -> Entry | None:
 
 
 def linked_inodes(root: Directory) -> set[Leaf]:
-    """The inodes that have further names."""
+    """The inodes with more than one name."""
     return {
         entry.inode
         for directory in iter_directories(root)
         for entry in directory.entries.values()
         if type(entry) is HardLink
     }
+
+
+def iter_first_names(root: Directory) -> Iterator[tuple[bytes, Directory | Leaf, bytes | None]]:
+    """Yield ``(path, inode, first)`` for every name, depth-first in byte order, the root as ``b"/"``.
+
+    ``first`` is ``None`` at the first name of an inode, be it the primary one or not, and the path of that name at all
+    later ones (composefs format, section 6.4). The tree must not change meanwhile.
+    """
+    linked: set[Directory | Leaf] = {*linked_inodes(root)}
+    firsts: dict[Directory | Leaf, bytes] = {}
+    for path, _, entry in iter_entries(root):
+        inode = entry.inode if isinstance(entry, HardLink) else entry
+        first = None
+        if inode in linked:
+            first = firsts.setdefault(inode, path)
+            if first is path:
+                first = None
+        yield path, inode, first

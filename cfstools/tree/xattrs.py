@@ -1,7 +1,7 @@
-"""Rules of extended attributes: which there may be, and how much room they may take in one inode.
+"""Limits of extended attributes: their lengths, and the space that all of an inode may take.
 
-The space rule is the reference writer's own account (composefs format, section 10.1). It has to be followed to
-the letter where a tree is read or rewritten, because it decides what is accepted.
+The space is accounted exactly as the reference writer does it, oddities included (composefs format, section 10.1),
+because that account decides which trees it accepts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 
-from cfstools.errors import TreeError, shown_path
+from cfstools.errors import TreeError
+from cfstools.text import shown_path
 from cfstools.tree.model import NO_XATTRS, Xattrs
 
 MAX_KEY = 255
@@ -43,11 +44,11 @@ _ACCEPTS: Mapping[XattrPolicy, Callable[[bytes], bool]] = {
 
 
 class XattrBuilder:
-    """The attributes of one inode while they are set one by one, with the reference's account of their space.
+    """Collects the attributes of one inode and accounts for their space as the reference does.
 
-    *existing* attributes are there from the start but not in the account: that is how the reference rewrites an
-    inode it has copied, and the reason it refuses to replace an attribute of such an inode by a shorter one
-    (composefs format, section 10.3, Q5). A new inode starts with none.
+    *existing* attributes are there from the start but not in the account, as in an inode that the reference copies and
+    then rewrites. That is why it refuses to replace an attribute of such an inode by a shorter one (composefs format,
+    section 10.3, Q5). A new inode starts with none.
     """
 
     __slots__ = ("_account", "_values")
@@ -69,8 +70,8 @@ class XattrBuilder:
     def set(self, key: bytes, value: bytes) -> None:
         """Set *key* to *value*, replacing what it had (composefs format, section 10.1).
 
-        Raises :class:`TreeError` for an empty or over-long key, an over-long value and for lack of space.
-        The builder must not be used further after an error.
+        Raises :class:`TreeError` if the key is empty or too long, the value too long, or the space used up. The builder
+        is of no use after an error.
         """
         check_xattr(key, value)
         values = self._values
@@ -86,18 +87,18 @@ class XattrBuilder:
         self._account = account
 
     def remove(self, key: bytes) -> None:
-        """Remove *key* if it is there, and its cost from the account."""
+        """Remove *key* and its cost, if it is set."""
         old = self._values.pop(key, None)
         if old is not None:
             self._account = (self._account - ENTRY_COST - len(key) - len(old)) % _WORD if self._values else 0
 
     def build(self) -> Xattrs:
-        """The attributes as a read-only mapping in the order they were set."""
+        """The attributes in the order they were set, as a read-only mapping."""
         return MappingProxyType(dict(self._values)) if self._values else NO_XATTRS
 
 
 def check_xattr(key: bytes, value: bytes) -> None:
-    """Raise :class:`TreeError` unless *key* and *value* have lengths an attribute may have."""
+    """Raise :class:`TreeError` if the length of *key* or *value* is out of bounds."""
     if not 0 < len(key) <= MAX_KEY:
         raise TreeError(f"the name of an extended attribute is {len(key)} bytes long, allowed are 1 to {MAX_KEY}")
     if len(value) > MAX_VALUE:
@@ -107,14 +108,14 @@ def check_xattr(key: bytes, value: bytes) -> None:
 
 
 def xattr_space(xattrs: Xattrs) -> int:
-    """What the account of a new inode stands at after all of *xattrs* were set (0 for none)."""
+    """The space that *xattrs* take in a new inode, in bytes of the account; 0 for none."""
     if not xattrs:
         return 0
     return BASE_COST + sum(ENTRY_COST + len(key) + len(value) for key, value in xattrs.items())
 
 
 def check_xattr_space(xattrs: Xattrs) -> None:
-    """Raise :class:`TreeError` unless a new inode can be given all of *xattrs* (composefs format, section 10.1)."""
+    """Raise :class:`TreeError` unless *xattrs* fit into a new inode (composefs format, section 10.1)."""
     for key, value in xattrs.items():
         check_xattr(key, value)
     space = xattr_space(xattrs)

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.tree import (
+    Blob,
     Device,
     Directory,
     Entry,
     External,
     Fifo,
     HardLink,
+    Located,
+    Piece,
     RegularFile,
     Socket,
     Stamp,
@@ -24,8 +27,9 @@ from cfstools.tree import (
     Unread,
 )
 from cfstools.tree.copying import copy_tree
-from cfstools.tree.diff import Aspect, Change, Notes, diff_trees, objects_of
+from cfstools.tree.diff import Aspect, Change, Notes, diff_trees
 from cfstools.tree.model import Content, Leaf, copy_of
+from cfstools.tree.objects import iter_objects, objects_of, objects_of_file
 from cfstools.tree.walk import inode_of, iter_entries
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.strategies import describe, trees
@@ -96,7 +100,7 @@ def mutate_contents(file: RegularFile) -> Aspect | None:
         case External(payload=payload):
             file.content = External(None, (payload or b"") + b"x")
             return Aspect.PAYLOAD
-        case Unread():
+        case Located() | Unread():
             raise AssertionError
     return Aspect.CONTENT
 
@@ -296,6 +300,61 @@ def test_contents_without_digest_are_not_taken_for_the_same() -> None:
     stamp = Stamp(0, 0, 0, 0, 0)
     assert aspects(file(Unread(b"f", stamp)), file(Unread(b"f", stamp)), notes) == ()
     assert notes.unknown == 2
+
+
+def located(*pieces: tuple[int, Blob | None, int]) -> Located:
+    return Located([Piece(*piece) for piece in pieces])
+
+
+def test_located_contents_are_the_same_where_they_are_the_same_bytes_of_the_same_blobs() -> None:
+    notes = Notes()
+    tar, same = Blob(1, 9000, bytes(32), b"00/tar"), Blob(3, 9000, bytes(32), b"00/tar")
+    here = file(located((4000, tar, 512), (1000, None, 0)))
+    assert aspects(here, file(located((4000, same, 512), (1000, None, 0))), notes) == ()
+    assert aspects(here, file(located((4000, same, 512), (1000, None, 0)), 4999)) == (Aspect.CONTENT,)
+    for other in [
+        located((4000, tar, 1024), (1000, None, 0)),
+        located((5000, tar, 512)),
+        located((4000, tar._replace(digest=b"1" * 32), 512), (1000, None, 0)),
+        located((4000, None, 0), (1000, tar, 512)),
+    ]:
+        assert aspects(here, file(other), notes) == (Aspect.PAYLOAD,)
+    assert notes.unknown == 0
+    for image in (Blob(0, 1 << 20), Blob(0, 1 << 21)):
+        inside, moved = file(located((5000, image, 4096))), file(located((5000, Blob(0, 1 << 20), 8192)))
+        assert aspects(inside, moved, notes) == aspects(moved, inside, notes) == ()
+        assert aspects(here, inside, notes) == (Aspect.PAYLOAD,)
+    assert notes.unknown == 4
+    notes = Notes()
+    nameless = Blob(1, 9000, None, b"tar")
+    assert aspects(file(located((5000, nameless, 0))), file(located((5000, nameless, 0))), notes) == ()
+    assert (notes.unknown, notes.first_unknown) == (1, b"/f")
+
+
+def test_of_located_contents_no_digest_is_known() -> None:
+    notes = Notes()
+    here = file(located((5000, Blob(1, 9000, bytes(32), b"00/tar"), 512)))
+    unread = Unread(b"f", Stamp(0, 0, 0, 0, 0))
+    cases: list[tuple[Content, Aspect]] = [
+        (stored(bytes(32)), Aspect.DIGEST),
+        (b"x" * 5000, Aspect.DIGEST),
+        (External(None, b"x/y"), Aspect.PAYLOAD),
+        (External(None, None), Aspect.PAYLOAD),
+        (unread, Aspect.PAYLOAD),
+    ]
+    for content, aspect in cases:
+        assert aspects(here, file(content), notes) == (aspect,)
+        assert aspects(file(content), here, notes) == (aspect,)
+    assert notes.unknown == 0
+
+
+def test_blobs_are_objects_to_fetch() -> None:
+    image, tar = Blob(0, 4096), Blob(1, 9000, bytes(32), b"00/tar")
+    root = tree({b"a": file(located((10, tar, 0), (10, image, 512), (10, tar, 20))), b"b": file(stored(bytes(32)), 7)})
+    assert objects_of(tree({b"a": root.entries[b"a"]})) == {bytes(32): 9000}
+    assert list(iter_objects(root)) == [(b"00/tar", bytes(32), 9000), (object_path(bytes(32)), bytes(32), 7)]
+    unread = file(Unread(b"f", Stamp(0, 0, 0, 0, 0)))
+    assert list(objects_of_file(unread)) == list(objects_of_file(file(b"x"))) == []
 
 
 def test_objects_of_the_same_contents_may_have_other_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -11,10 +12,25 @@ from hypothesis import strategies as st
 
 from cfstools.errors import LimitExceeded, OciError
 from cfstools.tree import layers
+from cfstools.tree.copying import settle_links
 from cfstools.tree.layer_rules import LayerRules
 from cfstools.tree.layers import MAX_WARNINGS, Layer, LayeredTree
-from cfstools.tree.links import settle_links
-from cfstools.tree.model import Device, Directory, HardLink, Leaf, RegularFile, Symlink
+from cfstools.tree.model import (
+    Blob,
+    Content,
+    Device,
+    Directory,
+    External,
+    HardLink,
+    Leaf,
+    Located,
+    Piece,
+    RegularFile,
+    Stamp,
+    Symlink,
+    Unread,
+)
+from cfstools.tree.resolve import normal_parts
 from cfstools.tree.walk import iter_entries
 from tests.bounds import bounded
 
@@ -73,6 +89,26 @@ def look(tree: LayeredTree) -> dict[bytes, object]:
                 seen[path[1:]] = inode.mode
     del seen[b""]
     return seen
+
+
+def test_contents_of_every_kind_go_through() -> None:
+    """Layers move inodes and never look at what files hold."""
+    contents: list[Content] = [
+        b"x",
+        External(bytes(32), b"00/object"),
+        Located([Piece(1, Blob(1, 512, None, b"tar"), 9)]),
+        Unread(b"f", Stamp(0, 0, 1, 0, 0)),
+    ]
+    tree = LayeredTree(LayerRules())
+    for number, content in enumerate(contents):
+        layer = tree.layer(f"layer {number}")
+        layer.add(b"d/%d" % number, RegularFile(mode=0o100644, size=1, content=content))
+        layer.add_link(b"link", b"d/%d" % number)
+        layer.apply()
+    tree.finish()
+    seen = look(tree)
+    assert [seen[b"d/%d" % number] for number in range(len(contents))] == contents
+    assert seen[b"link"] is contents[-1]
 
 
 def texts(tree: LayeredTree) -> str:
@@ -282,6 +318,21 @@ def test_dots_and_slashes() -> None:
     tree = merge([(b"/a//./b/", D), (b"./a/b/c/", b"a file for all its slash"), (b"", Dir(0o700))])
     assert look(tree)[b"a/b/c"] == b"a file for all its slash"
     assert tree.root.mode == 0o40700
+
+
+@given(st.lists(st.sampled_from([b"a", b".", b"/", b"x" * 85, b"\0", b".wh.b"]), max_size=9).map(b"".join))
+def test_paths_without_a_second_look_are_what_a_second_look_makes_of_them(path: bytes) -> None:
+    plain = layers._PLAIN.fullmatch(path)
+    if plain is None:
+        assert not re.fullmatch(rb"(\./)?a+(/a+)*/?", path)
+    else:
+        assert normal_parts(path) == (plain[1].split(b"/"), False)
+
+
+@pytest.mark.parametrize("path", [b"x" * 256, b"d/" + b"x" * 256 + b"/f", b"/".join([b"d"] * 2050), b"./\0"])
+def test_paths_that_linux_does_not_allow_are_errors(path: bytes) -> None:
+    with pytest.raises((OciError, LimitExceeded), match=r"longer than|NUL byte"):
+        LayeredTree().layer("layer").add(path, Directory(mode=0o40755))
 
 
 def test_dot_dot_stays_inside_the_root() -> None:

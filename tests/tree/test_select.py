@@ -6,7 +6,7 @@ import pytest
 
 from cfstools.errors import InputError
 from cfstools.tree import Directory, Entry, HardLink, RegularFile, Symlink
-from cfstools.tree.select import select
+from cfstools.tree.copying import select
 from cfstools.tree.walk import iter_entries
 
 
