@@ -1,1 +1,1 @@
-"""Pull readers: buffering, hashing, read-ahead, decompression, spooling; and the limits they hold to."""
+"""Pull readers: buffering, hashing, read-ahead, decompression, spooling; and their limits."""

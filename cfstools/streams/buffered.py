@@ -1,8 +1,8 @@
-"""Pull readers: the one buffer that everything which looks ahead in a stream stands on.
+"""The buffered reader on which all stream readers are built.
 
-A stream is a function ``read(n)`` that gives 1 to *n* bytes, or none at the end. :class:`BufferedReader` puts a buffer
-over one; readers of formats (tar, compressed streams) and producers that give pieces of their own size (decoders, a
-thread that reads ahead) are subclasses, which touch the buffer itself where a call for each field would cost too much.
+A stream is a function ``read(n)`` that returns 1 to *n* bytes, or none at the end. :class:`BufferedReader` adds a
+buffer. Its subclasses are readers of formats (tar, compressed streams) and producers of pieces (decoders, read-ahead);
+they access the buffer directly where a call for each field would be too slow.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ from collections.abc import Callable
 
 Read = Callable[[int], bytes]
 
-# Smaller pieces make threads wait more often for the interpreter: each piece is handed over under the GIL.
 READ_SIZE = 1 << 18
+"""The usual size of a piece, in bytes."""
 
 
 class BufferedReader:
-    """A buffer over ``read(n)``. A subclass that makes its pieces itself overrides :meth:`_fetch`."""
+    """A buffer over ``read(n)``, which is asked for *piece* bytes.
 
-    def __init__(self, read: Read | None = None) -> None:
+    A subclass that produces pieces itself overrides :meth:`_fetch`.
+    """
+
+    def __init__(self, read: Read | None = None, piece: int = READ_SIZE) -> None:
         self._read = read
+        self._piece = piece
         self._buffer = b""
         self._at = 0  # position in the buffer
         self._base = 0  # offset of the buffer in the stream
 
     @property
     def offset(self) -> int:
-        """Offset in the stream of the next byte."""
+        """Offset of the next byte in the stream."""
         return self._base + self._at
 
     @property
     def received(self) -> int:
-        """Bytes taken from the stream below, those still in the buffer included."""
+        """Bytes read from the underlying stream, including those still buffered."""
         return self._base + len(self._buffer)
 
     def read(self, count: int) -> bytes:
@@ -44,21 +48,21 @@ class BufferedReader:
         return piece
 
     def unread(self, count: int) -> None:
-        """Put back the last *count* bytes of what :meth:`read` gave last."""
+        """Put back the last *count* bytes that :meth:`read` returned."""
         self._at -= count
 
     def peek(self, count: int) -> bytes:
-        """The next *count* bytes without taking them; fewer only at the end."""
+        """The next *count* bytes without consuming them; fewer only at the end."""
         self._gather(count)
         return self._buffer[self._at : self._at + count]
 
     def _fetch(self) -> bytes:
         """The next piece of the stream; none at the end."""
         assert self._read is not None
-        return self._read(READ_SIZE)
+        return self._read(self._piece)
 
     def _refill(self) -> bool:
-        """Replace the used-up buffer by what comes next; whether anything came."""
+        """Replace the consumed buffer by the next piece; return ``False`` at the end."""
         buffer = self._fetch()
         self._base += len(self._buffer)
         self._at = 0
@@ -66,7 +70,7 @@ class BufferedReader:
         return bool(buffer)
 
     def _gather(self, count: int) -> bool:
-        """Have *count* bytes in one piece at the current position; whether the stream had them."""
+        """Buffer *count* contiguous bytes from the current position; return ``False`` if the stream has fewer."""
         have = len(self._buffer) - self._at
         if have >= count:
             return True
@@ -79,7 +83,7 @@ class BufferedReader:
             while have < count and (part := self._fetch()):
                 parts.append(part)
                 have += len(part)
-        finally:  # what came before an error stays readable
+        finally:  # bytes before an error stay readable
             self._base += self._at
             self._at = 0
             self._buffer = b"".join(parts)
@@ -87,7 +91,7 @@ class BufferedReader:
 
 
 def read_up_to(read: Read, count: int) -> bytes:
-    """The next *count* bytes that *read* gives; fewer only at the end."""
+    """Call *read* until it has returned *count* bytes; fewer only at the end."""
     parts = []
     while count and (part := read(min(count, 1 << 20))):
         parts.append(part)

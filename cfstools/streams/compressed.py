@@ -1,4 +1,4 @@
-"""The compressed side of a stream, with errors that say where in it something is wrong."""
+"""The compressed input of a decoder, with offsets for error messages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from cfstools.streams.buffered import READ_SIZE, BufferedReader
 
 
 class CompressedInput(BufferedReader):
-    """A compressed stream whose headers are parsed here; *what* is read is named in errors."""
+    """A compressed stream whose headers are parsed field by field; errors name *what* was being read."""
 
     @property
     def where(self) -> str:
-        """The offset for a message."""
+        """The current offset for messages."""
         return f"compressed offset {self.offset:#x}/{self.offset}"
 
     def take(self, count: int, what: str) -> bytes:
-        """Exactly *count* bytes of a *what*; :class:`CompressionError` if the stream ends before."""
+        """Read exactly *count* bytes of a *what*; :class:`CompressionError` if the stream is truncated."""
         start = self._at
         if start + count <= len(self._buffer):
             self._at = start + count
@@ -31,7 +31,7 @@ class CompressedInput(BufferedReader):
         return b"".join(parts)
 
     def take_until(self, end: bytes, limit: int, what: str) -> bytes:
-        """All bytes up to and with *end*, at most *limit*; :class:`CompressionError` if it does not come."""
+        """Read up to and including *end*, at most *limit* bytes; else :class:`CompressionError`."""
         text = bytearray()
         while not text.endswith(end):
             if len(text) >= limit:
@@ -48,7 +48,7 @@ class CompressedInput(BufferedReader):
             count -= len(part)
 
     def skip_padding(self, what: str) -> None:
-        """Discard zeros up to the end, as block devices and tapes leave them after a *what*; reject all else."""
+        """Discard zero padding up to the end (block devices and tapes add it after a *what*); reject other bytes."""
         while True:
             where = self.where
             part = self.read(READ_SIZE)

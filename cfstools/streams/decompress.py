@@ -1,4 +1,4 @@
-"""Decompression in one bounded pass: gzip, zstd, bzip2 and xz, recognised by content (OCI reading, section 3.2)."""
+"""Decompression in one bounded pass: gzip, zstd, bzip2 and xz, told by content (docs/oci.md, "What is checked")."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from types import ModuleType
 from typing import Protocol, cast
 
 from cfstools.errors import CompressionError, LimitExceeded
-from cfstools.streams.buffered import BufferedReader, Read
+from cfstools.streams.buffered import READ_SIZE, BufferedReader, Read
 from cfstools.streams.compressed import CompressedInput
 from cfstools.streams.limits import MAX_GZIP_FIELD, XZ_MEMORY_EXTRA, DecompressionLimits
 from cfstools.streams.zstd_frames import SKIPPABLE_FIRST, SKIPPABLE_REST, TRUST_HINT, ZSTD_MAGIC, zstd_chunks
 
-CHUNK = 1 << 18  # at most so much comes out of a decoder at once
-_FIRST_PIECE = 1 << 12  # a stream of many short members should not copy a whole buffer for each
+_FIRST_PIECE = 1 << 12  # small, because many short members would otherwise copy a whole buffer each
 
 _GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _HEAD = 6
@@ -50,11 +49,11 @@ def sniff(head: bytes) -> Compression:
 
 
 class Decompressed(BufferedReader):
-    """The decompressed side of a stream: ``kind`` is how it is compressed, ``size`` what has come out.
+    """The decompressed output of a stream: ``kind`` is its compression, ``size`` the bytes produced so far.
 
-    ``read(n)`` gives 1 to *n* bytes, or none at the end, which is reached only when the source is read to
-    its end and every member was whole and followed by nothing else. Raises :class:`CompressionError` and
-    :class:`LimitExceeded` with the offset in the compressed stream, and again on every later call.
+    ``read(n)`` returns 1 to *n* bytes, or none at the end, once the source was read to its end, every member was
+    complete and no other data followed. Raises :class:`CompressionError` and :class:`LimitExceeded` with the offset in
+    the compressed stream, again on every later call.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Decompressed(BufferedReader):
 
     @property
     def size(self) -> int:
-        """Bytes that have come out of the decoder."""
+        """Bytes produced by the decoder so far."""
         return self.received
 
     def _fetch(self) -> bytes:
@@ -94,38 +93,41 @@ class Decompressed(BufferedReader):
         ):
             what = f"the {self.kind.value} stream grows more than {limits.ratio} times"
             if not limits.ratio:
-                what = f"the {self.kind.value} stream stands in the image more than once, and grows too much in all"
+                what = f"the {self.kind.value} stream occurs in the image more than once, and expands too much in total"
         else:
             return
         raise LimitExceeded(what, where=self._source.where, hint=TRUST_HINT)
 
 
-def open_compressed(read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True) -> Decompressed:
-    """Recognise how the stream that ``read(n)`` gives is compressed, and decompress it as it is read.
+def open_compressed(
+    read: Read, *, limits: DecompressionLimits | None = None, accelerate: bool = True, piece: int = READ_SIZE
+) -> Decompressed:
+    """Recognise the compression of the stream ``read(n)`` by its magic, and decompress it while it is read.
 
-    ``read(n)`` gives 1 to *n* bytes, or none at the end. gzip members, zstd frames, bzip2 and xz streams may
-    follow each other; skippable zstd frames are passed over. Without *accelerate*, or without the package
-    ``isal``, gzip goes through zlib. Memory is bounded by the window and a few buffers of 256 KiB.
+    ``read(n)`` returns 1 to *n* bytes, or none at the end. Several gzip members, zstd frames, bzip2 or xz streams may
+    follow each other; skippable zstd frames are skipped. Without *accelerate*, or without the package ``isal``, gzip is
+    decoded by zlib. A decoder gives *piece* bytes at most with one call (zstd: a block more); memory use is bounded by
+    the window and a few buffers of that size.
     """
     limits = limits or DecompressionLimits()
-    source = CompressedInput(read)
+    source = CompressedInput(read, piece)
     kind = sniff(source.peek(_HEAD))
     if kind is Compression.GZIP:
-        chunks = _gzip(source, accelerate=accelerate)
+        chunks = _gzip(source, piece, accelerate=accelerate)
     elif kind is Compression.ZSTD:
-        chunks = zstd_chunks(source, limits.window)
+        chunks = zstd_chunks(source, limits.window, piece)
     elif kind is Compression.BZIP2:
-        chunks = _streams(source, "bzip2", _BZIP2_MAGIC, bz2.BZ2Decompressor)
+        chunks = _streams(source, "bzip2", piece, _BZIP2_MAGIC, bz2.BZ2Decompressor)
     elif kind is Compression.XZ:
         memory = limits.window + XZ_MEMORY_EXTRA
-        chunks = _streams(source, "xz", _XZ_MAGIC, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memory))
+        chunks = _streams(source, "xz", piece, _XZ_MAGIC, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memory))
     else:
-        chunks = _plain(source)
+        chunks = _plain(source, piece)
     return Decompressed(kind, source, chunks, limits)
 
 
 class _Decoder(Protocol):
-    """Decoder of one member, as bz2, lzma and igzip_lib have it."""
+    """The decoder interface of bz2, lzma and igzip_lib, for one member."""
 
     @property
     def eof(self) -> bool: ...
@@ -137,7 +139,7 @@ class _Decoder(Protocol):
 
 
 class _Zlib:
-    """zlib's decoder of one gzip member in the shape of the others."""
+    """zlib's decoder of one gzip member with the same interface."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(wbits=31)
@@ -177,24 +179,24 @@ def _gzip_decoder(*, accelerate: bool) -> _Decoder:
     return _Zlib()
 
 
-def _plain(source: CompressedInput) -> Iterator[bytes]:
-    while chunk := source.read(CHUNK):
+def _plain(source: CompressedInput, piece: int) -> Iterator[bytes]:
+    while chunk := source.read(piece):
         yield chunk
 
 
-def _gzip(source: CompressedInput, *, accelerate: bool) -> Iterator[bytes]:
-    """All members of a gzip stream; behind the last one nothing but zeros may follow."""
+def _gzip(source: CompressedInput, piece: int, *, accelerate: bool) -> Iterator[bytes]:
+    """Decode all members of a gzip stream; only zero padding may follow the last one."""
     while True:
         _pass_gzip_header(source)
-        # isal loses its place in a header that comes in pieces, so headers are read here and replaced.
-        yield from _member(source, "gzip", _gzip_decoder(accelerate=accelerate), _GZIP_PLAIN_HEADER)
+        # isal cannot decode a header that arrives in pieces, so parse headers here and pass it a plain one.
+        yield from _member(source, "gzip", piece, _gzip_decoder(accelerate=accelerate), _GZIP_PLAIN_HEADER)
         if source.peek(2) != _GZIP_MAGIC:
             source.skip_padding("gzip stream")
             return
 
 
 def _pass_gzip_header(source: CompressedInput) -> None:
-    """Read and check one member's header (RFC 1952, section 2.3)."""
+    """Parse and check one member's header (RFC 1952, section 2.3)."""
     header = source.take(10, "gzip header")
     flags = header[3]
     if header[2] != 8 or flags & _RESERVED:
@@ -211,10 +213,12 @@ def _pass_gzip_header(source: CompressedInput) -> None:
             raise CompressionError("the checksum of a gzip header does not hold", where=source.where)
 
 
-def _streams(source: CompressedInput, name: str, magic: bytes, new: Callable[[], _Decoder]) -> Iterator[bytes]:
-    """All streams of a bzip2 or xz file; xz allows zeros in fours between them."""
+def _streams(
+    source: CompressedInput, name: str, piece: int, magic: bytes, new: Callable[[], _Decoder]
+) -> Iterator[bytes]:
+    """Decode all streams of a bzip2 or xz file; xz allows padding in multiples of four zeros between them."""
     while True:
-        yield from _member(source, name, new(), b"")
+        yield from _member(source, name, piece, new(), b"")
         if name == "xz":
             while source.peek(4) == bytes(4):
                 source.take(4, "xz stream")
@@ -223,18 +227,18 @@ def _streams(source: CompressedInput, name: str, magic: bytes, new: Callable[[],
             return
 
 
-def _member(source: CompressedInput, name: str, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
-    """Contents of one member; the source stands behind it afterwards. *data* goes in before the source."""
-    piece = _FIRST_PIECE
+def _member(source: CompressedInput, name: str, piece: int, decoder: _Decoder, data: bytes) -> Iterator[bytes]:
+    """Decode one member from *data* followed by the source; leaves the source after its end."""
+    wanted = _FIRST_PIECE
     while True:
         if decoder.needs_input:
-            more = source.read(piece)
+            more = source.read(wanted)
             if not more:
-                raise CompressionError(f"the {name} stream is cut", where=source.where)
+                raise CompressionError(f"the {name} stream is truncated", where=source.where)
             data += more
-            piece = CHUNK
+            wanted = piece
         try:
-            chunk = decoder.decompress(data, CHUNK)
+            chunk = decoder.decompress(data, piece)
         except _FOREIGN as error:
             if isinstance(error, lzma.LZMAError) and "Memory usage limit" in str(error):
                 what = f"the {name} stream needs a larger window than allowed"

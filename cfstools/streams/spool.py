@@ -1,6 +1,6 @@
-"""Access to bytes at any offset: of a file, of memory, of a part of either, or spooled from a stream.
+"""Random access to the bytes of a file, of memory, of a part of either, or of a spooled stream.
 
-What can be read only once is spooled: in memory while it is small, then in a file without a name.
+A stream that can be read only once is spooled: in memory while it is small, then in an anonymous file.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import stat
 from collections.abc import Callable
 from typing import Protocol
 
-from cfstools.errors import InputError, os_error
+from cfstools.errors import InputError, Phrase, Remedy, os_error
 from cfstools.linux.files import close, write_all
 from cfstools.streams.buffered import read_up_to
 
-IN_MEMORY = 8 << 20  # so many bytes are kept in memory before a file is made
+IN_MEMORY = 8 << 20  # spools up to this size stay in memory
 MakeFile = Callable[[], int]
-"""Makes an empty file without a name and gives its descriptor; raises :class:`OSError`."""
+"""Creates an anonymous file and returns its descriptor; raises :class:`OSError`."""
 
 _PIECE = 1 << 18
 _ZEROS = bytes(_PIECE)
-_HINT = (
-    "what is compressed or comes from a pipe is kept in a temporary file, which lies in the first --store, else in "
-    "$TMPDIR or /var/tmp"
+_HINT = Phrase(
+    "what is compressed or comes from a pipe is kept in a temporary file, which lies in the first {}, else in "
+    "$TMPDIR or /var/tmp",
+    Remedy.STORES,
 )
 
 
@@ -37,7 +38,7 @@ class RandomAccess(Protocol):
 
 
 class FileAccess:
-    """The bytes of the file *fd* from *start* on. The descriptor is closed with it."""
+    """The bytes of the file *fd* from *start* on; takes over the descriptor."""
 
     def __init__(self, fd: int, start: int = 0) -> None:
         self._fd = fd
@@ -73,23 +74,23 @@ class BytesAccess:
 
 
 class Window:
-    """*size* bytes of *place* from *start* on. Closing it leaves *place* open."""
+    """*size* bytes of *access* from offset *start*. Closing it leaves *access* open."""
 
-    def __init__(self, place: RandomAccess, start: int, size: int) -> None:
-        self._place = place
+    def __init__(self, access: RandomAccess, start: int, size: int) -> None:
+        self._access = access
         self._start = start
         self._size = size
 
     def pread(self, count: int, offset: int) -> bytes:
         """At most *count* bytes at *offset*; none at the end of the window."""
-        return self._place.pread(max(0, min(count, self._size - offset)), self._start + offset)
+        return self._access.pread(max(0, min(count, self._size - offset)), self._start + offset)
 
     def close(self) -> None:
-        """Nothing: *place* is its owner's."""
+        """Do nothing: *access* stays open."""
 
 
 class Spool:
-    """A spool: appended to, and read at any offset. Zeros become holes of its file."""
+    """An append-only buffer that can be read at any offset. Zeros become holes of its file."""
 
     def __init__(self, make_file: MakeFile) -> None:
         self._make_file = make_file
@@ -99,7 +100,7 @@ class Spool:
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append *data*. Raises :class:`InputError` where there is no room."""
+        """Append *data*. Raises :class:`InputError` if the file cannot be written."""
         try:
             if self._fd < 0 and self.size + len(data) <= IN_MEMORY:
                 self._memory += data
@@ -146,10 +147,10 @@ class Spool:
 
 
 class Replayable:
-    """A stream from the descriptor *fd* that can be rewound, so that its start can be examined first.
+    """A stream from the descriptor *fd* that can be rewound after its start was examined.
 
-    A regular file or block device is read at any offset, from the current position on. Anything else is spooled as it
-    is read, until :meth:`forget`. The descriptor is closed with this object.
+    Regular files and block devices are read from the current position with random access. Anything else is spooled
+    while it is read, until :meth:`forget`. Takes over the descriptor.
     """
 
     def __init__(self, fd: int, make_file: MakeFile) -> None:
@@ -166,13 +167,13 @@ class Replayable:
             raise os_error(error, "cannot look up") from error
         self.size = None if start < 0 else max(0, end - start)  # None: it can be read only once
         self._spool = Spool(make_file) if self.size is None else None
-        self.place: RandomAccess = self._spool or FileAccess(fd, start)
+        self.access: RandomAccess = self._spool or FileAccess(fd, start)
         self._keeping = self._spool is not None
 
     def read(self, count: int) -> bytes:
         """The next bytes, at most *count*; none at the end."""
         if self._spool is None:
-            part = self.place.pread(count, self._at)
+            part = self.access.pread(count, self._at)
         elif self._at < self._spool.size:
             part = self._spool.pread(count, self._at)
         else:
@@ -185,19 +186,19 @@ class Replayable:
         return part
 
     def pread(self, count: int, offset: int) -> bytes:
-        """At most *count* bytes at *offset*, of what was read if it can be read only once."""
-        return self.place.pread(count, offset)
+        """At most *count* bytes at *offset*; of a stream, only bytes that were read already."""
+        return self.access.pread(count, offset)
 
     def rewind(self) -> None:
-        """Read from the start again. Only before :meth:`forget`."""
+        """Read from the start again. Not allowed after :meth:`forget`."""
         self._at = 0
 
     def forget(self) -> None:
-        """Stop spooling: there will be no further rewind."""
+        """Stop spooling: the stream will not be rewound again."""
         self._keeping = False
 
     def peek(self, count: int) -> bytes:
-        """The first *count* bytes, fewer if there are no more; the next read is from the start."""
+        """The first *count* bytes, fewer if the stream is shorter; the next read is from the start."""
         self.rewind()
         head = read_up_to(self.read, count)
         self.rewind()
@@ -205,7 +206,7 @@ class Replayable:
 
     def close(self) -> None:
         """Close the descriptor and discard the spool."""
-        self.place.close()
+        self.access.close()
         if self._fd >= 0:
             if self._spool is not None:
                 close(self._fd)
@@ -219,23 +220,23 @@ class Replayable:
 
 
 class RangeReader:
-    """Reads *size* bytes of *place* from *offset* on. Raises :class:`InputError` if they are not there."""
+    """A stream of *size* bytes of *access* from *offset*. Raises :class:`InputError` if it is truncated."""
 
-    def __init__(self, place: RandomAccess, offset: int, size: int) -> None:
-        self._place = place
+    def __init__(self, access: RandomAccess, offset: int, size: int) -> None:
+        self._access = access
         self._at = offset
         self._end = offset + size
 
     def read(self, count: int) -> bytes:
         """The next bytes, at most *count*; none at the end of the range."""
-        part = self._place.pread(min(count, self._end - self._at), self._at)
+        part = self._access.pread(min(count, self._end - self._at), self._at)
         if not part and self._at < self._end:
             raise InputError("the archive became shorter while it was read")
         self._at += len(part)
         return part
 
     def skip(self, count: int) -> bool:
-        """Pass over *count* bytes, if there are so many."""
+        """Skip *count* bytes; return ``False`` if the range has fewer."""
         if self._at + count > self._end:
             return False
         self._at += count

@@ -1,8 +1,8 @@
 """zstd streams frame by frame (RFC 8878).
 
-The frame and block headers are walked here, so that a cut stream, bytes that belong to no frame and a window
-beyond the limit are errors with an offset, and no call of the decoder can bring out more than a few blocks;
-the library decodes the blocks and checks sizes and checksums.
+Frame and block headers are parsed here, so that a truncated stream, data outside of frames and a window above the limit
+are errors with an offset, and no decoder call produces more than a few blocks. The library decodes the blocks and
+checks sizes and checksums.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ from typing import NamedTuple
 
 import zstandard
 
-from cfstools.errors import CompressionError, LimitExceeded
+from cfstools.errors import CompressionError, LimitExceeded, Phrase, Remedy
 from cfstools.streams.compressed import CompressedInput
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_FIRST = frozenset(bytes((value,)) for value in range(0x50, 0x60))
 SKIPPABLE_REST = b"\x2a\x4d\x18"
-TRUST_HINT = "if the source is trusted, raise the limit: --max-unpacked, --max-ratio or --max-window"
+TRUST_HINT = Phrase(
+    "if the source is trusted, raise the limit: {}, {} or {}",
+    Remedy.MAX_UNPACKED,
+    Remedy.MAX_RATIO,
+    Remedy.MAX_WINDOW,
+)
 
 _BLOCK_MAX = 1 << 17
-_BATCH = 1 << 18  # feed the decoder once so much can come out, or
-_BATCH_PIECES = 256  # so many pieces wait
+_BATCH_PIECES = 256  # feed the decoder when this many pieces are pending, or its output may reach the size wanted
 _WINDOW_MIN = 1 << 10
 _RAW, _RLE, _COMPRESSED = range(3)
 
 
 class FrameHeader(NamedTuple):
-    """What a frame header says: its own length with magic, the window, whether a checksum ends the frame."""
+    """A frame header: its length including the magic, the window size, and whether a checksum ends the frame."""
 
     length: int
     window: int
@@ -36,7 +40,7 @@ class FrameHeader(NamedTuple):
 
 
 def parse_frame_header(head: bytes, where: str) -> FrameHeader:
-    """Frame header at the start of *head* (RFC 8878, section 3.1.1.1); *head* is 18 bytes or all there are.
+    """Parse the frame header at the start of *head* (RFC 8878, section 3.1.1.1): 18 bytes, or fewer at the end.
 
     Raises :class:`CompressionError`.
     """
@@ -62,8 +66,8 @@ def parse_frame_header(head: bytes, where: str) -> FrameHeader:
     return FrameHeader(length, window, bool(descriptor & 0x04))
 
 
-def zstd_chunks(source: CompressedInput, window_limit: int) -> Iterator[bytes]:
-    """Contents of all frames of *source*, in chunks of a few blocks; skippable frames are passed over.
+def zstd_chunks(source: CompressedInput, window_limit: int, size: int) -> Iterator[bytes]:
+    """Decode all frames of *source* in chunks of *size* bytes and a block at most, skipping skippable frames.
 
     Raises :class:`CompressionError`, and :class:`LimitExceeded` for a window above *window_limit*.
     """
@@ -74,7 +78,7 @@ def zstd_chunks(source: CompressedInput, window_limit: int) -> Iterator[bytes]:
     for piece, grows in _pieces(source, window_limit):
         pending.append(piece)
         bound += grows
-        if bound >= _BATCH or len(pending) >= _BATCH_PIECES:
+        if bound >= size or len(pending) >= _BATCH_PIECES:
             yield from _decode(decoder, pending, source)
             bound = 0
     yield from _decode(decoder, pending, source)
@@ -94,7 +98,7 @@ def _decode(decoder: zstandard.ZstdDecompressionObj, pending: list[bytes], sourc
 
 
 def _pieces(source: CompressedInput, window_limit: int) -> Iterator[tuple[bytes, int]]:
-    """The stream's frame headers and blocks in order, each with the most that can come out of it."""
+    """Yield the frame headers and blocks in order, each with its maximum output size."""
     while head := source.peek(18):
         if head[1:4] == SKIPPABLE_REST and head[:1] in SKIPPABLE_FIRST:
             size = int.from_bytes(source.take(8, "skippable zstd frame")[4:], "little")

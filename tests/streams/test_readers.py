@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from cfstools.errors import CompressionError
-from cfstools.streams.readers import HashingReader, ReadAhead
+from cfstools.streams.readers import HashingAside, HashingReader, ReadAhead
 
 DATA = bytes(range(251)) * 9_000
 
@@ -25,6 +25,35 @@ def test_a_hashing_reader_hashes_what_passes() -> None:
     assert reader.size == len(DATA)
     assert reader.hexdigest() == hashlib.sha256(DATA).hexdigest()
     assert reader.hexdigest("sha512") == hashlib.sha512(DATA).hexdigest()
+
+
+@pytest.mark.parametrize("count", [999, 9_999, len(DATA)])
+def test_hashing_aside_hashes_what_passed_so_far(count: int) -> None:
+    source = io.BytesIO(DATA)
+    with HashingAside(source.read, "sha256", "sha512") as reader:
+        assert reader.hexdigest() == hashlib.sha256().hexdigest()
+        assert reader.read(count) == DATA[:count]
+        assert (reader.size, reader.hexdigest()) == (count, hashlib.sha256(DATA[:count]).hexdigest())
+        assert b"".join(iter(lambda: reader.read(count), b"")) == DATA[count:]
+    assert reader.size == len(DATA)
+    assert reader.hexdigest("sha512") == hashlib.sha512(DATA).hexdigest()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hash")]
+
+
+def test_an_error_passes_a_hashing_reader_aside_and_what_came_before_is_hashed() -> None:
+    pieces = [DATA, DATA]
+
+    def read(_count: int) -> bytes:
+        if not pieces:
+            raise CompressionError("cut", where="here")
+        return pieces.pop()
+
+    with HashingAside(read) as reader:
+        assert reader.read(len(DATA)) + reader.read(len(DATA)) == DATA * 2
+        with pytest.raises(CompressionError, match="cut"):
+            reader.read(1)
+    assert reader.hexdigest() == hashlib.sha256(DATA * 2).hexdigest()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hash")]
 
 
 @pytest.mark.parametrize("count", [1_000, 1 << 18, 1 << 20])
