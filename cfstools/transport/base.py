@@ -1,12 +1,12 @@
-"""The protocols of places, and reading from any of them: whole spans, retries, access at any offset."""
+"""The protocols of places, names in them, and what every place needs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
-from cfstools.errors import InputError, TransientError
+from cfstools.errors import InputError, SourceChanged
 from cfstools.streams.buffered import Read
 from cfstools.text import quoted
 
@@ -14,26 +14,78 @@ MAX_NAME = 1024
 
 
 class Span(NamedTuple):
-    """A range of bytes: *size* of them from *offset* on."""
+    """A range of bytes: from *start* up to *end*."""
 
-    offset: int
-    size: int
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self.end - self.start
+
+
+class Body(Protocol):
+    """Bytes to send, which can be read again if they have to be sent again."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+
+    def open(self) -> AbstractContextManager[Read]:
+        """Read them from the start."""
+
+
+class BytesBody:
+    """Bytes in memory to send."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """Read them from the start."""
+        at = 0
+
+        def read(count: int) -> bytes:
+            nonlocal at
+            part = self._data[at : at + count]
+            at += len(part)
+            return part
+
+        yield read
+
+
+class Version:
+    """Which version of something is being read, so that what comes after a broken connection is of the same."""
+
+    def __init__(self) -> None:
+        self.value: str | None = None
+
+    def check(self, value: str | None, subject: str) -> None:
+        """Remember what tells the version, or compare. Raises ``SourceChanged``; what tells nothing is no change."""
+        if self.value is None:
+            self.value = value
+        elif value is not None and value != self.value:
+            raise SourceChanged("changed while it was read", subject=subject)
 
 
 class Place(Protocol):
     """Named bytes that can be read, from several threads at once.
 
-    Names are relative paths of parts joined by ``/`` (see :func:`check_name`). Errors are :class:`InputError`, and its
-    kind :class:`TransientError` where a retry may help.
+    Names are relative paths of parts joined by ``/`` (see :func:`check_name`). Errors are ``InputError``: its kind
+    ``TransientError`` where a retry may help, ``NotFound`` where there is nothing of a name.
     """
 
     def size(self, name: str) -> int | None:
         """Length in bytes; ``None`` where there is nothing of this name."""
 
-    def read(self, name: str, span: Span) -> bytes:
-        """The first bytes of a span: at least one, unless nothing is there; fewer than asked for is no error.
+    def read(self, name: str, span: Span | None = None, version: Version | None = None) -> AbstractContextManager[Read]:
+        """Read a span of it, or all; one attempt (``reading`` resumes).
 
-        Raises :class:`InputError` where there is nothing of this name.
+        What is read is exactly the span, or an error is raised: ``NoRanges`` where only the whole could be had. A span
+        that is not there is an error. *version* is filled in by the first read it is given to, and checked by others.
         """
 
     def describe(self, name: str) -> str:
@@ -46,25 +98,19 @@ class Place(Protocol):
 class Target(Place, Protocol):
     """A place that can be written to."""
 
-    def put(self, name: str, read: Read, size: int) -> None:
-        """Store the *size* bytes that *read* gives under a name, which then has all of them, or what it had before.
+    def put(self, name: str, body: Body, *, replace: bool) -> bool:
+        """Store *body* under a name, which then has all of it, or what it had before.
 
-        Raises :class:`InputError` if *read* gives fewer or more.
+        Whether it was stored: without *replace* something of this name is left as it is. Raises ``InputError`` if the
+        body is not as long as it says.
         """
 
-    def names(self) -> Iterator[str]:
-        """All names, in no particular order."""
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """All names below the directory *prefix* (``""``: all) with their sizes, in no particular order."""
 
 
-class Retry(NamedTuple):
-    """How often a transient error is met in a row before it is raised; the first pause, which then doubles."""
-
-    attempts: int = 1
-    pause: float = 0.5
-    sleep: Callable[[float], object] = time.sleep
-
-
-ONCE = Retry()
+Open = Callable[[Span], AbstractContextManager[Read]]
+"""Opens a span of one thing, as :meth:`Place.read` does."""
 
 
 def check_name(name: str) -> str:
@@ -72,51 +118,6 @@ def check_name(name: str) -> str:
     if not name or len(name) > MAX_NAME or "\0" in name or any(part in {"", ".", ".."} for part in name.split("/")):
         raise InputError(f"{quoted(name)} cannot be a name in another place")
     return name
-
-
-def read_some(place: Place, name: str, span: Span, retry: Retry = ONCE) -> bytes:
-    """:meth:`Place.read` that tries again after transient errors."""
-    pause = retry.pause
-    for _ in range(retry.attempts - 1):
-        try:
-            return place.read(name, span)
-        except TransientError:
-            retry.sleep(pause)
-            pause *= 2
-    return place.read(name, span)
-
-
-def read_whole(place: Place, name: str, span: Span, retry: Retry = ONCE) -> bytes:
-    """All of a span, however many reads it takes. Raises :class:`InputError` if it is not all there.
-
-    After an error, reading resumes where it stopped.
-    """
-    parts: list[bytes] = []
-    offset, missing = span
-    while missing:
-        part = read_some(place, name, Span(offset, missing), retry)
-        if not part:
-            raise InputError(f"ends at {offset}, {missing} bytes are missing", subject=place.describe(name))
-        parts.append(part)
-        offset += len(part)
-        missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class PlaceAccess:
-    """The bytes of one name at any offset, as :class:`cfstools.streams.spool.RandomAccess`; *place* stays open."""
-
-    def __init__(self, place: Place, name: str, retry: Retry = ONCE) -> None:
-        self._place = place
-        self._name = name
-        self._retry = retry
-
-    def pread(self, count: int, offset: int) -> bytes:
-        """At most *count* bytes at *offset*; none at the end."""
-        return read_some(self._place, self._name, Span(offset, count), self._retry)
-
-    def close(self) -> None:
-        """Nothing: *place* is its owner's."""
 
 
 def pieces(read: Read, size: int, subject: str) -> Iterator[bytes]:

@@ -11,16 +11,19 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import NamedTuple
 
 from cfstools.errors import TransientError
 from cfstools.streams.buffered import Read
-from cfstools.transport.base import Span, Target
+from cfstools.transport.base import Body, Span, Target, Version
+
+SHORT = 4096  # a read that is cut gives at most so many bytes before
 
 
 class Faults(NamedTuple):
-    """The share of calls, from 0 to 1, that end in an error, read less than is there, or come *delay* seconds late."""
+    """The share of calls, from 0 to 1, that end in an error, break while they read, or come *delay* seconds late."""
 
     seed: int = 0
     errors: float = 0
@@ -36,6 +39,32 @@ class _Draw(NamedTuple):
     short: float
     delay: float
     where: float
+
+
+class _FailingBody:
+    """A body that calls *fail* instead of going on at *fails_at*."""
+
+    def __init__(self, body: Body, fails_at: int, fail: Callable[[], None]) -> None:
+        self._body = body
+        self._fails_at = fails_at
+        self._fail = fail
+        self.size = body.size
+
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """Read it from the start."""
+        left = self._fails_at
+        with self._body.open() as read:
+
+            def failing(count: int) -> bytes:
+                nonlocal left
+                if not left:
+                    self._fail()
+                part = read(min(count, left))
+                left -= len(part)
+                return part
+
+            yield failing
 
 
 class FaultyTarget:
@@ -54,13 +83,27 @@ class FaultyTarget:
         self._begin("size", name)
         return self._target.size(name)
 
-    def read(self, name: str, span: Span) -> bytes:
-        """The first bytes of a span, at times fewer than there are."""
-        draw = self._begin("read", name, span.offset)
-        if draw.short < self._faults.short and span.size > 1:
-            self._count("read", "short")
-            span = Span(span.offset, 1 + int(draw.where * (span.size - 1)))
-        return self._target.read(name, span)
+    @contextmanager
+    def read(self, name: str, span: Span | None = None, version: Version | None = None) -> Iterator[Read]:
+        """Read a span of it, or all; at times that breaks before it is over, and gives less at once."""
+        draw = self._begin("read", name, span.start if span else 0)
+        with self._target.read(name, span, version) as read:
+            if draw.short < self._faults.short:
+                self._count("read", "short")
+                yield self._short(read, 1 + int(draw.where * SHORT), name)
+            else:
+                yield read
+
+    def _short(self, read: Read, allowed: int, name: str) -> Read:
+        def cut(count: int) -> bytes:
+            nonlocal allowed
+            part = read(min(count, allowed, 1 + allowed // 2))
+            if count and not allowed:
+                raise TransientError("injected cut", subject=self.describe(name))
+            allowed -= len(part)
+            return part
+
+        return cut
 
     def describe(self, name: str) -> str:
         """As the target calls it."""
@@ -70,27 +113,18 @@ class FaultyTarget:
         """Close the target."""
         self._target.close()
 
-    def put(self, name: str, read: Read, size: int) -> None:
-        """Store what *read* gives; an error may come in the middle of it."""
+    def put(self, name: str, body: Body, *, replace: bool) -> bool:
+        """Store a body; an error may come in the middle of it."""
         draw = self._draw("put", name, 0)
         self._delay("put", draw)
-        fails_at = int(draw.where * size) if draw.error < self._faults.errors else None
-        done = 0
+        if draw.error < self._faults.errors:
+            body = _FailingBody(body, int(draw.where * body.size), lambda: self._fail("put", name))
+        return self._target.put(name, body, replace=replace)
 
-        def failing(count: int) -> bytes:
-            nonlocal done
-            if fails_at is not None and done >= fails_at:
-                self._fail("put", name)
-            part = read(count if fails_at is None else min(count, fails_at - done))
-            done += len(part)
-            return part
-
-        self._target.put(name, failing, size)
-
-    def names(self) -> Iterator[str]:
-        """All names."""
-        self._begin("names", "")
-        return self._target.names()
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """All names with their sizes."""
+        self._begin("names", prefix)
+        return self._target.names(prefix)
 
     def _begin(self, operation: str, name: str, offset: int = 0) -> _Draw:
         """Let a call come late or fail."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
 
-from cfstools.errors import InputError
+from cfstools.errors import ContentsWrong, NotFound
 from cfstools.streams.buffered import Read
-from cfstools.transport.base import Span, check_name, pieces
+from cfstools.transport.base import Body, BytesBody, Span, Version, check_name, pieces
 
 
 class MemoryTarget:
@@ -20,12 +22,19 @@ class MemoryTarget:
         data = self._contents.get(check_name(name))
         return None if data is None else len(data)
 
-    def read(self, name: str, span: Span) -> bytes:
-        """The bytes of a span, as many as are there."""
+    @contextmanager
+    def read(self, name: str, span: Span | None = None, version: Version | None = None) -> Iterator[Read]:
+        """Read a span of it, or all."""
         data = self._contents.get(check_name(name))
         if data is None:
-            raise InputError("not found", subject=self.describe(name))
-        return data[span.offset : span.offset + span.size]
+            raise NotFound("not found", subject=self.describe(name))
+        if version is not None:
+            version.check(sha256(data).hexdigest(), self.describe(name))
+        span = span or Span(0, len(data))
+        if span.end > len(data):
+            raise ContentsWrong("is shorter there than it should be", subject=self.describe(name))
+        with BytesBody(data[span.start : span.end]).open() as read:
+            yield read
 
     def describe(self, name: str) -> str:
         """The name, as one in memory."""
@@ -34,10 +43,18 @@ class MemoryTarget:
     def close(self) -> None:
         """Nothing is held but memory."""
 
-    def put(self, name: str, read: Read, size: int) -> None:
-        """Store what *read* gives."""
-        self._contents[check_name(name)] = b"".join(pieces(read, size, self.describe(name)))
+    def put(self, name: str, body: Body, *, replace: bool) -> bool:
+        """Store a body."""
+        if not replace and check_name(name) in self._contents:
+            return False
+        with body.open() as read:
+            data = b"".join(pieces(read, body.size, self.describe(name)))
+        if replace:
+            self._contents[check_name(name)] = data
+            return True
+        return self._contents.setdefault(name, data) is data
 
-    def names(self) -> Iterator[str]:
-        """All names."""
-        return iter(list(self._contents))
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """All names below a directory with their sizes."""
+        below = prefix and f"{check_name(prefix)}/"
+        return ((name, len(data)) for name, data in list(self._contents.items()) if name.startswith(below))

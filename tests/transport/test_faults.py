@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from threading import Thread
 
 import pytest
 
 from cfstools.errors import TransientError
-from cfstools.transport.base import Retry, Span, read_whole
+from cfstools.streams.buffered import read_up_to
+from cfstools.transport.base import BytesBody, Span
 from cfstools.transport.faults import Faults, FaultyTarget
 from cfstools.transport.memory import MemoryTarget
+from cfstools.transport.reading import read_whole
+from cfstools.transport.retry import Clock, RetryRules
 
 DATA = bytes(range(256)) * 64
 NAMES = [f"blob{number}" for number in range(40)]
@@ -26,7 +28,8 @@ def faulty(faults: Faults = FAULTS, slept: list[float] | None = None) -> FaultyT
 
 def outcome(target: FaultyTarget, name: str, offset: int) -> int | str:
     try:
-        return len(target.read(name, Span(offset, 1000)))
+        with target.read(name, Span(offset, offset + 8000)) as read:
+            return len(read_up_to(read, 8000))
     except TransientError as error:
         return str(error)
 
@@ -72,26 +75,29 @@ def test_shares_are_as_asked_for() -> None:
 
 def test_without_faults_nothing_is_injected() -> None:
     target = faulty(Faults())
-    assert outcomes(target) == [1000] * (3 * len(NAMES))
+    assert outcomes(target) == [8000] * (3 * len(NAMES))
     assert target.injected == Counter()
 
 
 def test_retries_get_all_of_it() -> None:
     slept: list[float] = []
     target = faulty()
-    retry = Retry(attempts=20, pause=0.25, sleep=slept.append)
+    rules = RetryRules(attempts=40, first=0.25)
     for name in NAMES:
-        assert read_whole(target, name, Span(0, len(DATA)), retry) == DATA
-    assert target.injected["read", "error"] == len(slept)
+        assert (
+            read_whole(target, name, len(DATA), rules=rules, clock=Clock(sleep=slept.append, chance=lambda: 1)) == DATA
+        )
+    assert target.injected["read", "error"] + target.injected["read", "short"] == len(slept)
     assert {0.25, 0.5} <= set(slept)
 
 
 def test_retries_end() -> None:
     slept: list[float] = []
     target = faulty(Faults(errors=1))
+    clock = Clock(sleep=slept.append, chance=lambda: 0)
     with pytest.raises(TransientError, match="memory:blob0: injected fault in read"):
-        read_whole(target, "blob0", Span(0, 1), Retry(attempts=4, pause=1, sleep=slept.append))
-    assert slept == [1, 2, 4]
+        read_whole(target, "blob0", len(DATA), rules=RetryRules(attempts=4, first=1), clock=clock)
+    assert slept == [0.5, 1, 2]
     assert target.injected == {("read", "error"): 4}
     with pytest.raises(TransientError):
         target.size("blob0")
@@ -104,12 +110,13 @@ def test_a_failed_put_leaves_what_was_there() -> None:
     failed = 0
     for name in NAMES:
         try:
-            target.put(name, io.BytesIO(b"new" * 100).read, 300)
+            target.put(name, BytesBody(b"new" * 100), replace=True)
         except TransientError:
             failed += 1
             expected = DATA
         else:
             expected = b"new" * 100
-        assert read_whole(target, name, Span(0, len(expected)), Retry(attempts=30, pause=0)) == expected
+        rules = RetryRules(attempts=30)
+        assert read_whole(target, name, len(expected), rules=rules, clock=Clock(sleep=lambda _: None)) == expected
     assert failed == target.injected["put", "error"]
     assert 10 < failed < 30
