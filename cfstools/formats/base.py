@@ -1,4 +1,4 @@
-"""The seam of image formats: what the rooms above ask of one, and the values they get.
+"""The seam of image formats: what the rooms above call, and the values they get.
 
 A format is an object of a subclass of :class:`Format`. It says which files are its images, opens one, and plans the
 image of a tree. :class:`OpenImage` is one image that was opened. Formats are listed in
@@ -8,19 +8,22 @@ image of a tree. :class:`OpenImage` is one image that was opened. Formats are li
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from cfstools.errors import ImageError, InputError
+from cfstools.errors import FormatError, ImageError, InputError
 from cfstools.report import Report
+from cfstools.values import Value
 from cfstools.verity import Algorithm, MerkleHasher, Params
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from cfstools.formats.explain import Reason
     from cfstools.formats.facts import ImageInfo
     from cfstools.tree import Directory
+    from cfstools.tree.objects import PackedObjects
 
 HEAD = 4096
 """How many bytes of a file's start are enough to recognise an image."""
@@ -34,7 +37,7 @@ class Severity(Enum):
 
 
 class Finding(Report):
-    """One thing that is wrong: ``where`` names the inode, its offset and path, ``what`` says what is wrong."""
+    """One problem of an image: ``what`` is wrong, and ``where`` (inode, offset and path)."""
 
     severity: Severity
     what: str
@@ -62,26 +65,18 @@ class Region(NamedTuple):
     nid: int | None
 
 
-class ObjectUse(NamedTuple):
-    """One inode's contents outside of the image: where they are below a store, their digest, their size in bytes."""
-
-    payload: bytes | None
-    digest: bytes | None
-    size: int
-
-
-class PlanOptions(NamedTuple):
-    """What decides the bytes of an image besides its tree: the algorithm of all digests, and the versions allowed."""
+class PlanOptions(Value):
+    """What decides the bytes of an image besides its tree: the digest algorithm and the range of versions."""
 
     algorithm: Algorithm = Algorithm.SHA256
     min_version: int = 0
     max_version: int = 1
 
 
-class ImagePlan(NamedTuple):
-    """An image whose every byte is decided.
+class ImagePlan(Value):
+    """An image that is planned: every byte is decided, none is written.
 
-    ``word`` is its format in one word (``v1-sha256-12``), ``inode_count`` leaves out what the format itself adds.
+    ``word`` is its format in one word (``v1-sha256-12``), ``inode_count`` excludes inodes that the format itself adds.
     ``chunks`` gives the bytes from front to back, in pieces of about 1 MiB.
     """
 
@@ -99,18 +94,18 @@ class ImagePlan(NamedTuple):
         return hasher.digest()
 
 
-class KernelMount(NamedTuple):
-    """How the kernel mounts an image: as which file system, with which flags among its options."""
+class KernelMount(Value):
+    """How the kernel mounts an image: the file system type, and flags for the mount options."""
 
     file_system: bytes
     flags: tuple[bytes, ...] = ()
 
 
 class OpenImage(Protocol):
-    """An image that was opened; ``length`` is its own, without what follows it.
+    """An open image; ``length`` excludes bytes appended to it.
 
-    ``algorithm`` is that of the digests of its objects, ``None`` where it has none; it is known once the tree was read.
-    ``canonical`` is true once :meth:`findings` has seen that the bytes are exactly what our writer makes of the tree.
+    ``algorithm`` is that of its objects' digests, known once the tree was read; ``None`` if it has no objects.
+    ``canonical`` becomes true when :meth:`findings` finds exactly the bytes that our writer makes of the tree.
     """
 
     @property
@@ -131,7 +126,7 @@ class OpenImage(Protocol):
 
     @property
     def canonical(self) -> bool:
-        """Whether it is known to be what our writer makes."""
+        """Whether its bytes are known to be those that our writer makes."""
 
     def word(self, algorithm: Algorithm) -> str:
         """Its format in one word, where its digests are of *algorithm*."""
@@ -139,63 +134,99 @@ class OpenImage(Protocol):
     def tree(self, filters: Collection[bytes] | None = None, *, as_written: bool = False) -> Directory:
         """Its tree; with *filters* only these children of the root, each with all below it.
 
-        The first name of an inode, depth-first in byte order, is its primary one. *as_written* gives the tree that the
-        writer had, as far as the image tells: other primary names, without what the writer added. Raises ImageError.
+        The first name of an inode, depth-first in byte order, is its primary one. *as_written* gives the tree as the
+        writer had it, as far as the image shows: its primary names, without what the writer added. Raises ImageError.
+        """
+
+    def mounted_tree(self) -> Directory:
+        """Its tree as a mount by the kernel shows it, where that is another: whiteouts may be files with attributes.
+
+        Raises ImageError.
         """
 
     def facts(self) -> ImageInfo:
-        """What is in it, in numbers. Raises ImageError."""
+        """Counts and sizes of what it holds. Raises ImageError."""
 
-    def objects(self) -> Iterator[ObjectUse]:
-        """The contents its inodes have outside of it; the same may come several times. Raises ImageError."""
+    def objects(self) -> dict[bytes, int]:
+        """The digests of the objects it needs, with their sizes in bytes. Raises ImageError.
 
-    def findings(self, *, strict: bool = False) -> list[Finding]:
-        """Everything that is wrong with it. The tree it gave must not have been changed."""
+        Both the digest of contents and the place that the image names for them count.
+        """
+
+    def packed_objects(self) -> PackedObjects | None:
+        """The same as native functions take them; ``None`` in doubt, and if not all are where their digests say."""
+
+    def findings(self) -> list[Finding]:
+        """Everything wrong with it. Do not change the tree it returned before this is called."""
 
     def regions(self) -> Iterator[Region]:
         """Every byte range of the file, named, from front to back. Raises ImageError."""
 
 
+def errors_of(image: OpenImage) -> list[Finding]:
+    """What makes it no valid image: its findings but the warnings."""
+    return [finding for finding in image.findings() if finding.severity is Severity.ERROR]
+
+
 class Format(ABC):
     """One image format: its ``name``, how to recognise, open and write its images.
 
-    What is asked about a *head*, the first :data:`HEAD` bytes of a file or all of a shorter one, is answered at once
-    and loads nothing.
+    Methods that take a *head*, the first :data:`HEAD` bytes of a file or all of a shorter one, import nothing: every
+    command calls them.
     """
 
     name: ClassVar[str]
     unit: ClassVar[int] = 1
-    """Its images are multiples of so many bytes."""
+    """Sizes of its images are multiples of this, in bytes."""
 
     @abstractmethod
     def recognises(self, head: bytes) -> bool:
-        """Whether a file that starts with *head* is of this format, in whatever version."""
+        """Whether a file that starts with *head* is of this format, in any version."""
 
     @abstractmethod
     def open(self, data: Buffer, *, allow_tail: bool = False) -> OpenImage:
-        """The image in *data*, which with *allow_tail* may be followed by other bytes. Raises ImageError."""
+        """Open the image in *data*; with *allow_tail* other bytes may follow it. Raises ImageError."""
 
     @abstractmethod
     def plan(self, root: Directory, options: PlanOptions) -> ImagePlan:
-        """Decide every byte of the image of *root*, which is not changed.
+        """Plan the image of *root*, which is not changed.
 
-        Raises UsageError for *options* that the format does not have, TreeError for what it cannot hold.
+        Raises UsageError for *options* that the format does not support, TreeError for a tree that it cannot hold.
         """
 
+    def explain(self, name: str, image: memoryview, canonical: memoryview) -> Iterable[Reason]:
+        """Reasons why *image*, called *name*, differs from *canonical*, the bytes a writer makes of the same tree.
+
+        The caller adds the :meth:`role_at` of the first difference, unless a reason is about padding and so names it.
+        """
+        del name, image, canonical
+        return ()
+
+    def role_at(self, image: Buffer, offset: int) -> str:
+        """The *offset* as text for people, with the region of *image* that it is in, if the image can be read."""
+        try:
+            regions = self.open(image).regions()
+            region = next((one for one in regions if one.start <= offset < one.end), None)
+        except FormatError:
+            region = None
+        if region is None:
+            return f"{offset:#x}"
+        return f"{offset:#x} in the {region.kind.value}" + (f" ({region.label})" if region.label else "")
+
     def doubt(self, head: bytes) -> str:
-        """Why a file that is not recognised may still have been an image of this format; empty if it cannot."""
+        """Why a file that is not recognised may be a damaged image of this format; empty if it cannot be one."""
         del head
         return ""
 
     def length(self, head: bytes, size: int | None = None) -> int | None:
-        """How many bytes the image has whose file starts with *head*; ``None`` if that does not say.
+        """The length of the image whose file starts with *head*; ``None`` if *head* does not state it.
 
-        With the *size* of the file, raises ImageError where *head* shows that it is no whole image.
+        With the *size* of the file, raises ImageError if *head* shows that the image is not whole.
         """
         del head, size
         return None
 
     def kernel_mount(self, head: bytes) -> KernelMount:
-        """How the kernel mounts the image whose file starts with *head*. Raises InputError where it cannot."""
+        """How the kernel mounts the image whose file starts with *head*. Raises InputError if it cannot."""
         del head
         raise InputError(f"is an image of the format {self.name}, which the kernel cannot mount")

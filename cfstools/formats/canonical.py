@@ -1,4 +1,4 @@
-"""Whether an image has exactly the bytes that its tree would be written as."""
+"""Compare an image with what our writer makes of its tree."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from cfstools.errors import FormatError
 from cfstools.formats.base import Format, PlanOptions
 from cfstools.tree import Directory
 
+# Pieces that stay in the cache while they are compared, instead of a copy of the image.
+_PIECE = 1 << 18
+
 
 class Chunks(Protocol):
-    """What can be compared: bytes in pieces."""
+    """An image in chunks, such as a plan."""
 
     @property
     def chunks(self) -> Callable[[], Iterator[bytes | memoryview]]:
@@ -19,9 +22,9 @@ class Chunks(Protocol):
 
 
 def canonical_difference(format: Format, image: memoryview, root: Directory, options: PlanOptions) -> str | None:
-    """Where *image*, whose tree is *root*, differs from what *format* writes with the *options* of its own version.
+    """Say where *image* first differs from what *format* writes for its tree *root*; ``None`` if nowhere.
 
-    ``None`` if it does not. The place is named by what is at it in the image.
+    *options* are those of the image's own version. The text says what the first byte that differs is for.
     """
     try:
         plan = format.plan(root, options)
@@ -32,34 +35,25 @@ def canonical_difference(format: Format, image: memoryview, root: Directory, opt
         return None
     if position == plan.size:
         return f"a canonical writer would have stopped after {position} bytes, there are {len(image)}"
-    return _describe(format, image, position)
-
-
-def _describe(format: Format, image: memoryview, offset: int) -> str:
-    what = "a canonical writer would have made other bytes"
-    try:
-        for region in format.open(image).regions():
-            if region.start <= offset < region.end:
-                return f"{what}, first at offset {offset:#x}: {region.kind.value} {region.label}".rstrip()
-    except FormatError:
-        pass
-    return f"{what}, first at offset {offset:#x}"
+    return f"a canonical writer would have made other bytes, first at {format.role_at(image, position)}"
 
 
 def first_difference(plan: Chunks, image: memoryview) -> int | None:
-    """Where *image* is not what *plan* would write, its end or the plan's included; ``None`` if it is all of it."""
+    """Offset of the first byte that differs, or where one of both ends; ``None`` if *image* is what *plan* writes."""
     position = 0
     for chunk in plan.chunks():
-        end = position + len(chunk)
-        # Not as views, which are compared number by number.
-        if bytes(image[position:end]) != bytes(chunk):
-            return position + _length_of_same(image[position:end], memoryview(chunk))
-        position = end
+        view = memoryview(chunk)
+        for start in range(0, len(view), _PIECE):
+            piece, place = view[start : start + _PIECE], position + start
+            # Compare bytes: memoryviews are compared element by element, which is slow.
+            if bytes(image[place : place + len(piece)]) != bytes(piece):
+                return place + _length_of_same(image[place : place + len(piece)], piece)
+        position += len(view)
     return None if position == len(image) else position
 
 
 def _length_of_same(one: memoryview, other: memoryview) -> int:
-    """How many bytes two pieces begin with that are the same in both."""
+    """The length of the common prefix of two pieces."""
     same, end = 0, min(len(one), len(other))
     while same < end:
         middle = (same + end + 1) // 2

@@ -8,49 +8,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from cfstools.errors import DumpError
 
 _NAMED = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
-_PLAIN = range(0x21, 0x7F)
+_NAMES = {text: byte for byte, text in _NAMED.items()}
 _PATH_SHOWN = 4096
 
-
-def _table(*, plain: bytes = b"", escaped: bytes = b"") -> list[bytes]:
-    """The text of every byte value; *plain* bytes stand for themselves too, *escaped* ones do not."""
-    table = []
-    for value in range(256):
-        byte = bytes((value,))
-        if byte in _NAMED:
-            table.append(_NAMED[byte])
-        elif (value in _PLAIN or byte in plain) and byte not in escaped:
-            table.append(byte)
-        else:
-            table.append(b"\\x%02x" % value)
-    return table
+# The bytes that stand for themselves. Patterns would find the others too, but take longer to compile than a small image
+# to list.
+_FIELD = bytes(value for value in range(0x21, 0x7F) if value != ord("\\"))
+_XATTR = _FIELD.replace(b"=", b"")
+_LISTED = _FIELD + b" "
+_HEX = 4  # bytes of a ``\xHH``
 
 
-_FIELD = _table()
-_XATTR = _table(escaped=b"=")
-_LISTED = _table(plain=b" ")
-_odd_in_field = re.compile(rb"[^!-\[\]-~]").search
-_odd_in_xattr = re.compile(rb"[^!-<>-\[\]-~]").search
-_odd_in_listed = re.compile(rb"[^ -\[\]-~]").search
+@cache
+def _texts(plain: bytes) -> list[bytes]:
+    """The text of every byte value where *plain* bytes stand for themselves."""
+    texts = [b"\\x%02x" % value for value in range(256)]
+    for byte, text in _NAMED.items():
+        texts[ord(byte)] = text
+    for value in plain:
+        texts[value] = bytes((value,))
+    return texts
 
-_UNESCAPED = {text: bytes((value,)) for value, text in enumerate(_FIELD) if len(text) > 1}
-_UNESCAPED.update(
-    (b"\\x" + first + second, bytes((int(first + second, 16),)))
-    for first in (b"%c" % digit for digit in b"0123456789abcdefABCDEF")
-    for second in (b"%c" % digit for digit in b"0123456789abcdefABCDEF")
-)
-_ESCAPE = re.compile(rb"\\(?:x[0-9a-fA-F]{0,2}|.|)", re.DOTALL)
+
+@cache
+def _escapes() -> re.Pattern[bytes]:
+    return re.compile(rb"\\(?:x[0-9a-fA-F]{0,2}|.|)", re.DOTALL)
+
+
+def _escaped(data: bytes, plain: bytes) -> bytes:
+    if not data.translate(None, plain):
+        return data
+    texts = _texts(plain)
+    return b"".join([texts[byte] for byte in data])
 
 
 def escape(data: bytes, *, equals: bool = False) -> bytes:
     """The text of *data* in a dump line; *equals* also escapes ``=``, as names and values of xattrs need."""
-    if equals:
-        return b"".join([_XATTR[byte] for byte in data]) if _odd_in_xattr(data) else data
-    return b"".join([_FIELD[byte] for byte in data]) if _odd_in_field(data) else data
+    return _escaped(data, _XATTR if equals else _FIELD)
 
 
 def escape_text(data: bytes) -> str:
@@ -67,7 +66,7 @@ def escape_optional(data: bytes | None) -> bytes:
 
 def escape_listed(path: bytes) -> bytes:
     """The text of a path in a listing, where a space stays a space."""
-    return b"".join([_LISTED[byte] for byte in path]) if _odd_in_listed(path) else path
+    return _escaped(path, _LISTED)
 
 
 def unescape(field: bytes) -> bytes:
@@ -75,15 +74,16 @@ def unescape(field: bytes) -> bytes:
 
     Raises :class:`DumpError`, without a place, for a backslash that starts none of the known escapes.
     """
-    return _ESCAPE.sub(_one_byte, field) if b"\\" in field else field
+    return _escapes().sub(_one_byte, field) if b"\\" in field else field
 
 
 def _one_byte(match: re.Match[bytes]) -> bytes:
     text = match[0]
-    byte = _UNESCAPED.get(text)
-    if byte is None:
-        raise DumpError(_complaint(text))
-    return byte
+    if text in _NAMES:
+        return _NAMES[text]
+    if len(text) == _HEX:
+        return bytes.fromhex(text[2:].decode())
+    raise DumpError(_complaint(text))
 
 
 def _complaint(text: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Why two images differ whose trees do not, or only in what is easily overlooked.
+"""Why two images differ although their trees do not, or only in details that are easily overlooked.
 
-Between equal trees only rules of the format decide: which version, which algorithm, what of times and links is kept,
-what is put into the image; or one of the images was not made as the rules say (composefs format, sections 1 to 5).
+For equal trees the format decides the bytes: its version, the algorithm, precision of times, hard links, which contents
+are inline. Or one image was not made by the rules. What only one format knows, such as where extended attributes are
+stored, it explains itself: :meth:`~cfstools.formats.base.Format.explain`.
 """
 
 from __future__ import annotations
@@ -10,28 +11,22 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from cfstools.errors import FormatError
-from cfstools.formats.base import Format, PlanOptions
-from cfstools.formats.erofs.places import first_difference, place_of
-from cfstools.formats.erofs.reader import Image, Xattr
-from cfstools.formats.erofs.regions import RegionKind
-from cfstools.formats.erofs.walk import Walk
+from cfstools.formats.base import Format, ImagePlan, PlanOptions
+from cfstools.formats.canonical import first_difference
 from cfstools.formats.escape import escape_text
-from cfstools.formats.overlay import OPAQUE_KEY
-from cfstools.formats.registry import COMPOSEFS
 from cfstools.report import Report
 from cfstools.text import counted
-from cfstools.tree import NO_XATTRS, Device, Directory, HardLink
-from cfstools.tree.copying import copy_tree
+from cfstools.tree import Directory, HardLink
+from cfstools.tree.copying import copy_tree, settle_links
 from cfstools.tree.diff import Aspect, Change, Notes
 from cfstools.tree.filters import split_hardlinks
-from cfstools.tree.links import settle_links
-from cfstools.tree.walk import iter_directories, iter_entries, iter_inodes
+from cfstools.tree.walk import iter_entries, iter_inodes
 from cfstools.values import Value
 from cfstools.verity import Algorithm
 
 
 class Rule(Enum):
-    """A rule or a choice that decides bytes of an image; the value is its name in reports."""
+    """A rule or an option that decides bytes of an image; the value is its name in reports."""
 
     FORMAT = "image format"
     VERSION = "format version"
@@ -47,35 +42,33 @@ class Rule(Enum):
 
 
 class Reason(Report):
-    """One reason why digests differ: the rule, and what each side does about it."""
+    """One reason why digests differ: the rule, and how each side applies it."""
 
     rule: Rule
     what: str
 
 
 class Form(Value):
-    """One side: its tree, and the image it is or would become.
+    """One side: its tree, and the image of some ``format`` that it is or would become.
 
-    ``data`` are the bytes of an image, without anything appended; ``None`` for other sources, which are taken to be
-    written as the rules say. ``format`` is that of the image.
+    ``data`` are the bytes of an image, without anything appended; ``None`` for other sources, whose image would be
+    canonical.
     """
 
     name: str
     root: Directory
     version: int
     algorithm: Algorithm
+    format: Format
     data: memoryview | None = None
-    format: Format = COMPOSEFS
 
-    def written(self, root: Directory | None = None, version: int | None = None) -> bytes:
+    def plan(self, root: Directory | None = None, version: int | None = None) -> ImagePlan:
         """The image a canonical writer makes of the tree, or of another *root* or *version*. Raises TreeError."""
         version = self.version if version is None else version
         tree = self.root if root is None else root
-        return b"".join(self.format.plan(tree, PlanOptions(self.algorithm, version, version)).chunks())
+        return self.format.plan(tree, PlanOptions(algorithm=self.algorithm, min_version=version, max_version=version))
 
 
-# As a reader gives them back: of PARENT_MARKS_V1, what it does not drop.
-_VERSION_MARKS = frozenset({(OPAQUE_KEY, b"x"), (b"user.overlay.opaque", b"x")})
 _SUBTLE = frozenset({Aspect.MTIME, Aspect.LINKS})
 
 
@@ -91,42 +84,25 @@ def is_subtle(change: Change) -> bool:
 def explain(a: Form, b: Form, changes: Sequence[Change], notes: Notes) -> list[Reason]:
     """Why the images of *a* and *b* differ, given what :func:`~cfstools.tree.diff.diff_trees` found and noted.
 
-    Trees that differ in earnest explain their digests; then only version and algorithm are looked at. Otherwise each
-    image is compared with what a canonical writer makes of its tree, and where the reasons found are not enough to
-    make both the same, that is a reason too. Trees are written several times over.
+    If the trees differ in more than details, that explains the digests, and only version and algorithm are compared.
+    Otherwise each image is compared with what a canonical writer makes of its tree; if both trees without the known
+    differences still give different images, that is reported too. This encodes each tree up to three times.
     """
-    reasons = list(_choices(a, b, notes))
+    reasons = list(_options(a, b, notes))
     if not all(map(is_subtle, changes)):
         return reasons
     reasons += _subtleties(changes, notes)
     if not any(Aspect.LINKS in change.aspects for change in changes):
         reasons += _primaries(a, b)
-    if not a.format is b.format is COMPOSEFS:
-        return reasons
     known = {reason.rule for reason in reasons}
     for form in (a, b):
         reasons += _writer(form)
-    if known.isdisjoint({Rule.ALGORITHM, Rule.INLINE}):
+    if known.isdisjoint({Rule.FORMAT, Rule.ALGORITHM, Rule.INLINE}):
         reasons += _remainder(a, b, changes)
     return reasons
 
 
-def drop_version_marks(root: Directory) -> None:
-    """Take from the tree of a version 1 image what that version adds to directories that hold whiteouts.
-
-    A reader cannot tell these marks from attributes of the tree (composefs format, sections 4.6 and 6.5); written as
-    version 1 again the tree gets them back.
-    """
-    for directory in iter_directories(root):
-        if not directory.xattrs or not any(
-            type(entry) is Device and entry.is_whiteout for entry in directory.entries.values()
-        ):
-            continue
-        kept = {key: value for key, value in directory.xattrs.items() if (key, value) not in _VERSION_MARKS}
-        directory.xattrs = kept or NO_XATTRS
-
-
-def _choices(a: Form, b: Form, notes: Notes) -> Iterator[Reason]:
+def _options(a: Form, b: Form, notes: Notes) -> Iterator[Reason]:
     if a.format is not b.format:
         what = f"{_is(a)} in the format {a.format.name}, {_is(b)} in {b.format.name}"
         yield Reason(rule=Rule.FORMAT, what=what)
@@ -150,7 +126,7 @@ def _subtleties(changes: Sequence[Change], notes: Notes) -> Iterator[Reason]:
         yield Reason(rule=Rule.NANOSECONDS, what=f"{counted(len(times), 'mtime')} differ only there: {example}")
     links = [change for change in changes if Aspect.LINKS in change.aspects]
     if links:
-        yield Reason(rule=Rule.LINKS, what=f"{counted(len(links), 'name')} linked otherwise: {_link_text(links[0])}")
+        yield Reason(rule=Rule.LINKS, what=f"{counted(len(links), 'name')} linked differently: {_link_text(links[0])}")
     if notes.moved:
         what = f"{counted(notes.moved, 'file')} with contents in one image and as an object of the other"
         yield Reason(rule=Rule.INLINE, what=f"{what}: {escape_text(notes.first_moved or b'')}")
@@ -171,7 +147,7 @@ def _link_text(change: Change) -> str:
 
 
 def _primaries(a: Form, b: Form) -> Iterator[Reason]:
-    """Names that carry the inode in one tree and are a further name in the other: inodes then lie elsewhere."""
+    """Inodes with another primary name in the other tree, which puts them at another place."""
     count = 0
     first = b""
     for (path, _, one), (other_path, _, other) in zip(iter_entries(a.root), iter_entries(b.root), strict=False):
@@ -181,77 +157,47 @@ def _primaries(a: Form, b: Form) -> Iterator[Reason]:
             count += 1
             first = first or path
     if count:
-        example = f"{escape_text(first)} is a further name in A but not in B"
-        yield Reason(rule=Rule.LINKS, what=f"{counted(count, 'inode')} carried by another name: {example}")
+        example = f"{escape_text(first)} is primary in B but not in A"
+        yield Reason(rule=Rule.LINKS, what=f"{counted(count, 'inode')} with another primary name: {example}")
 
 
 def _writer(form: Form) -> Iterator[Reason]:
-    """What is wrong with an image as the work of a writer."""
+    """Why an image is not what a canonical writer makes of its tree."""
     if form.data is None:
         return
     try:
-        canonical = memoryview(form.written())
+        plan = form.plan()
     except FormatError as error:
         yield Reason(rule=Rule.WRITER, what=f"no writer makes {form.name}: {error}")
         return
-    offset = first_difference(form.data, canonical)
+    offset = first_difference(plan, form.data)
     if offset is None:
         return
-    yield from _xattr_storage(form.name, form.data, canonical)
-    place = place_of(form.data, offset)
-    if place.kind is RegionKind.UNKNOWN:
-        what = f"{form.name} has bytes that belong to nothing and are not zero, the first at {offset:#x}"
-        yield Reason(rule=Rule.PADDING, what=what)
-    else:
-        what = f"{form.name} is not what a canonical writer makes of its tree; first difference at {place.text}"
+    reasons = list(form.format.explain(form.name, form.data, memoryview(b"".join(plan.chunks()))))
+    yield from reasons
+    if all(reason.rule is not Rule.PADDING for reason in reasons):
+        role = form.format.role_at(form.data, offset)
+        what = f"{form.name} is not what a canonical writer makes of its tree; first difference at {role}"
         yield Reason(rule=Rule.WRITER, what=what)
 
 
-def _xattr_storage(name: str, stored: memoryview, canonical: memoryview) -> Iterator[Reason]:
-    """Inodes that store the right xattrs in another order, or at another place, than a canonical writer."""
-    orders: list[str] = []
-    places: list[str] = []
-    image, model = Image(stored), Image(canonical)
-    walk, model_walk = Walk(image), Walk(model)
-    for step, expected in zip(walk, model_walk, strict=False):
-        if step.name != expected.name:
-            return
-        have, want = image.xattrs(step.inode), model.xattrs(expected.inode)
-        if have == want or not step.first:
-            continue
-        if sorted(have) == sorted(want):
-            orders.append(f"{walk.path()} has {_keys(have)} instead of {_keys(want)}")
-        elif sorted(pair[:2] for pair in have) == sorted(pair[:2] for pair in want):
-            places.append(walk.path())
-    if orders:
-        what = f"{counted(len(orders), 'inode')} of {name} in another order than a canonical writer's: {orders[0]}"
-        yield Reason(rule=Rule.XATTR_ORDER, what=what)
-    if places:
-        what = f"{counted(len(places), 'inode')} of {name} with other xattrs in the shared table: {places[0]}"
-        yield Reason(rule=Rule.XATTR_SHARING, what=what)
-
-
-def _keys(xattrs: Sequence[Xattr]) -> str:
-    return ", ".join(escape_text(key) for key, _, _ in xattrs)
-
-
 def _remainder(a: Form, b: Form, changes: Sequence[Change]) -> Iterator[Reason]:
-    """Something else, if both trees with the known differences taken out still give two images."""
+    """A last reason, if the trees without their known differences still give different images."""
     aspects = {aspect for change in changes for aspect in change.aspects}
+    version = max(a.version, b.version)
     try:
-        one, other = (
-            memoryview(form.written(_without(form.root, aspects), version=max(a.version, b.version))) for form in (a, b)
-        )
+        one, other = (form.plan(_without(form.root, aspects), version) for form in (a, b))
     except FormatError:
-        return  # said by _writer already
-    offset = first_difference(one, other)
+        return  # reported by _writer
+    image = memoryview(b"".join(one.chunks()))
+    offset = first_difference(other, image)
     if offset is not None:
-        what = f"the images of both trees also differ at {place_of(one, offset).text}"
+        what = f"the images of both trees also differ at {a.format.role_at(image, offset)}"
         yield Reason(rule=Rule.OTHER, what=what)
 
 
 def _without(root: Directory, aspects: set[Aspect]) -> Directory:
-    """A copy of the tree with the first name of an inode as the primary one, and without what *aspects* are about."""
+    """A copy of the tree without differences in *aspects*; the first name of each inode is the primary one."""
     root = copy_tree(root)
     if Aspect.MTIME in aspects:
         for inode in iter_inodes(root):

@@ -1,4 +1,4 @@
-"""Facts about an image as a whole, in numbers, whatever its format is."""
+"""Facts about an image in numbers, for every format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heapq import heappush, heappushpop
 
 from cfstools.formats.escape import show_path
 from cfstools.report import Report
-from cfstools.tree import Device, Directory, External, HardLink, RegularFile
+from cfstools.tree import Device, Directory, External, HardLink, Located, RegularFile, Unread
 from cfstools.tree.walk import iter_entries
 from cfstools.verity import Algorithm
 
@@ -32,8 +32,9 @@ class ImageInfo(Report):
 
     ``composefs_version`` is ``None`` for images of other formats. ``size`` is the image's own length, ``appended``
     counts bytes behind it. ``inodes`` counts by kind, without the ``hiding`` devices that keep object directories out
-    of sight. External and inline sizes are of the contents of inodes; ``objects`` counts different objects,
-    ``objects_shared`` those of several files, ``object_bytes`` their sizes. ``largest`` are the largest external files
+    of sight. External, inline and located sizes are of the contents of inodes; ``located`` ones are pieces of blobs.
+    ``objects`` counts different objects (blobs among them), ``objects_shared`` those of several files,
+    ``object_bytes`` their sizes. ``largest`` are the largest external files
     as (size, escaped path), the largest first. ``shared_xattrs`` were referred to ``xattr_references`` times.
     """
 
@@ -50,6 +51,8 @@ class ImageInfo(Report):
     without_digest: int
     inline_files: int
     inline_bytes: int
+    located_files: int
+    located_bytes: int
     objects: int
     objects_shared: int
     object_bytes: int
@@ -59,7 +62,7 @@ class ImageInfo(Report):
 
 
 class Tally:
-    """Counts inodes, and keeps the *largest* external files."""
+    """Counts inodes and contents, and keeps the *largest* external files."""
 
     def __init__(self, largest: int = LARGEST) -> None:
         self._count = largest
@@ -78,41 +81,56 @@ class Tally:
         """Count all inodes of the tree."""
         for path, _, inode in iter_entries(root):
             if type(inode) is RegularFile:
-                content = inode.content
-                if isinstance(content, External):
-                    self.add_external(inode.size, content.digest, content.payload, partial(_path_text, path))
-                else:
-                    self.add_inline(inode.size)
+                match inode.content:
+                    case External(digest=digest, payload=payload):
+                        self.add_external(inode.size, digest, payload, partial(_path_text, path))
+                    case bytes():
+                        self.add_inline(inode.size)
+                    case Located() as located:
+                        self.add_located(inode.size, located)
+                    case Unread():
+                        self.add_other(inode.mode)
             elif not isinstance(inode, HardLink):
                 self.add_other(inode.mode, whiteout=isinstance(inode, Device) and inode.is_whiteout)
 
     def add_other(self, mode: int, *, whiteout: bool = False) -> None:
-        """Count an inode that is no regular file."""
+        """Count an inode without contents, or with contents that are not known."""
         self._kinds[WHITEOUT if whiteout else _KINDS[stat.S_IFMT(mode)]] += 1
 
     def add_inline(self, size: int) -> None:
-        """Count a file with its contents in the image."""
+        """Count a file with inline contents."""
         self._kinds["regular"] += 1
         self._sums["inline_files"] += size > 0
         self._sums["inline_bytes"] += size
 
+    def add_located(self, size: int, located: Located) -> None:
+        """Count a file with contents inside blobs. The blobs are objects."""
+        self._kinds["regular"] += 1
+        self._sums["located_files"] += 1
+        self._sums["located_bytes"] += size
+        for blob in located.blobs:
+            if blob.number:
+                self._add_object(blob.payload or blob.digest, blob.size)
+
     def add_external(self, size: int, digest: bytes | None, payload: bytes | None, path: Callable[[], str]) -> None:
-        """Count a file whose contents are an object; *path* is asked only for one of the largest."""
+        """Count a file whose contents are an object; *path* is called only if it is one of the largest."""
         self._kinds["regular"] += 1
         self._sums["external_files"] += 1
         self._sums["external_bytes"] += size
         self._sums["without_digest"] += digest is None
-        name = payload or digest
-        if name:
-            self._objects[name] = size
-            self._uses[name] += 1
+        self._add_object(payload or digest, size)
         if len(self._largest) < self._count:
             heappush(self._largest, (size, path()))
         elif self._largest and size > self._largest[0][0]:
             heappushpop(self._largest, (size, path()))
 
+    def _add_object(self, name: bytes | None, size: int) -> None:
+        if name:
+            self._objects[name] = size
+            self._uses[name] += 1
+
     def info(self, size: int, appended: int, *, version: int | None = None, has_acl: bool = False) -> ImageInfo:
-        """The facts, once all inodes are counted: of an image of *size* bytes with *appended* ones behind it."""
+        """The facts about an image of *size* bytes with *appended* ones after it, once all inodes were added."""
         return ImageInfo(
             composefs_version=version,
             algorithm=self.algorithm,
@@ -127,6 +145,8 @@ class Tally:
             without_digest=self._sums["without_digest"],
             inline_files=self._sums["inline_files"],
             inline_bytes=self._sums["inline_bytes"],
+            located_files=self._sums["located_files"],
+            located_bytes=self._sums["located_bytes"],
             objects=len(self._objects),
             objects_shared=sum(uses > 1 for uses in self._uses.values()),
             object_bytes=sum(self._objects.values()),

@@ -1,21 +1,21 @@
-"""An open image that is a tree in memory: what a simple format, that parses all at once, hands out."""
+"""An open image that is a tree in memory: for simple formats, which parse the whole image at once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from enum import Enum
 
-from cfstools.formats.base import Finding, Format, ObjectUse, Region
+from cfstools.formats.base import Finding, Format, Region
 from cfstools.formats.facts import ImageInfo, Tally
-from cfstools.tree import Directory, External, HardLink, RegularFile
-from cfstools.tree.copying import copy_tree
-from cfstools.tree.links import settle_links
-from cfstools.tree.walk import iter_inodes, iter_names
+from cfstools.tree import Directory, HardLink
+from cfstools.tree.copying import copy_tree, settle_links
+from cfstools.tree.objects import PackedObjects, add_use, iter_objects, packed_objects
+from cfstools.tree.walk import iter_names
 from cfstools.verity import Algorithm
 
 
 class TreeRegion(Enum):
-    """What a range of bytes is, as far as such a format tells."""
+    """The kinds of regions that such a format has."""
 
     IMAGE = "image"
     APPENDED = "appended"
@@ -24,7 +24,7 @@ class TreeRegion(Enum):
 class TreeImage:
     """An :class:`~cfstools.formats.base.OpenImage` of *format* with the tree *root*, in *length* of *size* bytes.
 
-    Its writer is taken to be the only one: what the format's own ``open`` accepts has nothing wrong with it.
+    The format's ``open`` is the only check: an image that it accepts has no findings.
     """
 
     canonical = False
@@ -60,6 +60,10 @@ class TreeImage:
         settle_links(root)
         return root
 
+    def mounted_tree(self) -> Directory:
+        """The tree: nothing is known of a kernel that shows it otherwise."""
+        return self._root
+
     def facts(self) -> ImageInfo:
         """What is in the tree, in numbers."""
         tally = Tally()
@@ -68,19 +72,23 @@ class TreeImage:
         tally.add_tree(self._root)
         return tally.info(self.length, self._size - self.length)
 
-    def objects(self) -> Iterator[ObjectUse]:
-        """The contents that are objects."""
-        for inode in iter_inodes(self._root):
-            if isinstance(inode, RegularFile) and isinstance(inode.content, External):
-                yield ObjectUse(inode.content.payload, inode.content.digest, inode.size)
+    def objects(self) -> dict[bytes, int]:
+        """The objects that contents are in."""
+        needed: dict[bytes, int] = {}
+        for payload, digest, size in iter_objects(self._root):
+            add_use(needed, payload, digest, size)
+        return needed
 
-    def findings(self, *, strict: bool = False) -> list[Finding]:
-        """Nothing."""
-        del strict
+    def packed_objects(self) -> PackedObjects | None:
+        """The same, if all are where their digests say."""
+        return packed_objects(self._root)
+
+    def findings(self) -> list[Finding]:
+        """None: ``open`` checked the image."""
         return []
 
     def regions(self) -> Iterator[Region]:
-        """The image, and what is behind it."""
+        """The image, and what is appended to it."""
         yield Region(0, self.length, TreeRegion.IMAGE, self.format.name, None)
         if self._size > self.length:
             yield Region(self.length, self._size, TreeRegion.APPENDED, "behind the image", None)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from cfstools.errors import DumpError
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.dump.parse import parse_dump
 from cfstools.tree import Directory
 
 ROOT = b"/ 4096 40755 2 0 0 0 0.0 - - -\n"

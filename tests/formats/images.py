@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections.abc import Collection
 from itertools import pairwise
 
-from cfstools.formats.composefs import write_image
+from cfstools.errors import ImageError
+from cfstools.formats.base import Finding, PlanOptions, Severity
 from cfstools.formats.erofs.reader import DiskInode, Image
+from cfstools.formats.registry import COMPOSEFS, open_image, read_tree
 from cfstools.tree import (
     Device,
     Directory,
@@ -24,6 +27,31 @@ from cfstools.verity import Algorithm
 DIGEST = bytes(range(32))
 OBJECT = b"00/" + DIGEST.hex().encode()[2:]
 LABEL = {b"security.selinux": b"system_u:object_r:usr_t:s0\0"}
+
+
+def write_image(
+    root: Directory, *, min_version: int = 0, max_version: int = 1, algorithm: Algorithm = Algorithm.SHA256
+) -> bytes:
+    """The composefs image of *root*."""
+    return b"".join(
+        COMPOSEFS.plan(
+            root, PlanOptions(algorithm=algorithm, min_version=min_version, max_version=max_version)
+        ).chunks()
+    )
+
+
+def read_image(data: bytes, *, filters: Collection[bytes] = (), allow_tail: bool = False) -> Directory:
+    """The tree of an image; with *filters* only these children of its root."""
+    return read_tree(data, filters, allow_tail=allow_tail)
+
+
+def findings_of(data: bytes, *, allow_tail: bool = False) -> list[Finding]:
+    """All that is wrong with an image; one finding for what cannot be opened."""
+    try:
+        image = open_image(data, allow_tail=allow_tail)
+    except ImageError as error:
+        return [Finding(severity=Severity.ERROR, what=error.what, where=error.where)]
+    return image.findings()
 
 
 def regular(content: bytes, **inode: object) -> RegularFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfstools.errors import DumpError
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.dump.parse import parse_dump
 from cfstools.tree import Device, Directory, External, Fifo, HardLink, Inode, RegularFile, Socket, Symlink
 from cfstools.verity import Algorithm
 from tests.formats.dump_lines import ROOT, line, only, refusal, tree

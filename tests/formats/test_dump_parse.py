@@ -11,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cfstools.errors import DumpError
-from cfstools.formats.dump import parse, parse_dump, print_dump
+from cfstools.formats.dump import parse
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import print_dump
 from cfstools.tree import Directory, HardLink, RegularFile
 from tests.formats.dump_lines import ROOT, line, only, refusal, tree
 from tests.strategies import describe

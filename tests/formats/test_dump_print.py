@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 
 from cfstools.errors import TreeError
-from cfstools.formats.dump import directory_data_size, parse_dump, print_dump
-from cfstools.tree import Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import directory_data_size, dump_text, print_dump
+from cfstools.tree import Blob, Directory, External, HardLink, Located, Piece, RegularFile, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm
 from tests.strategies import describe, trees
 
@@ -91,6 +92,15 @@ def test_contents_not_read_cannot_be_printed() -> None:
     root = Directory(mode=0o40755, entries={b"a b": RegularFile(mode=0o100644, size=3, content=unread)})
     with pytest.raises(TreeError, match=r"^/a.x20b: the contents were not read yet"):
         list(print_dump(root))
+
+
+def test_located_contents_cannot_be_printed() -> None:
+    """Native code asks Python for the line, and both ways say what and where."""
+    located = Located([Piece(3, Blob(1, 512, None, b"blobs/tar"), 9)])
+    root = Directory(mode=0o40755, entries={b"a b": RegularFile(mode=0o100644, size=3, content=located)})
+    for text in (print_dump, dump_text):
+        with pytest.raises(TreeError, match=r"^/a.x20b: the contents lie in pieces of blobs/tar, which a dump text"):
+            list(text(root))
 
 
 @pytest.mark.parametrize("payload", [None, b""])

@@ -1,6 +1,5 @@
-"""The composefs-dump(5) text: one line per name, as the format's tools exchange it (composefs format, section 6)."""
+"""The composefs-dump(5) text: one line per name, as the format's tools exchange it (composefs format, section 6).
 
-from cfstools.formats.dump.parse import parse_dump
-from cfstools.formats.dump.print import directory_data_size, dump_text, print_dump
-
-__all__ = ["directory_data_size", "dump_text", "parse_dump", "print_dump"]
+``parse`` makes a tree of it, with ``fields`` and ``links``; ``print`` is the way back. Commands need one of the two, so
+nothing is loaded here.
+"""

@@ -1,6 +1,6 @@
 """Single fields of a dump line: numbers, texts and extended attributes (composefs format, section 6.2).
 
-Every function here raises :class:`DumpError` without a place; the caller knows line and field.
+Every function raises :class:`DumpError` without the place; the caller adds line and field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cfstools.formats.escape import escape, unescape
 from cfstools.tree.model import NO_XATTRS, Xattrs
 from cfstools.tree.xattrs import XattrBuilder
 
-# The fields in their order; all that is left of the line is extended attributes.
+# The fields in order; the rest of the line is extended attributes.
 PATH, SIZE, MODE, NLINK, UID, GID, RDEV, MTIME, PAYLOAD, CONTENT, DIGEST, XATTRS = range(12)
 NAMES = ("PATH", "SIZE", "MODE", "NLINK", "UID", "GID", "RDEV", "MTIME", "PAYLOAD", "CONTENT", "DIGEST", "xattrs")
 COUNT = XATTRS
@@ -25,10 +25,10 @@ U32_MAX = 2**32 - 1
 _U64 = 2**64 - 1
 _SIGN = 2**63
 
-_SAFE_DIGITS = 19  # a decimal number with no more of them is below 2^64
-_MAX_DIGITS = 22  # of 2^64 - 1 in octal; a number with more of them is larger in either base
+_SAFE_DIGITS = 19  # a decimal number of at most so many digits is below 2^64
+_MAX_DIGITS = 22  # those of 2^64 - 1 in octal; a number with more digits is larger, in either base
 _MAX_SHOWN = 40
-# As strtoull does: white space and zeros in front do not matter.
+# Like strtoull: skip leading white space and zeros.
 _DECIMAL = re.compile(rb"[\t\v\f\r]*+([+-]?)0*+([0-9]*+)")
 _OCTAL = re.compile(rb"[\t\v\f\r]*+([+-]?)0*+([0-7]*+)")
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Remembered(dict[bytes, T]):
-    """What *parse* made of fields met lately: at most *entries* of them, none longer than *length* bytes."""
+    """A cache of *parse* for at most *entries* fields of at most *length* bytes each."""
 
     def __init__(self, parse: Callable[[bytes], T], *, entries: int, length: int) -> None:
         super().__init__()
@@ -54,20 +54,20 @@ class Remembered(dict[bytes, T]):
 
 
 def show(field: bytes) -> str:
-    """*field* quoted for a message, shortened if it is long."""
+    """*field* in quotes for a message, truncated if it is long."""
     text = escape(field[:_MAX_SHOWN]).decode()
     return f"'{text}...'" if len(field) > _MAX_SHOWN else f"'{text}'"
 
 
 def parse_decimal(field: bytes) -> int:
-    """An unsigned 64-bit number in base 10, as C's ``strtoull`` reads it: minus wraps around, more saturates."""
+    """An unsigned 64-bit number in base 10, read as C's ``strtoull`` does: a minus wraps, too large values saturate."""
     if len(field) <= _SAFE_DIGITS and field.isdigit():
         return int(field)
     return _parse(field, _DECIMAL, 10)
 
 
 def parse_octal(field: bytes) -> int:
-    """The same in base 8."""
+    """As :func:`parse_decimal`, in base 8."""
     return _parse(field, _OCTAL, 8)
 
 
@@ -90,9 +90,9 @@ def parse_u32(field: bytes) -> int:
 
 
 def parse_time(field: bytes) -> tuple[int, int]:
-    """Signed 64-bit seconds and unsigned 32-bit nanoseconds of ``SEC.NSEC``; both halves must be there.
+    """Signed 64-bit seconds and unsigned 32-bit nanoseconds of ``SEC.NSEC``; both parts are required.
 
-    The second half counts nanoseconds and is no fraction: ``1.5`` is one second and five nanoseconds.
+    The second part is a number of nanoseconds, not a fraction: ``1.5`` is one second and five nanoseconds.
     """
     seconds, dot, nanoseconds = field.partition(b".")
     if not dot:
@@ -102,14 +102,14 @@ def parse_time(field: bytes) -> tuple[int, int]:
 
 
 def parse_text(field: bytes) -> bytes:
-    """The bytes a field stands for, up to the first NUL: paths, payloads, digests and keys are C strings."""
+    """The unescaped field up to the first NUL: paths, payloads, digests and keys are C strings."""
     return unescape(field).partition(b"\0")[0] if b"\\" in field else field
 
 
 def parse_xattrs(text: bytes) -> Xattrs:
-    """The extended attributes ``KEY=VALUE KEY=VALUE…`` in the order they end up in; one space may follow the last.
+    """Parse extended attributes, ``KEY=VALUE KEY=VALUE…`` with at most one trailing space.
 
-    A repeated key replaces the earlier value. Their space is limited as section 10.1 says.
+    A repeated key replaces the value and moves to the end. Their space is limited (section 10.1).
     """
     if len(text) > MAX_XATTR_TEXT:
         raise DumpError(f"{len(text)} bytes of extended attributes, at most {MAX_XATTR_TEXT} are allowed")

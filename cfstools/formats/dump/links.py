@@ -1,4 +1,4 @@
-"""Hard link lines: what they point at is known only when the whole text was read (composefs format, section 6.3)."""
+"""Hard links of a dump, resolved once the whole text was read (composefs format, section 6.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cfstools.errors import DumpError
 from cfstools.formats.dump.fields import show
 from cfstools.tree.model import Directory, Entry, Fifo, HardLink, Leaf
 
-# Stand-ins for the inode of a link that is not resolved yet, or is being resolved.
+# Placeholders for the inode of a link that is unresolved, or being resolved.
 _UNKNOWN = Fifo(mode=0)
 _BEING_FOLLOWED = Fifo(mode=0)
 
@@ -19,22 +19,22 @@ class _Line(NamedTuple):
 
 
 class Links:
-    """The hard links of one text, to be resolved at its end."""
+    """Collects the hard links of one text, and resolves them at its end."""
 
     def __init__(self) -> None:
         self._lines: dict[HardLink, _Line] = {}
 
     def add(self, number: int, target: bytes) -> HardLink:
-        """A link that line *number* points at the path *target*; its inode is filled in by :meth:`resolve`."""
+        """Add a link from line *number* to the path *target*; :meth:`resolve` fills in its inode."""
         link = HardLink(_UNKNOWN)
         self._lines[link] = _Line(number, target)
         return link
 
     def resolve(self, directories: dict[bytes, Directory]) -> None:
-        """Give every link its inode, following links to links.
+        """Set the inode of every link; links may refer to links.
 
-        *directories* are all directories by plain path (``b""`` is the root). Raises :class:`DumpError` for a
-        target that is missing or a directory, and for links that lead back to themselves.
+        *directories* maps the plain path of every directory to it (``b""`` is the root). Raises :class:`DumpError` for
+        targets that are missing or directories, and for cycles.
         """
         for link, line in self._lines.items():
             trail = []
@@ -54,7 +54,7 @@ class Links:
 
 
 def _look_up(directories: dict[bytes, Directory], path: bytes) -> Entry:
-    """The entry at *path*; only directories given by their own line lead further down."""
+    """The entry at *path*, whose parent must be a directory."""
     parts = [part for part in path.split(b"/") if part]
     if not parts:
         return directories[b""]

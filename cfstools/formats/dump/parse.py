@@ -1,7 +1,7 @@
 """From dump text to a tree (composefs format, sections 6.2, 6.3 and 10.1).
 
-Ordinary lines take a short way: fields are looked up among those met lately, the parent directory by the text of
-its path. What is not ordinary (escapes, odd slashes, errors) goes a longer way round by the same rules.
+Plain lines take a fast path: fields are looked up in caches of recent ones, the parent directory by the text of its
+path. Everything else (escapes, odd slashes, errors) takes a slower path with the same rules.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 _UNSET = b"-"
 _TYPE_BITS = 0o170000
-_MODE_BITS = 0xFFFF  # an image keeps no more
+_MODE_BITS = 0xFFFF  # all that an image stores
 _TYPES = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK))
 _EXTERNAL_MAX = CHUNK_ENTRIES_MAX << CHUNK_BITS_MAX
 
 
 def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict: bool = False) -> Directory:
-    """The tree that the dump text *data* describes; *data* may be a memory map and is not copied as a whole.
+    """Parse the dump text *data*, which may be a memory map: it is never copied as a whole.
 
-    *algorithm* says how long digests are. Without *strict* everything is accepted that the reference tool
-    accepts, but for what would leave the image undefined or unusable: a malformed digest or an enormous size of
-    an external file, and a hard link to a directory. *strict* also refuses what the reference refuses in its
-    strict mode, and malformed GID and RDEV fields. Raises :class:`DumpError` that names line and field.
+    *algorithm* decides the length of digests. Without *strict* everything that the reference tool accepts is accepted,
+    except what makes the image undefined or unusable: malformed digests and impossible sizes of external files, and
+    hard links to directories. *strict* also refuses what the reference refuses in its strict mode, and malformed GID
+    and RDEV fields. Raises :class:`DumpError` with the line and the field.
     """
     parser = _Parser(algorithm, strict=strict)
     with memoryview(data) as whole, whole.cast("B") as view:
@@ -87,7 +87,7 @@ def parse_dump(data: Buffer, *, algorithm: Algorithm = Algorithm.SHA256, strict:
 
 
 def _pieces(view: memoryview) -> Iterator[bytes]:
-    """The lines of *view*, some at a time, without the newline after the last."""
+    """Yield the text in pieces of whole lines, each without its last newline."""
     start, size, length = 0, _PIECE, len(view)
     while start < length:
         piece = bytes(view[start : start + size])
@@ -100,9 +100,9 @@ def _pieces(view: memoryview) -> Iterator[bytes]:
 
 
 class _Mode(NamedTuple):
-    """What a MODE field says."""
+    """A parsed MODE field."""
 
-    bits: int  # as an image keeps it
+    bits: int  # as an image stores it
     kind: int  # the type among them
     is_link: bool
 
@@ -112,7 +112,7 @@ _Numbers = tuple[int, int, int, int, int, int, int]
 
 
 class _Parser:
-    """What has to be known from one line to the next."""
+    """Parses line after line, and keeps the state between them."""
 
     def __init__(self, algorithm: Algorithm, *, strict: bool) -> None:
         self.number = 0  # of the line last read, from 1
@@ -127,12 +127,9 @@ class _Parser:
         self._xattrs = Remembered(parse_xattrs, entries=1 << 12, length=1 << 10)
 
     def feed(self, lines: bytes) -> None:
-        """Take in the next lines."""
+        """Parse the next lines."""
         try:
-            if native.IMPLEMENTATION == "pure":
-                self._add_all(lines.split(b"\n"))
-            else:
-                self._add_mostly_native(lines)
+            self._add_lines(lines)
         except DumpError as error:
             error.where = f"line {self.number}, {error.where}" if error.where else f"line {self.number}"
             raise
@@ -142,13 +139,17 @@ class _Parser:
             self.number += 1
             self._add(line)
 
-    def _add_mostly_native(self, lines: bytes) -> None:
-        """The same with the native function for ordinary lines, as many as come in a row."""
+    def _add_lines(self, lines: bytes) -> None:
+        """As :meth:`_add_all`, but let the native function parse each run of plain lines."""
         start = 0
         while True:
-            start, count = native.parse_lines(
+            parsed = native.parse_lines(
                 lines, start, KINDS, self._directories, self._xattrs, NO_XATTRS, self._digits, self._strict
             )
+            if parsed is None:
+                self._add_all(lines[start:].split(b"\n"))
+                return
+            start, count = parsed
             self.number += count
             if start > len(lines):
                 return
@@ -160,14 +161,14 @@ class _Parser:
             start = end + 1
 
     def finish(self) -> Directory:
-        """The tree, after the last line."""
+        """The tree. Call it after the last line."""
         if not self._directories:
             raise DumpError("the text is empty, its first line must describe the root directory")
         self._links.resolve(self._directories)
         return self._directories[b""]
 
     def _add(self, line: bytes) -> None:
-        """Put the entry that *line* describes into the tree."""
+        """Add the entry that *line* describes to the tree."""
         if b"\0" in line:
             raise DumpError(f"there is a NUL byte at position {line.index(0) + 1}")
         fields = line.split(b" ", COUNT)
@@ -182,7 +183,7 @@ class _Parser:
             self._add_below(parent, prefix, name, fields)
 
     def _add_unusual(self, fields: list[bytes]) -> None:
-        """Add the root, or an entry whose parent's path is not written plainly."""
+        """Add the root, or an entry whose path has escapes or unusual slashes."""
         path = _field(PATH, parse_text, fields)
         if not path:
             raise _refusal(PATH, "the path is empty")
@@ -223,7 +224,7 @@ class _Parser:
         return _field(MODE, self._modes.__getitem__, fields)
 
     def _link(self, kind: int, fields: list[bytes]) -> HardLink:
-        """One more name of an inode; the other fields of such a line do not matter."""
+        """A hard link; the remaining fields of its line are ignored."""
         if kind == S_IFDIR:
             raise _refusal(MODE, "a directory cannot be a hard link")
         if fields[PAYLOAD] == _UNSET:
@@ -244,7 +245,7 @@ class _Parser:
         size, nlink, uid, gid, rdev, sec, nsec = self._numbers(fields)
         if self._strict:
             _check_rdev(kind, fields)
-        # Symlinks make no use of CONTENT, so its length has no limit there.
+        # Symlinks ignore CONTENT, so its length is not limited there.
         limit = size if kind == S_IFLNK else INLINE_MAX
         inline = b"" if fields[CONTENT] == _UNSET else _content(size, limit, fields)
         payload = _payload(fields)
@@ -290,24 +291,24 @@ class _Parser:
             return self._numbers_one_by_one(fields)
 
     def _numbers_one_by_one(self, fields: list[bytes]) -> _Numbers:
-        """The same in the order that decides which error is named, with the reference's leniency."""
+        """Parse them in the order in which errors are to be reported, as leniently as the reference."""
         size = _field(SIZE, parse_decimal, fields)
         nlink = _field(NLINK, parse_u32, fields)
         uid = _field(UID, parse_decimal, fields)
-        # Beside any UID but 0 the reference takes a malformed GID or RDEV for 0 (section 10.3, Q6).
+        # With a UID other than 0, the reference reads a malformed GID or RDEV as 0 (section 10.3, Q6).
         parse = _zero_if_malformed if uid and not self._strict else parse_u32
         gid = _field(GID, parse, fields)
         rdev = _field(RDEV, parse, fields)
         return size, nlink, uid & U32_MAX, gid, rdev, *_field(MTIME, parse_time, fields)
 
     def _external(self, size: int, payload: bytes, fields: list[bytes]) -> External:
-        # Next to 2^64 the reference takes sizes again, by an overflow; no kernel reads them (section 10.3, Q9).
+        # Near 2^64 the reference accepts sizes again, because of an overflow; no kernel reads such files (10.3, Q9).
         if size > _EXTERNAL_MAX:
             raise _refusal(SIZE, f"{size} bytes are more than an external file may have")
         return External(self._digest(fields), payload or None)
 
     def _digest(self, fields: list[bytes]) -> bytes | None:
-        """The digest of an external file: more digits than it has are not looked at."""
+        """The digest of an external file; surplus digits are ignored."""
         field = fields[DIGEST]
         if field == _UNSET:
             return None
@@ -332,7 +333,7 @@ class _Parser:
             raise _refusal(CONTENT, "a symbolic link has no content")
 
     def _xattrs_of(self, fields: list[bytes]) -> Xattrs:
-        """The extended attributes; DIGEST comes before them and has to be readable even where it is not used."""
+        """The extended attributes. The DIGEST in front of them must be well-formed even if it is not used."""
         if b"\\" in fields[DIGEST]:
             _field(DIGEST, unescape, fields)
         if len(fields) == COUNT:
@@ -341,7 +342,7 @@ class _Parser:
 
 
 class _Common(TypedDict):
-    """What every leaf is made with."""
+    """Arguments for every kind of leaf."""
 
     mode: int
     uid: int
@@ -368,7 +369,7 @@ def _zero_if_malformed(field: bytes) -> int:
 
 
 def _content(size: int, limit: int, fields: list[bytes]) -> bytes:
-    """The inline content, empty if unset: its length has to be SIZE for every kind of file."""
+    """The inline content, empty if unset; it must be SIZE bytes long, whatever the kind of file."""
     field = fields[CONTENT]
     if field == _UNSET:
         return b""
@@ -416,7 +417,7 @@ def _name_complaint(name: bytes) -> str:
 
 
 def _field(index: int, parse: Callable[[bytes], T], fields: list[bytes]) -> T:
-    """What *parse* makes of one field; errors say which field it is."""
+    """Apply *parse* to one field; errors name the field."""
     try:
         return parse(fields[index])
     except DumpError as error:

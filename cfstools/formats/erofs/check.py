@@ -1,20 +1,20 @@
-"""Everything that is wrong with an image, not only the first thing (composefs format, section 10.2).
+"""Find everything that is wrong with an image, not only the first error (composefs format, section 10.2).
 
-The reader refuses what would mislead a program; this check also finds what the kernel and most readers overlook:
-bytes that should be zero, name filters that hide xattrs, link counts, inodes that overlap or that nothing reaches.
+The reader refuses what would mislead a program. This check also finds what the kernel and most readers overlook: bytes
+that should be zero, name filters that mask xattrs, wrong link counts, overlapping and unreachable inodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from cfstools.errors import ImageError
 from cfstools.formats.base import Finding, Severity
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr, parse_dirents
+from cfstools.formats.erofs.dirents import parse_dirents
+from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, Xattr
 from cfstools.formats.erofs.regions import ExtentMap, Owner, nonzero_bytes
 from cfstools.formats.erofs.walk import Step, Walk
 from cfstools.formats.erofs.xattrs import filter_bit, split_key
@@ -27,24 +27,21 @@ MAX_FINDINGS = 10_000
 _SHARED = (Owner.SHARED_XATTR, Owner.UNREFERENCED)
 
 Rules = Callable[[Step, Sequence[Xattr]], Iterable[str]]
-"""More rules, for the first name of each inode and its xattrs: what is wrong, in words."""
+"""Additional rules: called with the first name of each inode and its xattrs, yields what is wrong, in words."""
 
 
-def check_image(
-    data: Buffer, *, allow_tail: bool = False, strict: bool = False, rules: Rules | None = None
-) -> list[Finding]:
-    """All problems of an image; an empty list says that there are none.
+def check_image(data: Buffer, *, allow_tail: bool = False, rules: Rules | None = None) -> list[Finding]:
+    """List all problems of an image; the list is empty if there are none.
 
-    What is broken is left out and the check goes on behind it. What needs the whole tree (link counts, the number
-    of inodes, that every byte has one owner) is only judged if all of the tree could be read. Link counts of
-    files that contradict the number of names are warnings, because the reference takes them from its input
-    (section 2.3); with *strict* they are errors. *rules* adds findings for each inode. After MAX_FINDINGS
-    errors the check gives up, with a last finding that says so; no more warnings than that are kept.
+    The check skips what is broken and continues. Rules about the whole tree (link counts, the number of inodes, one
+    owner for every byte) are checked only if all of the tree could be read. A wrong link count of a file is a warning,
+    because the reference takes it from its input (section 2.3). *rules* adds findings for each inode. The check stops
+    after MAX_FINDINGS errors, with a last finding that says so; at most as many warnings are kept.
     """
     findings = _Findings()
     try:
         image = Image(data, allow_tail=allow_tail)
-        _Check(image, findings, strict=strict, rules=rules).run()
+        _Check(image, findings, rules=rules).run()
     except ImageError as error:
         findings.add(error)
     except _TooMany:
@@ -55,7 +52,7 @@ def check_image(
 
 
 class _TooMany(Exception):
-    """There is no point in going on."""
+    """MAX_FINDINGS was reached."""
 
 
 class _Findings:
@@ -67,33 +64,36 @@ class _Findings:
         self._counts[severity] += 1
         if self._counts[severity] > MAX_FINDINGS:
             if severity is Severity.WARNING:
-                return  # more of what is allowed must not end the search for what is not
+                return  # warnings must not stop the search for errors
             raise _TooMany
         self.items.append(Finding(severity=severity, what=error.what, where=error.where))
 
 
-@dataclass(slots=True, eq=False)
 class _OpenDirectory:
     """A directory whose entries are being visited."""
 
-    inode: DiskInode
-    name: bytes
-    subdirectories: int = 0
+    __slots__ = ("inode", "name", "subdirectories")
+
+    def __init__(self, inode: DiskInode, name: bytes) -> None:
+        self.inode = inode
+        self.name = name
+        self.subdirectories = 0
 
 
-@dataclass(slots=True, eq=False)
 class _Links:
     """A file whose link count or number of names is not 1."""
 
-    nlink: int
-    names: int = field(default=1)
+    __slots__ = ("names", "nlink")
+
+    def __init__(self, nlink: int, names: int = 1) -> None:
+        self.nlink = nlink
+        self.names = names
 
 
 class _Check:
-    def __init__(self, image: Image, findings: _Findings, *, strict: bool, rules: Rules | None) -> None:
+    def __init__(self, image: Image, findings: _Findings, *, rules: Rules | None) -> None:
         self._image = image
         self._findings = findings
-        self._links_severity = Severity.ERROR if strict else Severity.WARNING
         self._rules = rules
         self._walk = Walk(image, report=self._broken)
         self._map = ExtentMap(image)
@@ -115,7 +115,7 @@ class _Check:
             self._judge_whole()
 
     def _broken(self, error: ImageError) -> None:
-        """Part of the tree could not be read."""
+        """Report that a part of the tree could not be read."""
         self._complete = False
         self._findings.add(error)
 
@@ -168,7 +168,7 @@ class _Check:
             self._wrong("the mtime is before the build time of the superblock, which is the smallest", inode)
 
     def _check_area(self, inode: DiskInode, xattrs: Sequence[Xattr]) -> None:
-        """Name filter, reserved bytes and padding of an xattr area (section 4.4)."""
+        """Check name filter, reserved bytes and padding of an xattr area (section 4.4)."""
         data = self._image.data
         expected = 0xFFFFFFFF
         for key, _, _ in xattrs:
@@ -200,7 +200,7 @@ class _Check:
         return end
 
     def _check_blocks(self, inode: DiskInode) -> None:
-        """Reserved bytes and padding of directory blocks (section 3.3); what the walk refuses is left to it."""
+        """Check reserved bytes and padding of directory blocks (section 3.3); the walk reports unreadable ones."""
         for start, length in self._image.directory_blocks(inode):
             block = bytes(self._image.data[start : start + length])
             try:
@@ -213,7 +213,7 @@ class _Check:
                 self._wrong(f"the padding of directory entries at {start:#x} is not zero", inode)
 
     def _count(self, step: Step) -> None:
-        """Count subdirectories and names, to be compared with link counts."""
+        """Count subdirectories and names, for the comparison with link counts."""
         inode = step.inode
         self._close_directories(step.depth)
         if inode.kind == DIRECTORY:
@@ -230,14 +230,14 @@ class _Check:
             directory = self._open.pop()
             inode = directory.inode
             links = directory.subdirectories + 2
-            # One more than the limit is enough to run into it; in a deep tree the paths are what takes the memory.
+            # Paths in a deep tree take much memory, so keep no more than it takes to exceed the limit.
             if inode.nlink != links and len(self._deferred) <= MAX_FINDINGS:
                 what = f"link count {inode.nlink} of a directory with {directory.subdirectories} subdirectories"
                 path = show_path(one.name for one in chain((directory,), reversed(self._open)))
                 self._deferred.append(ImageError(what, where=f"{inode.where} ({path})"))
 
     def _judge_whole(self) -> None:
-        """What can be said only of a tree that was read completely."""
+        """Check the rules that need the whole tree."""
         for error in self._deferred:
             self._findings.add(error)
         self._judge_links()
@@ -252,7 +252,7 @@ class _Check:
                 self._findings.add(ImageError(what, where=f"offset {start:#x}"))
 
     def _judge_links(self) -> None:
-        """Compare link counts of files with the number of names; only what is wrong is looked for a second time."""
+        """Compare link counts of files with the number of names; a second walk finds the paths of the wrong ones."""
         wrong = ((nid, links) for nid, links in self._links.items() if links.nlink != links.names)
         sought = dict(islice(wrong, MAX_FINDINGS + 1))
         if not sought:
@@ -263,4 +263,4 @@ class _Check:
             if links is not None:
                 what = f"link count {links.nlink}, but the number of names is {links.names}"
                 error = ImageError(what, where=f"{step.inode.where} ({walk.path()})")
-                self._findings.add(error, self._links_severity)
+                self._findings.add(error, Severity.WARNING)

@@ -46,8 +46,8 @@ XATTR_FILTER_SEED = 0x25BBE08F
 XATTR_HEADER_SIZE = 12
 XATTR_UNIT = 4
 
-METACOPY_SHA256 = b"\x00\x24\x00\x01"  # overlayfs metacopy header: version 0, length 36, flags 0, SHA-256
-METACOPY_SHA512 = b"\x00\x44\x00\x02"  # likewise: length 68, SHA-512
+# overlayfs metacopy header: version 0, length of header and digest, flags 0, number of the algorithm
+METACOPY = struct.Struct("BBBB")
 
 
 class DataLayout(IntEnum):

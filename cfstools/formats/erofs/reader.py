@@ -1,21 +1,21 @@
-"""Bytes of an image to checked records, one inode at a time (composefs format, sections 1 to 4 and 10.2).
+"""Read an image one inode at a time (composefs format, sections 1 to 4 and 10.2).
 
-:class:`Image` trusts nothing: whatever it returns has been bounds-checked, and whatever breaks a rule is an
-:class:`ImageError` that names the inode and its offset. It keeps no state that depends on the order of calls and
-never follows a directory; :mod:`.walk` does that.
+:class:`Image` trusts nothing: everything it returns was bounds-checked, and anything that breaks a rule raises an
+:class:`ImageError` that names the inode and its offset. The order of calls does not matter. It does not descend into
+directories; :mod:`.walk` does.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import pairwise
-from operator import lt
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.dirents import DirentTuple, parse_dirents
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE, DataLayout
+from cfstools.formats.erofs.superblock import image_length, read_header, read_superblock
 from cfstools.formats.escape import escape_text
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ SYMLINK = 0o120000
 CHARACTER = 0o020000
 BLOCK = 0o060000
 
-# The xattr area of one inode and the shared xattrs it refers to. Images of the reference writer stay far below:
-# it allows 32767 bytes of input and adds at most a redirect of 4096 bytes, some marks, and 8 bytes for each
-# escaped key.
+# Limit on the xattr area of one inode together with the shared xattrs it refers to. The reference writer stays far
+# below: it accepts 32767 bytes and adds at most a redirect of 4096 bytes, some marks, and 8 bytes for each escaped key.
 XATTR_BYTES_MAX = 1 << 16
 
 _LAYOUTS = {version | kind << 1: kind for version in (0, 1) for kind in DataLayout}
@@ -42,14 +41,13 @@ _ENTRY_HEADER_SIZE = fmt.XATTR_ENTRY.size
 _unpack_entry = fmt.XATTR_ENTRY.unpack_from
 
 Xattr = tuple[bytes, bytes, bool]  # whole key, value, whether it is stored in the shared table
-DirentTuple = tuple[bytes, int, int]  # name, nid, file type
 
 
 class DiskInode(NamedTuple):
-    """An inode with the byte ranges that belong to it, all of them inside the image.
+    """An inode and its byte ranges, all of them inside the image.
 
-    ``data_start`` and ``data_size`` are the bytes in data blocks, ``tail_start`` and ``tail_size`` those behind
-    the xattr area: the end of the data, or a chunk table. Offsets and sizes are in bytes from the image's start.
+    ``data_start`` and ``data_size`` are the data blocks, ``tail_start`` and ``tail_size`` what follows the xattr area:
+    the end of the data, or a chunk table. Offsets are in bytes from the start of the image.
     """
 
     nid: int
@@ -88,23 +86,23 @@ class DiskInode(NamedTuple):
         return place_name(self.nid)
 
     @property
-    def is_hiding(self) -> bool:
-        """Whether this is a character device 0:0, which composefs only uses to hide names (section 4.7)."""
+    def is_masking(self) -> bool:
+        """Whether this is a character device 0:0, which composefs uses only to mask names (section 4.7)."""
         return self.union == 0 and self.mode & TYPE_MASK == CHARACTER
 
     @property
     def is_chunked(self) -> bool:
-        """Whether the contents are outside of the image."""
+        """Whether the contents are outside the image."""
         return self.layout == DataLayout.CHUNK
 
     @property
     def is_spilled(self) -> bool:
-        """Whether the chunk table went to a data block that nothing points to (section 10.3, Q8)."""
+        """Whether the chunk table is in a data block that nothing refers to (section 10.3, Q8)."""
         return self.layout == DataLayout.CHUNK and not self.tail_size
 
 
 class SharedXattr(NamedTuple):
-    """An entry of the shared table: bytes ``start`` to ``end``, padding included, and what it says."""
+    """An entry of the shared table: bytes ``start`` to ``end`` with its padding, its key and its value."""
 
     start: int
     end: int
@@ -112,56 +110,19 @@ class SharedXattr(NamedTuple):
     value: bytes
 
 
-def check_head(head: Buffer, size: int) -> None:
-    """Raise ImageError where the first block of a file of *size* bytes shows that it is no whole image."""
-    view = memoryview(head).cast("B")
-    if len(view) < BLOCK_SIZE:
-        raise ImageError(f"{len(view)} bytes are too few for an image, the smallest has {BLOCK_SIZE}")
-    _read_header(view)
-    _own_length(_read_superblock(view), size)
-
-
-def declared_length(head: Buffer) -> int | None:
-    """How many bytes the image has of whose file *head* is the first block; ``None`` where that is no EROFS.
-
-    Only the magic, the block size and the number of blocks in the superblock are looked at, and nothing is believed:
-    whoever asks checks what so many bytes are.
-    """
-    view = memoryview(head).cast("B")
-    if len(view) < BLOCK_SIZE:
-        return None
-    superblock = fmt.Superblock._make(fmt.SUPERBLOCK.unpack_from(view, fmt.SUPERBLOCK_OFFSET))
-    if superblock.magic != fmt.EROFS_MAGIC or superblock.block_bits != fmt.BLOCK_BITS or not superblock.blocks:
-        return None
-    return superblock.blocks * BLOCK_SIZE
-
-
-def _own_length(superblock: fmt.Superblock, length: int) -> int:
-    """How long the image is of whose file *length* bytes are there."""
-    own = superblock.blocks * BLOCK_SIZE
-    where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
-    if own < BLOCK_SIZE:
-        raise ImageError("the image has no blocks", where=where)
-    if own > length:
-        raise ImageError(f"the image has {own} bytes but only {length} are there: truncated", where=where)
-    return own
-
-
 class Image:
     """A read-only EROFS image as composefs writes it.
 
-    *data* is the whole image, best a memory map. Its length must be what the superblock says; with *allow_tail*
-    it may be longer, and what follows the image is ignored. ``length`` is the image's own length in bytes.
-    Raises ImageError if header or superblock break a rule (section 10.2).
+    *data* is the whole image. Its length must be what the superblock says; with *allow_tail* it may be longer, and
+    bytes after the image are ignored. ``length`` is the image's own size in bytes. Raises ImageError if header or
+    superblock break a rule (section 10.2).
     """
 
     def __init__(self, data: Buffer, *, allow_tail: bool = False) -> None:
         view = memoryview(data).cast("B")
-        if len(view) < BLOCK_SIZE:
-            raise ImageError(f"{len(view)} bytes are too few for an image, the smallest has {BLOCK_SIZE}")
         self.data = view
-        self.header = _read_header(view)
-        self.superblock = _read_superblock(view)
+        self.header = read_header(view)
+        self.superblock = read_superblock(view)
         self.length = self._check_length(len(view), allow_tail=allow_tail)
         self.root_nid = self.superblock.root_nid
         self._xattr_base = self.superblock.xattr_block * BLOCK_SIZE
@@ -173,7 +134,7 @@ class Image:
             raise ImageError("the root is not a directory", where=self.root.where)
 
     def _check_length(self, length: int, *, allow_tail: bool) -> int:
-        own = _own_length(self.superblock, length)
+        own = image_length(self.superblock, length)
         where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
         if own < length and not allow_tail:
             raise ImageError(f"the image has {own} bytes but {length} are there", where=where)
@@ -285,7 +246,7 @@ class Image:
         return first * BLOCK_SIZE
 
     def _chunk_table_size(self, size: int, union: int, tail: int) -> int:
-        """Bytes of the chunk table at *tail*: all holes, or 0 if the reference lost it in a block (Q8)."""
+        """Size of the chunk table at *tail*, which has only holes; 0 if the reference put it into a data block (Q8)."""
         form = union & 0xFFFF
         if form > fmt.CHUNK_FORMAT_BITS_MASK:
             raise ImageError(f"unknown chunk format {form:#x}")
@@ -294,7 +255,7 @@ class Image:
         if not 0 < chunks <= fmt.CHUNK_ENTRIES_MAX:
             raise ImageError(f"external file of {size} bytes in {chunks} chunks; 1 to 1024 chunks are allowed")
         table = chunks * len(_HOLE)
-        # Shifting by whole slots makes room for every shorter table, so that only these go to a block.
+        # Any shorter table fits after a shift by whole slots, so the writer moves only these to a block.
         if table > BLOCK_SIZE - tail % SLOT_SIZE:
             return 0
         if union > 0xFFFF:
@@ -306,7 +267,7 @@ class Image:
         return table
 
     def directory_blocks(self, inode: DiskInode) -> Iterator[tuple[int, int]]:
-        """Offset and length of each piece of a directory's data that has names of its own (section 3.3)."""
+        """Yield offset and length of each directory block and of the tail; each has its own names (section 3.3)."""
         end = inode.data_start + inode.data_size
         for start in range(inode.data_start, end, BLOCK_SIZE):
             yield start, min(BLOCK_SIZE, end - start)
@@ -314,9 +275,9 @@ class Image:
             yield inode.tail_start, inode.tail_size
 
     def dirents(self, inode: DiskInode) -> Iterator[DirentTuple]:
-        """The entries of a directory, ``.`` and ``..`` among them, as (name, nid, file type) in byte order.
+        """Yield the entries of a directory, with ``.`` and ``..``, as (name, nid, file type) in byte order.
 
-        A block's entries come after all of the block was checked (section 10.2); nids are not looked at.
+        Each block is checked before its first entry is yielded (section 10.2); nids are not checked.
         """
         last = b""
         for start, length in self.directory_blocks(inode):
@@ -331,9 +292,9 @@ class Image:
             last = entries[-1][0]
 
     def xattrs(self, inode: DiskInode) -> list[Xattr]:
-        """The xattrs of an inode: inline entries in stored order, then shared ones in stored order (section 4.4).
+        """The xattrs of an inode in stored order: first the inline entries, then the shared ones (section 4.4).
 
-        The list may be shared between inodes and must not be changed.
+        Do not change the list: inodes may share it.
         """
         if not inode.xattr_size:
             return []
@@ -346,7 +307,7 @@ class Image:
         except ImageError as error:
             error.where = f"{inode.where}, xattr area at {inode.xattr_start:#x}"
             raise
-        # Only areas that are nothing but references repeat; a pair that repeats is shared.
+        # Cache only areas of references alone: other areas do not repeat, because the writer shares repeated pairs.
         if area[4] * fmt.XATTR_UNIT + fmt.XATTR_HEADER_SIZE == len(area) and len(self._areas) < _CACHED_AREAS_MAX:
             self._areas[area] = xattrs
         return xattrs
@@ -374,7 +335,7 @@ class Image:
         return xattrs
 
     def _parse_entry(self, area: bytes | memoryview, position: int, limit: int) -> tuple[bytes, bytes, int]:
-        """Key and value of the entry at *position* of *area*, and where the next one starts (section 4.2)."""
+        """Key and value of the entry at *position* of *area*, and the position of the next entry (section 4.2)."""
         name_start = position + _ENTRY_HEADER_SIZE
         if name_start > limit:
             raise ImageError("the header of an xattr is cut off")
@@ -400,14 +361,14 @@ class Image:
         return key
 
     def shared_ids(self, inode: DiskInode) -> tuple[int, ...]:
-        """The shared ids of an inode whose xattrs could be read, in stored order."""
+        """The shared ids of an inode in stored order. Its xattrs must have been read without error."""
         if not inode.xattr_size:
             return ()
         count = self.data[inode.xattr_start + 4]
         return struct.unpack_from(f"<{count}I", self.data, inode.xattr_start + fmt.XATTR_HEADER_SIZE)
 
     def shared_xattr(self, identifier: int) -> SharedXattr:
-        """The entry of the shared table that *identifier* stands for (section 4.3, rule 5)."""
+        """The entry of the shared table with this id (section 4.3, rule 5)."""
         start = self._xattr_base + identifier * fmt.XATTR_UNIT
         return self.xattr_entry_at(start, self.length)
 
@@ -424,7 +385,7 @@ class Image:
 
     def _load_shared(self, identifier: int) -> Xattr:
         start, end, key, value = self.shared_xattr(identifier)
-        # Entries of an image do not overlap, so that together they cannot be longer than it.
+        # Entries must not overlap, so all of them together are no longer than the image.
         self._shared_budget -= end - start
         if self._shared_budget < 0:
             raise ImageError("shared xattrs overlap")
@@ -432,7 +393,7 @@ class Image:
         return xattr
 
     def file_data(self, inode: DiskInode) -> bytes:
-        """The bytes of an inode that are in the image: inline contents, a symlink target, directory data."""
+        """The data of an inode inside the image: inline contents, a symlink target, or directory data."""
         if inode.layout == DataLayout.CHUNK:
             return b""
         blocks = bytes(self.data[inode.data_start : inode.data_start + inode.data_size])
@@ -447,61 +408,5 @@ class Image:
 
 
 def place_name(nid: int) -> str:
-    """How messages name the place of an inode."""
+    """The place of an inode in messages: number and offset."""
     return f"inode {nid} at offset {nid * SLOT_SIZE:#x}"
-
-
-def parse_dirents(block: bytes) -> tuple[list[DirentTuple], int]:
-    """The entries of one directory block or tail, and where the last name ends (section 3.3).
-
-    Raises ImageError for offsets, names or an order that section 10.2 forbids.
-    """
-    if len(block) < fmt.DIRENT.size:
-        raise ImageError(f"directory block of {len(block)} bytes")
-    first = fmt.DIRENT.unpack_from(block)[1]
-    if not first or first % fmt.DIRENT.size or first > len(block):
-        raise ImageError(f"the first name is at {first}, in a block of {len(block)} bytes")
-    nids, offsets, types = zip(*fmt.DIRENT.iter_unpack(block[:first]), strict=True)
-    end = block.find(b"\0", offsets[-1])
-    if end < 0:
-        end = len(block)
-    bounds = (*offsets, end)
-    if not all(map(lt, bounds, bounds[1:])):
-        raise ImageError("name offsets do not rise inside of the block, or a name is empty")
-    names = [block[start:stop] for start, stop in pairwise(bounds)]
-    text = block[first:end]
-    if b"/" in text or b"\0" in text or max(map(len, names)) > fmt.NAME_MAX:
-        bad = next(name for name in names if b"/" in name or b"\0" in name or len(name) > fmt.NAME_MAX)
-        raise ImageError(f"{escape_text(bad)} cannot be a file name")
-    if not all(map(lt, names, names[1:])):
-        late = next(right for left, right in pairwise(names) if left >= right)
-        raise ImageError(f"name {escape_text(late)} is not in order")
-    return list(zip(names, nids, types, strict=True)), end
-
-
-def _read_header(data: memoryview) -> fmt.ComposefsHeader:
-    header = fmt.ComposefsHeader._make(fmt.COMPOSEFS_HEADER.unpack_from(data, fmt.HEADER_OFFSET))
-    where = "composefs header at offset 0x0"
-    if header.magic != fmt.COMPOSEFS_MAGIC:
-        raise ImageError(f"magic {header.magic:#010x} is not {fmt.COMPOSEFS_MAGIC:#010x}: not composefs", where=where)
-    if header.header_version != fmt.COMPOSEFS_HEADER_VERSION:
-        raise ImageError(f"unknown header version {header.header_version}", where=where)
-    if header.flags & ~fmt.HEADER_FLAG_HAS_ACL:
-        raise ImageError(f"unknown flags {header.flags:#x}", where=where)
-    if header.composefs_version > fmt.MAX_COMPOSEFS_VERSION:
-        raise ImageError(f"unknown composefs version {header.composefs_version}; 0 and 1 are known", where=where)
-    return header
-
-
-def _read_superblock(data: memoryview) -> fmt.Superblock:
-    superblock = fmt.Superblock._make(fmt.SUPERBLOCK.unpack_from(data, fmt.SUPERBLOCK_OFFSET))
-    where = f"superblock at offset {fmt.SUPERBLOCK_OFFSET:#x}"
-    if superblock.magic != fmt.EROFS_MAGIC:
-        raise ImageError(f"magic {superblock.magic:#010x} is not {fmt.EROFS_MAGIC:#010x}: not EROFS", where=where)
-    if superblock.block_bits != fmt.BLOCK_BITS:
-        raise ImageError(f"blocks of 2^{superblock.block_bits} bytes; composefs has 2^{fmt.BLOCK_BITS}", where=where)
-    if superblock.feature_incompat:
-        raise ImageError(f"unknown incompatible features {superblock.feature_incompat:#x}", where=where)
-    if superblock.ext_slots or superblock.meta_block:
-        raise ImageError("superblock extensions or inodes in another place than composefs has them", where=where)
-    return superblock

@@ -1,7 +1,7 @@
-"""What every byte of an image is for (composefs format, section 1.1).
+"""Explain every byte of an image (composefs format, section 1.1).
 
-:class:`ExtentMap` knows the coarse ranges (an inode with all behind it, a shared xattr, the data of a file) and
-finds overlaps and gaps; :func:`regions` names the pieces of each and gives gaps their meaning.
+:class:`ExtentMap` collects coarse ranges (an inode with its xattr area and tail, a shared xattr, the data of a file)
+and finds overlaps and gaps; :func:`regions` divides them into named regions and explains the gaps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, assert_never
 from cfstools.errors import ImageError
 from cfstools.formats.base import Region
 from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.dirents import parse_dirents
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE
-from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, parse_dirents, place_name
+from cfstools.formats.erofs.reader import DIRECTORY, SYMLINK, DiskInode, Image, place_name
 from cfstools.formats.erofs.walk import Walk
 from cfstools.formats.escape import escape_text, show_path
 from cfstools.text import counted
@@ -29,9 +30,9 @@ _HOLES = fmt.CHUNK_HOLE * (BLOCK_SIZE // len(fmt.CHUNK_HOLE))
 
 
 class RegionKind(Enum):
-    """What a range of bytes is; the value is its name in reports.
+    """The kind of a range of bytes; the value is its name in reports.
 
-    Padding is all zero; bytes that nothing refers to and that are not zero are ``UNKNOWN``.
+    ``PADDING`` is all zero; bytes that nothing refers to and that are not all zero are ``UNKNOWN``.
     """
 
     HEADER = "composefs header"
@@ -51,7 +52,7 @@ class RegionKind(Enum):
 
 
 class Owner(IntEnum):
-    """What a coarse range belongs to."""
+    """The owner of a coarse range."""
 
     HEAD = 0
     INODE = 1
@@ -59,11 +60,11 @@ class Owner(IntEnum):
     DATA = 3
     UNREFERENCED = 4  # a shared xattr that no inode refers to
     LOST_TABLE = 5  # a chunk table in a block that nothing points to (section 10.3, Q8)
-    NOBODY = 6  # filler, all zero in a sound image
+    NOBODY = 6  # filler, all zero in a valid image
 
 
 class Extent(NamedTuple):
-    """A coarse range; ``number`` is the id of a shared xattr, else the nid of the owner if it is an inode."""
+    """A coarse range; ``number`` is the id of a shared xattr, or the nid of the inode that owns it."""
 
     start: int
     end: int
@@ -72,9 +73,9 @@ class Extent(NamedTuple):
 
 
 class ExtentMap:
-    """Gathers the ranges of the inodes of one image, each of which must be added once.
+    """Collects the ranges of the inodes of one image. Add each inode once.
 
-    ``references`` counts how many inodes refer to each shared xattr.
+    ``references`` counts the inodes that refer to each shared xattr.
     """
 
     def __init__(self, image: Image) -> None:
@@ -85,7 +86,7 @@ class ExtentMap:
         self._spilled: list[int] = []
 
     def add(self, inode: DiskInode) -> None:
-        """Take in an inode whose xattrs could be read."""
+        """Add an inode whose xattrs were read without error."""
         self._nids.append(inode.nid)
         if inode.data_size:
             end = inode.data_start + inode.data_size
@@ -97,7 +98,7 @@ class ExtentMap:
             references[identifier] = references.get(identifier, 0) + 1
 
     def extents(self) -> Iterator[Extent]:
-        """All ranges in order of their start. Raises ImageError where two overlap."""
+        """Yield all ranges in order of their start. Raises ImageError if two overlap."""
         previous = Extent(0, 0, Owner.HEAD, 0)
         for extent in merge(self._heads(), self._inodes(), self._shared(), sorted(self._data)):
             if extent.start < previous.end:
@@ -108,7 +109,7 @@ class ExtentMap:
             previous = extent
 
     def cover(self) -> Iterator[Extent]:
-        """As :meth:`extents`, with every gap filled by what it is, so that nothing of the image is left out."""
+        """Yield the ranges of :meth:`extents`, and extents for all gaps between them, to the end of the image."""
         table = self._inodes_end()
         data = min((extent.start for extent in self._data), default=self._image.length)
         spilled = iter(sorted(self._spilled))
@@ -130,13 +131,13 @@ class ExtentMap:
             position = extent.end
 
     def _inodes_end(self) -> int:
-        """Where the last inode ends, as whole slots: here the shared table starts."""
+        """The end of the last inode, rounded up to slots: the start of the shared table."""
         end = self._image.inode(max(self._nids)).end
         return -(-end // SLOT_SIZE) * SLOT_SIZE
 
     def _unreferenced(self, start: int, end: int) -> Iterator[Extent]:
-        """Shared xattrs without references: a pair is shared even if every inode with it had no room for one more."""
-        # No entry starts with two zero bytes: it has a name or a prefix.
+        """Yield shared xattrs without references, which exist if every inode with the pair had its references full."""
+        # Two zero bytes start no entry: an entry has a name or a prefix.
         while start < end and any(self._image.data[start : start + 2]):
             try:
                 entry = self._image.xattr_entry_at(start, end)
@@ -147,7 +148,7 @@ class ExtentMap:
             start = stop
 
     def _blocks(self, start: int, end: int, spilled: Iterator[int]) -> Iterator[Extent]:
-        """A gap, cut at block boundaries where a block can be a lost chunk table."""
+        """Yield a gap, split at block boundaries, because each block may be a lost chunk table."""
         while start < end:
             stop = min(start - start % BLOCK_SIZE + BLOCK_SIZE, end)
             lost = self._image.data[start:stop] == _HOLES
@@ -171,11 +172,11 @@ class ExtentMap:
 
 
 def regions(data: Buffer, *, allow_tail: bool = False) -> Iterator[Region]:
-    """Name every byte range of an image, in order and without holes, from 0 to the length of *data*.
+    """Yield a named region for every byte range of an image, in order and without gaps, up to the end of *data*.
 
-    The image is walked once before the first region comes; memory grows with the number of inodes, not with the
-    size of the image. Bytes behind the image are one region if *allow_tail* permits them.
-    Raises ImageError for what the strict reader refuses and for ranges that overlap.
+    The whole image is walked before the first region is yielded. Memory grows with the number of inodes, not with the
+    size of the image. With *allow_tail*, bytes after the image are one region. Raises ImageError for what the strict
+    reader refuses and for overlapping ranges.
     """
     image = Image(data, allow_tail=allow_tail)
     yield from _Namer(image).regions()
@@ -184,12 +185,12 @@ def regions(data: Buffer, *, allow_tail: bool = False) -> Iterator[Region]:
 
 
 class _Namer:
-    """Gives the ranges of one image their names."""
+    """Names the ranges of one image."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._map = ExtentMap(image)
-        self._names: dict[int, tuple[int, bytes]] = {}  # nid to the parent's nid and the first name there
+        self._names: dict[int, tuple[int, bytes]] = {}  # nid to the nid of the parent and the first name in it
         walk = Walk(image)
         parents: list[int] = []
         for depth, name, inode, first in walk:
@@ -301,7 +302,7 @@ class _Namer:
 
 
 def nonzero_bytes(data: memoryview) -> int:
-    """How many of the bytes are not zero."""
+    """The number of bytes that are not zero."""
     return len(data) - bytes(data).count(0)
 
 

@@ -1,8 +1,7 @@
-"""All names of an image, depth-first in byte order, each directory once (composefs format, section 10.2).
+"""Walk all names of an image, depth-first in byte order (composefs format, section 10.2).
 
-The walk is iterative and its work is bounded by the image's size, whatever the image says: a directory that is
-met again (a cycle, a hard link) is not entered, and the ranges of all inodes together cannot be larger than the
-image, because in an image of any writer they do not overlap.
+The walk is iterative, and the size of the image bounds its work: a directory that is reached again (a cycle, a hard
+link) is an error, and so are inodes whose ranges together are larger than the image, because ranges must not overlap.
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ from typing import NamedTuple
 
 from cfstools.errors import ImageError
 from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.dirents import DirentTuple
 from cfstools.formats.erofs.layout import FileType
-from cfstools.formats.erofs.reader import DIRECTORY, TYPE_MASK, DirentTuple, DiskInode, Image
+from cfstools.formats.erofs.reader import DIRECTORY, TYPE_MASK, DiskInode, Image
 from cfstools.formats.escape import show_path
 
 Report = Callable[[ImageError], None]
 
 
 class Step(NamedTuple):
-    """One name: ``depth`` is 0 for the root, ``first`` says whether the inode was not met before."""
+    """One name: ``depth`` is 0 for the root, ``first`` tells whether this is the first name of the inode."""
 
     depth: int
     name: bytes
@@ -31,8 +31,8 @@ class Step(NamedTuple):
 class Walk:
     """Iterates over the :class:`Step` of every name but ``.`` and ``..``, the root first.
 
-    With *filters*, of the root's children only those names are visited. *report* is given each ImageError and the
-    walk goes on behind what is broken; without it the first error is raised.
+    With *filters* only these children of the root are visited. With *report* the walk calls it for each ImageError and
+    continues after what is broken; without it the first error is raised.
     """
 
     def __init__(self, image: Image, *, filters: Collection[bytes] | None = None, report: Report | None = None) -> None:
@@ -44,16 +44,16 @@ class Walk:
         self._budget = image.length
 
     def path(self) -> str:
-        """Path of the current step, escaped as in a dump; a very long one is cut at the front."""
+        """The path of the current step, escaped as in a dump; the front of a very long one is cut off."""
         return show_path(reversed(self._names))
 
     def located(self, error: ImageError) -> ImageError:
-        """*error* with the current path added to its place."""
+        """Add the current path to the place of *error*."""
         error.where = f"{error.where} ({self.path()})"
         return error
 
     def fail(self, error: ImageError) -> None:
-        """Report *error*, which names an inode, with the current path; raise it if there is no one to report to."""
+        """Add the current path to *error*, which names an inode, and report it; raise it without a ``report``."""
         if self._report is None:
             raise self.located(error)
         self._report(self.located(error))
@@ -100,7 +100,7 @@ class Walk:
         return inode
 
     def _meet(self, inode: DiskInode) -> bool:
-        """Whether *inode* is new. Raises ImageError for a directory that is not, and when the image is used up."""
+        """Mark *inode* as met; returns whether it was new. Raises ImageError for directories met again and overlaps."""
         nid = inode.nid
         bit = 1 << (nid & 7)
         if self._met[nid >> 3] & bit:
@@ -114,7 +114,7 @@ class Walk:
         return True
 
     def _children(self, inode: DiskInode, parent: int) -> Iterator[DirentTuple]:
-        """The entries of a directory without ``.`` and ``..``, which are checked."""
+        """Yield the entries of a directory except ``.`` and ``..``, which are checked."""
         dots = {b".": inode.nid, b"..": parent}
         wrong = []
         try:

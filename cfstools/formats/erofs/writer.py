@@ -1,19 +1,19 @@
-"""Nodes in breadth-first order to the bytes of an image (composefs format, sections 1 to 4).
+"""Write nodes, in breadth-first order, as an image (composefs format, sections 1 to 4).
 
-The work has two halves: :func:`place` decides every size and offset, :meth:`Placed.chunks` then emits the bytes
-from front to back, so that an image never has to be in memory whole.
+:func:`place` decides every size and offset; :meth:`Placed.chunks` then yields the bytes from front to back, so the
+image is never in memory as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from cfstools.errors import TreeError
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.dirents import group_names, groups_extent
 from cfstools.formats.erofs.layout import BLOCK_SIZE, SLOT_SIZE, DataLayout
-from cfstools.formats.erofs.nodes import Node, Pair
-from cfstools.formats.erofs.xattrs import XattrTable
+from cfstools.formats.erofs.xattrs import Pair, XattrTable
 from cfstools.values import Value
 
 _TYPE_MASK = 0o170000
@@ -22,8 +22,38 @@ _SYMLINK = 0o120000
 _DEVICES = (0o020000, 0o060000)
 _U16 = 0xFFFF
 _U32 = 0xFFFFFFFF
-_CHUNK_TARGET = 1 << 20  # pieces of an image are joined to about this many bytes
+_CHUNK_TARGET = 1 << 20  # join the pieces of an image into chunks of about this many bytes
 _ZEROS = bytes(BLOCK_SIZE)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Node:
+    """One inode in breadth-first order, with the fields that :func:`place` fills in.
+
+    ``size`` decides the width of the inode (composefs format, section 2.5); of fifos, sockets and devices it is not
+    stored. ``data`` is inline content or a symlink target, ``None`` for a file with its contents outside the image;
+    ``children`` are the names of a directory in byte order, including ``.`` and ``..``.
+    """
+
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    mtime_sec: int
+    mtime_nsec: int
+    xattrs: Sequence[Pair]
+    size: int = 0
+    rdev: int = 0
+    data: bytes | None = b""
+    children: list[tuple[bytes, Node]] | None = None
+    # Filled in by the writer.
+    xattr_size: int = 0
+    compact: bool = False
+    blocks: int = 0
+    tail: int = 0
+    offset: int = 0
+    first_block: int = 0
+    ranges: list[tuple[int, int]] | None = None  # a directory's groups of names, as slices of ``children``
 
 
 def round_up(value: int, unit: int) -> int:
@@ -44,7 +74,7 @@ def chunk_geometry(size: int) -> tuple[int, int]:
 
 
 class Placed(Value):
-    """An image whose every byte is decided: its size, and its bytes in order."""
+    """An image with every byte decided: its size, and its bytes in order."""
 
     nodes: Sequence[Node]
     header: fmt.ComposefsHeader
@@ -55,11 +85,11 @@ class Placed(Value):
 
     @property
     def inode_count(self) -> int:
-        """How many inodes there are."""
+        """The number of inodes."""
         return len(self.nodes)
 
     def chunks(self) -> Iterator[bytes]:
-        """The image's bytes from front to back, in pieces of about 1 MiB; the last may be smaller, even empty."""
+        """Yield the bytes from front to back, in chunks of about 1 MiB; the last may be smaller, even empty."""
         pieces: list[bytes] = []
         pending = 0
         for piece in self._pieces():
@@ -101,7 +131,7 @@ class Placed(Value):
 
 
 def place(nodes: Sequence[Node], header: fmt.ComposefsHeader) -> Placed:
-    """Decide sizes, widths, positions and block numbers of all *nodes* (root first, breadth-first order)."""
+    """Decide the sizes, widths, offsets and block numbers of all *nodes*, which are in breadth-first order."""
     minimum = min((node.mtime_sec, node.mtime_nsec) for node in nodes)
     table = XattrTable(node.xattrs for node in nodes if node.xattrs)
     for node in nodes:
@@ -141,7 +171,7 @@ def place(nodes: Sequence[Node], header: fmt.ComposefsHeader) -> Placed:
 
 
 def _measure(node: Node, table: XattrTable, minimum: tuple[int, int]) -> None:
-    """Sizes before placement (section 2.4) and the width of the inode (section 2.5)."""
+    """Set the sizes before placement (section 2.4) and the width of the inode (section 2.5)."""
     if node.xattrs:
         node.xattr_size = table.area_size(node.xattrs)
     if node.children is not None:
@@ -149,7 +179,7 @@ def _measure(node: Node, table: XattrTable, minimum: tuple[int, int]) -> None:
         node.ranges = group_names(names)
         node.blocks, node.tail = groups_extent(names, node.ranges)
         node.size = node.blocks * BLOCK_SIZE + node.tail
-    elif node.chunked:
+    elif node.data is None:
         node.tail = 4 * chunk_geometry(node.size)[1]
     elif node.mode & _TYPE_MASK == _SYMLINK:
         node.tail = len(node.data)
@@ -169,7 +199,7 @@ def _measure(node: Node, table: XattrTable, minimum: tuple[int, int]) -> None:
 
 
 def _place_inodes(nodes: Iterable[Node]) -> int:
-    """Give every node its offset (section 2.6); returns where the inodes end."""
+    """Set the offset of every node (section 2.6); returns the end of the inodes."""
     position = fmt.FIRST_INODE_OFFSET
     for node in nodes:
         start = (position + SLOT_SIZE - 1) & -SLOT_SIZE
@@ -182,13 +212,13 @@ def _place_inodes(nodes: Iterable[Node]) -> int:
 
 
 def _fit_tail(node: Node, start: int, head: int) -> int:
-    """Where a node with a tail starts, so that the tail stays inside one block; it may lose the tail to a block."""
+    """Choose the offset of a node so that its tail crosses no block boundary, or move the tail to a data block."""
     if node.mode & _TYPE_MASK == _SYMLINK:
         total = head + node.tail
         crosses = start // BLOCK_SIZE != (start + total - 1) // BLOCK_SIZE
         if total >= BLOCK_SIZE:
             node.blocks, node.tail = 1, 0
-        # Decided with the old total: a target that went to a block leaves its inode block aligned.
+        # As in the reference, the total still counts a target that was moved: that leaves the inode block aligned.
         return round_up(start, BLOCK_SIZE) if crosses else start
     room = BLOCK_SIZE - (start + head) % BLOCK_SIZE
     if room >= node.tail:
@@ -203,11 +233,12 @@ def _fit_tail(node: Node, start: int, head: int) -> int:
 def _inode(node: Node, number: int) -> bytes:
     """The 32 or 64 bytes of an inode (section 2.7)."""
     kind = node.mode & _TYPE_MASK
-    data_layout = DataLayout.CHUNK if node.chunked else DataLayout.INLINE if node.tail else DataLayout.PLAIN
-    size = node.size if node.children is not None or node.chunked else len(node.data)
     union = node.rdev if kind in _DEVICES else node.first_block & _U32
-    if node.chunked:
-        # With a spilled table the chunk format overwrites the low half of the block number, as the reference does.
+    data_layout = DataLayout.INLINE if node.tail else DataLayout.PLAIN
+    size = node.size if node.children is not None or node.data is None else len(node.data)
+    if node.data is None:
+        data_layout = DataLayout.CHUNK
+        # As in the reference, the chunk format overwrites the low half of the block number of a spilled table.
         union = (union & 0xFFFF0000) | (chunk_geometry(size)[0] - fmt.BLOCK_BITS)
     count = (node.xattr_size - fmt.XATTR_HEADER_SIZE) // fmt.XATTR_UNIT + 1 if node.xattr_size else 0
     if node.compact:
@@ -233,7 +264,7 @@ def _tail(node: Node) -> bytes:
     if node.children is not None:
         assert node.ranges is not None
         return _group(node.children, *node.ranges[-1])
-    if node.chunked:
+    if node.data is None:
         return fmt.CHUNK_HOLE * (node.tail // 4)
     return node.data[len(node.data) - node.tail :]
 
@@ -253,15 +284,12 @@ def _group(children: Sequence[tuple[bytes, Node]], start: int, end: int) -> byte
 
 
 def _blocks(node: Node) -> Iterator[bytes]:
-    """The node's data blocks, each zero padded (section 3.4)."""
+    """Yield the node's data blocks, padded with zeros (section 3.4)."""
     if node.children is not None:
         assert node.ranges is not None
         for start, end in node.ranges[: node.blocks]:
             yield _group(node.children, start, end).ljust(BLOCK_SIZE, b"\0")
-    elif node.chunked:
+    elif node.data is None:
         yield b"\xff" * BLOCK_SIZE
     else:
         yield node.data[: len(node.data) - node.tail].ljust(node.blocks * BLOCK_SIZE, b"\0")
-
-
-__all__ = ["Node", "Pair", "Placed", "chunk_geometry", "place", "round_up"]

@@ -1,4 +1,4 @@
-"""Extended attributes as the writer stores them: prefixes, the name filter, the shared table (section 4)."""
+"""Extended attributes as the writer stores them: prefixes, name filter, shared table (composefs format, section 4)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from collections.abc import Iterable, Sequence
 
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import BLOCK_SIZE, XattrIndex
-from cfstools.formats.erofs.nodes import Pair
-from cfstools.formats.erofs.xxh32 import xxh32
 
-# The reference tests the prefixes in this order and never writes index 5 (lustre).
+Pair = tuple[bytes, bytes]  # a whole xattr key and its value
+
+_PRIME1 = 0x9E3779B1
+_PRIME2 = 0x85EBCA77
+_PRIME3 = 0xC2B2AE3D
+_PRIME4 = 0x27D4EB2F
+_PRIME5 = 0x165667B1
+_MASK = 0xFFFFFFFF
+_STRIPE = struct.Struct("<4I")
+_WORD = struct.Struct("<I")
+
+# The reference tries the prefixes in this order, and never writes index 5 (lustre).
 _WRITTEN_PREFIXES = [
     (fmt.XATTR_PREFIXES[index], index)
     for index in (
@@ -24,7 +33,7 @@ _WRITTEN_PREFIXES = [
 
 
 def split_key(key: bytes) -> tuple[XattrIndex, bytes]:
-    """The prefix index and the stored name of a whole key (section 4.1); a pure prefix test."""
+    """The prefix index and the stored name of a whole key (section 4.1)."""
     for prefix, index in _WRITTEN_PREFIXES:
         if key.startswith(prefix):
             return index, key[len(prefix) :]
@@ -32,7 +41,7 @@ def split_key(key: bytes) -> tuple[XattrIndex, bytes]:
 
 
 def filter_bit(index: int, name: bytes) -> int:
-    """The bit that an xattr of this name clears in the name filter (section 4.4)."""
+    """The bit of the name filter that an xattr of this name clears (section 4.4)."""
     return 1 << (xxh32(name, (fmt.XATTR_FILTER_SEED + index) & 0xFFFFFFFF) & 31)
 
 
@@ -43,16 +52,15 @@ def entry_bytes(index: int, name: bytes, value: bytes) -> bytes:
 
 
 def sharing_order(pair: Pair) -> tuple[bytes, int, bytes]:
-    """Sort key of the shared table, to be used in reverse (section 4.3)."""
+    """Sort key of the shared table, which is in descending order (section 4.3)."""
     key, value = pair
     return key, len(value), value
 
 
 class XattrTable:
-    """All xattrs of one image: which pairs are shared, how large each inode's area is, and its bytes.
+    """The xattrs of one image: the pairs to share, and the size and bytes of each inode's xattr area.
 
-    :meth:`fix` must be called with the end of the inodes before :meth:`area` and :attr:`shared_bytes` are used,
-    because shared ids depend on where the table starts.
+    Call :meth:`fix` with the end of the inodes before :meth:`area`: shared ids depend on the start of the table.
     """
 
     def __init__(self, areas: Iterable[Sequence[Pair]]) -> None:
@@ -91,11 +99,11 @@ class XattrTable:
                 references += 1
             else:
                 inline += (fmt.XATTR_ENTRY.size + len(self._key(pair[0])[1]) + len(pair[1]) + 3) & -4
-        # The space an inode's xattrs may take on input keeps this far below what i_xattr_icount can count.
+        # The limit on the xattrs of an inode keeps this far below the maximum of i_xattr_icount.
         return fmt.XATTR_HEADER_SIZE + fmt.XATTR_UNIT * references + inline
 
     def fix(self, meta_end: int) -> None:
-        """Settle the shared ids for a table that starts at *meta_end* (section 4.3, rule 5)."""
+        """Compute the shared ids for a table that starts at *meta_end* (section 4.3, rule 5)."""
         base = meta_end % BLOCK_SIZE
         self._ids = {pair: (base + offset) // fmt.XATTR_UNIT for pair, offset in self._shared.items()}
 
@@ -119,3 +127,35 @@ class XattrTable:
                 *entries,
             ]
         )
+
+
+def xxh32(data: bytes, seed: int) -> int:
+    """The 32-bit xxHash of *data*, of which the name filter is made (section 4.4). Names are at most 255 bytes long."""
+    length = len(data)
+    position = 0
+    if length >= _STRIPE.size:
+        lanes = [seed + _PRIME1 + _PRIME2, seed + _PRIME2, seed, seed - _PRIME1]
+        while position + _STRIPE.size <= length:
+            words = _STRIPE.unpack_from(data, position)
+            lanes = [
+                _rotate((lane + word * _PRIME2) & _MASK, 13) * _PRIME1 & _MASK
+                for lane, word in zip(lanes, words, strict=True)
+            ]
+            position += _STRIPE.size
+        value = sum(_rotate(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True))
+    else:
+        value = seed + _PRIME5
+    value = (value + length) & _MASK
+    while position + _WORD.size <= length:
+        (word,) = _WORD.unpack_from(data, position)
+        value = _rotate((value + word * _PRIME3) & _MASK, 17) * _PRIME4 & _MASK
+        position += _WORD.size
+    for byte in data[position:]:
+        value = _rotate((value + byte * _PRIME5) & _MASK, 11) * _PRIME1 & _MASK
+    value = (value ^ (value >> 15)) * _PRIME2 & _MASK
+    value = (value ^ (value >> 13)) * _PRIME3 & _MASK
+    return value ^ (value >> 16)
+
+
+def _rotate(value: int, bits: int) -> int:
+    return ((value << bits) | (value >> (32 - bits))) & _MASK

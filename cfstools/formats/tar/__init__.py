@@ -1,4 +1,4 @@
-"""A strict tar reader on bytes (OCI reading, section 3.3)."""
+"""A strict tar reader on bytes (docs/oci.md, "Headers of tar archives")."""
 
 from cfstools.formats.tar.layout import MemberType
 from cfstools.formats.tar.member import Chunk, Member, SparseMap, TarWarning

@@ -1,4 +1,4 @@
-"""From the raw fields of a header block to names and messages."""
+"""Names, device numbers and errors from the raw fields of a header block, and what extended headers change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cfstools.formats.tar.numbers import parse_number
 from cfstools.formats.tar.pax import Extension, interpret, parse_records
 from cfstools.streams.limits import TarLimits
 
-# The fields of layout.Header; making the named tuple would cost as much as the whole split.
+# The fields of layout.Header as a plain tuple: making the named tuple would double the cost of splitting.
 RawHeader = tuple[bytes, ...]
 
 _MAJOR_MAX = 0xFFF
@@ -21,7 +21,7 @@ LINKS = frozenset((MemberType.HARDLINK, MemberType.SYMLINK))
 
 
 def apply(extension: Extension, member: Member) -> None:
-    """Let what the extended headers said replace what the header says."""
+    """Replace values of the header by those of the extended headers."""
     if extension.path is not None:
         member.name = extension.path
     if extension.linkpath is not None and member.type in LINKS:
@@ -41,19 +41,19 @@ def apply(extension: Extension, member: Member) -> None:
 
 
 def odd_name(name: bytes, whole: bytes, header: RawHeader) -> bool:
-    """Whether the prefix field holds what some readers take for something else; *whole* is *name* with its prefix."""
+    """Whether some readers would interpret the prefix field differently; *whole* is *name* with its prefix."""
     typeflag, magic, prefix, tail = header[7], header[9], header[12], header[13]
     if magic.startswith(layout.MAGIC_USTAR):
-        # Few readers know that the prefix of star ends before the field does.
+        # Few readers know that star's prefix is shorter than the field.
         return tail.endswith(layout.TAIL_STAR) and prefix[layout.STAR_PREFIX - 1] != 0
     if magic != layout.MAGIC_GNU:
         return True
-    # Times, as GNU tar writes them for incremental archives; behind them are the maps of sparse files.
+    # GNU tar stores times here in incremental archives, followed by the maps of sparse files.
     return typeflag != layout.OLD_SPARSE and (whole != name or bool(prefix[layout.GNU_TIMES :].strip(b"\0")))
 
 
 def prefixed(name: bytes, magic: bytes, prefix: bytes, tail: bytes) -> bytes:
-    """The whole name where a header block splits it in two."""
+    """Join a name that the header block splits into prefix and name."""
     if magic.startswith(layout.MAGIC_USTAR):
         if tail.endswith(layout.TAIL_STAR):
             prefix = prefix[: layout.STAR_PREFIX]
@@ -74,7 +74,7 @@ def _has_gnu_times(prefix: bytes) -> bool:
 
 
 def device_number(header: RawHeader) -> tuple[int, int]:
-    """Major and minor number of a device; the oldest format has no such fields."""
+    """Major and minor number of a device; 0 and 0 in the oldest format, which has no such fields."""
     try:
         stated = (parse_number(header[10]), parse_number(header[11])) if header[9].startswith(b"ustar") else (0, 0)
     except ValueError:
@@ -83,7 +83,7 @@ def device_number(header: RawHeader) -> tuple[int, int]:
 
 
 def device_of(extension: Extension, number: tuple[int, int]) -> tuple[int, int]:
-    """The same with what PAX records say instead."""
+    """The device number with what PAX records replace of it."""
     major = number[0] if extension.devmajor is None else extension.devmajor
     minor = number[1] if extension.devminor is None else extension.devminor
     return _checked(major, minor)
@@ -96,7 +96,7 @@ def _checked(major: int, minor: int) -> tuple[int, int]:
 
 
 def bad_number(header: RawHeader) -> TarError:
-    """Name the first field of *header* that does not hold a number."""
+    """The error for the first field of *header* that is not a number."""
     fields = Header._make(header)
     for field in layout.NUMBER_FIELDS:
         raw: bytes = getattr(fields, field)
@@ -108,7 +108,7 @@ def bad_number(header: RawHeader) -> TarError:
 
 
 def merge(seen: Mapping[bytes, bytes], header: RawHeader, limits: TarLimits) -> Extension:
-    """What the extended headers *seen* before *header* say, by type flag. Raises :class:`TarError`."""
+    """Merge the extended headers *seen* before *header*, by type flag. Raises :class:`TarError` if they disagree."""
     records = seen.get(layout.PAX_LOCAL)
     result = interpret(parse_records(records), limits) if records is not None else Extension()
     for typeflag, known in ((layout.GNU_LONG_NAME, result.path), (layout.GNU_LONG_LINK, result.linkpath)):
@@ -127,6 +127,6 @@ def merge(seen: Mapping[bytes, bytes], header: RawHeader, limits: TarLimits) -> 
             result.linkpath = text
         if header[9] != layout.MAGIC_GNU:
             result.notes.append(
-                f"a {layout.EXTENSION_NAMES[typeflag]} before a header of another format: not for all tools"
+                f"a {layout.EXTENSION_NAMES[typeflag]} before a header of another format: some tools ignore it"
             )
     return result

@@ -1,4 +1,4 @@
-"""The bytes of a tar header block: records, field offsets, type flags (OCI reading, section 3.3)."""
+"""The bytes of a tar header block: records, field offsets, type flags (docs/oci.md, "Headers of tar archives")."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
-# The common part of all formats. 64 bytes of user and group name are skipped: numeric owners win.
+# The part that all formats share. It skips 64 bytes of user and group name: owners are taken from the numbers.
 HEADER = Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12s")
-# Two halves of a block, each small enough for an exact byte sum out of one Adler-32.
+# Two halves of a block, each small enough that one Adler-32 gives its exact byte sum.
 HALVES = Struct("256s256s")
 
 
 class Header(NamedTuple):
-    """One header block as it stands on disk, all fields raw."""
+    """One header block as stored, all fields raw."""
 
     name: bytes  # 0
     mode: bytes  # 100
@@ -36,7 +36,7 @@ class Header(NamedTuple):
 
 NUMBER_FIELDS = ("mode", "uid", "gid", "size", "mtime", "checksum")
 
-MAGIC_USTAR = b"ustar\0"  # POSIX; the version that follows is not looked at
+MAGIC_USTAR = b"ustar\0"  # POSIX; the version that follows is ignored
 MAGIC_GNU = b"ustar  \0"
 TAIL_STAR = b"tar\0"  # in the last four bytes: the prefix is 131 bytes, then access and change time
 STAR_PREFIX = 131

@@ -1,4 +1,4 @@
-"""What a tar reader gives: members, their contents in chunks, and warnings."""
+"""What a tar reader yields: members, their contents in chunks, and warnings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ZEROS = bytes(READ_SIZE)
 
 
 class SparseMap(NamedTuple):
-    """Where the data of a sparse file stands: (offset, length) in ascending order; all else is zeros."""
+    """Where a sparse file has data: (offset, length) in ascending order; everything else is zeros."""
 
     extents: tuple[tuple[int, int], ...]
     size: int
 
 
 class TarWarning(NamedTuple):
-    """Something accepted that other readers may see differently."""
+    """Something that was accepted although other tools may read it differently."""
 
     where: str
     what: str
@@ -35,8 +35,8 @@ class Member:
 
     ``name`` and ``linkname`` are the bytes of the archive, not normalised. ``mode`` has permission bits only
     (07777). ``size`` is the size of the expanded contents, 0 for all but files. ``mtime_sec`` is signed,
-    ``mtime_nsec`` counts up from it. ``offset`` is where the first header of the member begins. ``acls`` are the
-    access control lists that stand in records of their own, as text, by ``access``, ``default`` or ``ace``.
+    ``mtime_nsec`` counts up from it. ``offset`` is where the member's first header starts. ``acls`` are access control
+    lists from PAX records, as text; their keys are ``access``, ``default`` or ``ace``.
     """
 
     name: bytes
@@ -57,13 +57,13 @@ class Member:
 
 
 def label(name: bytes) -> str:
-    """*name* for a message: one line of printable ASCII, cut at 200 characters."""
+    """*name* for a message: one line of printable ASCII, at most 200 characters."""
     text = repr(name)[2:-1]
     return text if len(text) <= 200 else text[:199] + "…"
 
 
 def hole(count: int) -> Iterator[Chunk]:
-    """*count* zeros, as chunks of contents."""
+    """Yield *count* zeros in chunks."""
     while count > 0:
         step = min(count, READ_SIZE)
         yield _ZEROS if step == READ_SIZE else memoryview(_ZEROS)[:step]
@@ -71,7 +71,7 @@ def hole(count: int) -> Iterator[Chunk]:
 
 
 def filled(regions: Iterator[Chunk | int]) -> Iterator[Chunk]:
-    """*regions* with zeros in place of holes."""
+    """Yield *regions* with each hole replaced by chunks of zeros."""
     for region in regions:
         if isinstance(region, int):
             yield from hole(region)

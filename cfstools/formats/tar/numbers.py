@@ -31,7 +31,7 @@ def parse_number(field: bytes) -> int:
     return int(digits, 8)
 
 
-# Modes, owners and times repeat from member to member.
+# Cached: modes, owners and times repeat from member to member.
 cached_number = lru_cache(maxsize=4096)(parse_number)
 
 

@@ -1,4 +1,4 @@
-"""PAX extended headers: records and what they say about the next member (OCI reading, section 3.3)."""
+"""PAX extended headers: records, and what they say of the next member (docs/oci.md, "Headers of tar archives")."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ESCAPED = re.compile(rb"%3D|%25")
 _SELINUX = b"security.selinux"
 _LENGTH_DIGITS = 10
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
-# Where a key names a text, a NUL would let two readers see two texts.
+# A NUL in these texts would let two readers see different texts.
 _TEXT_KEYS = frozenset((b"path", b"linkpath", b"uname", b"gname", b"GNU.sparse.name"))
 
 
 @dataclass(slots=True, eq=False)
 class Extension:
-    """What extended headers said about one member; ``None`` or empty where they said nothing."""
+    """What extended headers say about one member; ``None`` or empty if they say nothing."""
 
     path: bytes | None = None
     linkpath: bytes | None = None
@@ -40,14 +40,14 @@ class Extension:
     devminor: int | None = None
     real_size: int | None = None  # SCHILY.realsize
     acls: dict[bytes, bytes] = field(default_factory=dict)  # SCHILY.acl.* without the prefix, as text
-    notes: list[str] = field(default_factory=list)  # what other readers see differently
+    notes: list[str] = field(default_factory=list)  # warnings: what other tools read differently
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     sparse: dict[bytes, bytes] = field(default_factory=dict)  # GNU.sparse.* without the prefix
     sparse_list: list[bytes] = field(default_factory=list)  # version 0.0: offset, length, offset, …
 
     @property
     def is_sparse(self) -> bool:
-        """Whether any record speaks of a sparse file."""
+        """Whether any record is about a sparse file."""
         return bool(self.sparse or self.sparse_list)
 
 
@@ -80,11 +80,11 @@ def parse_records(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def interpret(records: list[tuple[bytes, bytes]], limits: TarLimits) -> Extension:
-    """What *records* say about a member. The last of equal keys holds.
+    """Interpret the *records* of a member. Of equal keys the last one applies.
 
     Attributes come from ``SCHILY.xattr.``, ``LIBARCHIVE.xattr.`` and ``RHT.security.selinux``. Raises
-    :class:`TarError` for what cannot be, for what readers understand in different ways, and for keys that say where
-    contents are in ways not known here.
+    :class:`TarError` for invalid values, for records that readers interpret differently, and for unknown ways of
+    storing contents elsewhere.
     """
     result = Extension()
     encoded: dict[bytes, bytes] = {}
@@ -119,9 +119,9 @@ def _take_rare(result: Extension, key: bytes, value: bytes) -> None:
 
 
 def check_global(records: list[tuple[bytes, bytes]]) -> None:
-    """Raise :class:`TarError` for a global record that would change a member.
+    """Raise :class:`TarError` for a global record that would change members.
 
-    GNU tar and Python apply those, Go and libarchive do not; so what the archive holds would depend on the reader.
+    GNU tar and Python apply such records, Go and libarchive do not, so the contents would depend on the reader.
     """
     for key, _ in records:
         if key in _PLAIN or key in _REFUSED or key in _CHANGING or key.startswith(_CHANGING_PREFIXES):
@@ -153,8 +153,8 @@ _CHANGING_PREFIXES = (_SCHILY, _LIBARCHIVE, _SPARSE, _ACL)
 def _decode_names(result: Extension, encoded: Collection[bytes]) -> None:
     """Decode names of attributes, in which GNU tar writes ``=`` as ``%3D`` and ``%`` as ``%25``.
 
-    libarchive writes each attribute once more in its own way, under a name *encoded* in full; the first one may be
-    encoded like it or, of old versions, not at all.
+    libarchive writes each attribute twice: the second time under a fully *encoded* name. Its first name may be encoded
+    in the same way or, by old versions, not at all.
     """
     plain = set(map(unquote_to_bytes, encoded))
     decoded: dict[bytes, bytes] = {}
@@ -175,7 +175,7 @@ def _decode_names(result: Extension, encoded: Collection[bytes]) -> None:
 def _take_plain(result: Extension, key: bytes, value: bytes) -> None:
     attribute = _PLAIN[key]
     if not value:
-        # For some readers that is nothing, for some the header's value, for some zero.
+        # Readers disagree about it: no value, the header's value, or zero.
         raise TarError(f"PAX record {label(key)} is empty")
     try:
         if key in _TEXT_KEYS:
@@ -210,7 +210,7 @@ def _add_libarchive(xattrs: dict[bytes, bytes], encoded: dict[bytes, bytes]) -> 
 
 
 def _add_selinux(xattrs: dict[bytes, bytes], context: bytes) -> None:
-    """The record carries the text; the attribute on disk ends in a NUL (libselinux writes it so)."""
+    """Add the context with a NUL at its end, as libselinux writes it to disk; the record has none."""
     context = context.removesuffix(b"\0") + b"\0"
     if xattrs.setdefault(_SELINUX, context).removesuffix(b"\0") + b"\0" != context:
         raise TarError("RHT.security.selinux and another record of security.selinux disagree")

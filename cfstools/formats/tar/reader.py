@@ -1,11 +1,11 @@
-"""A strict one-pass tar reader on bytes (OCI reading, section 3.3)."""
+"""A strict one-pass tar reader on bytes (docs/oci.md, "Headers of tar archives")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from zlib import adler32
 
-from cfstools.errors import TarError, UsageError
+from cfstools.errors import Phrase, Remedy, TarError, UsageError
 from cfstools.formats.tar import layout, sparse
 from cfstools.formats.tar.headers import (
     LINKS,
@@ -22,7 +22,7 @@ from cfstools.formats.tar.layout import BLOCK, HALVES, HEADER, NO_PREFIX, ZERO_B
 from cfstools.formats.tar.member import Chunk, Member, SparseMap, TarWarning, filled, label
 from cfstools.formats.tar.numbers import cached_number, checksum_holds, parse_number
 from cfstools.formats.tar.pax import Extension, check_global, parse_records
-from cfstools.streams.buffered import BufferedReader, Read
+from cfstools.streams.buffered import READ_SIZE, BufferedReader, Read
 from cfstools.streams.limits import TarLimits
 from cfstools.tree.model import NO_XATTRS
 
@@ -35,20 +35,20 @@ _DEVICES = frozenset((MemberType.CHAR, MemberType.BLOCK))
 class TarReader(BufferedReader):
     """Iterates over the members of a tar archive, each byte of the source read once and in order.
 
-    ``read(n)`` returns 1 to *n* bytes, or none at the end; it is called until it returns none, also behind
-    the end of the archive, so that a hash taken below sees the whole stream. Contents of a member are read
-    with :meth:`iter_content` or :meth:`read_content` before the next member is asked for, or skipped. With
-    *skip_unknown*, members of unknown type are passed over with a warning instead of being an error.
+    ``read(n)`` returns 1 to *n* bytes, or none at the end. It is called, for *piece* bytes, until it returns none, even
+    after the end of the archive, so that a hash below it covers the whole stream. Read the contents of a member with
+    :meth:`iter_content` or :meth:`read_content` before asking for the next member; else they are skipped. With
+    *skip_unknown*, members of unknown type are skipped with a warning instead of being an error.
 
-    Where the source can be entered anywhere, *skip* saves reading contents that nobody asks for: called with a number
-    of bytes that come next and are not wanted, it passes over all of them and returns true, or none and returns false.
-    What it passes over must be there: an archive cut in the middle of contents is told by reading.
+    For a seekable source, *skip* saves reading contents that nobody asked for: called with the number of bytes to skip,
+    it skips all of them and returns true, or none and returns false. It must return false at a truncated end, so that
+    reading on reports it.
 
-    An archive without end blocks may have been cut between two members. Some writers leave them out, so it is
-    accepted with a warning; *require_end* makes it an error, for archives that no digest shows to be whole.
+    An archive without end blocks may be truncated between two members. Some writers omit them, so it is accepted with a
+    warning; with *require_end*, for archives whose length no digest confirms, it is an error.
 
-    Warnings go to *on_warning*. Every rule broken, and every limit, is a :class:`TarError` whose ``where``
-    names offset and member; after one, the reader stays broken and raises it again.
+    Warnings go to *on_warning*. Broken rules and exceeded limits raise :class:`TarError` whose ``where`` names offset
+    and member; from then on the reader raises the same error again.
     """
 
     def __init__(
@@ -59,16 +59,17 @@ class TarReader(BufferedReader):
         skip: Callable[[int], bool] | None = None,
         skip_unknown: bool = False,
         require_end: bool = False,
+        piece: int = READ_SIZE,
         on_warning: Callable[[TarWarning], object] | None = None,
     ) -> None:
-        super().__init__(read)
+        super().__init__(read, piece)
         self._limits = limits or TarLimits()
         self._skip_source = skip
         self._skip_unknown = skip_unknown
         self._require_end = require_end
         self._on_warning = on_warning
-        self._left = 0  # bytes of contents, as packed, not yet taken
-        self._padding = 0  # and of padding behind them
+        self._left = 0  # stored bytes of contents not read yet
+        self._padding = 0  # and of padding after them
         self._current: Member | None = None
         self._offset = 0  # of the header being read, for messages
         self._name: bytes | None = None
@@ -97,22 +98,22 @@ class TarReader(BufferedReader):
         return member
 
     def iter_content(self, member: Member) -> Iterator[Chunk]:
-        """Contents of the current *member* in order, holes as zeros; chunks of at most 256 KiB, never empty.
+        """Contents of the current *member* in order, holes as zeros; chunks of at most a piece, never empty.
 
-        Once per member. A chunk may be a view of the reader's buffer: use or copy it, keeping it keeps the
-        buffer. Raises :class:`UsageError` for any but the current member.
+        Once per member. A chunk may be a view of the reader's buffer, and keeps it alive. Raises
+        :class:`UsageError` for any but the current member.
         """
         return filled(self.iter_regions(member))
 
     def iter_regions(self, member: Member) -> Iterator[Chunk | int]:
-        """As :meth:`iter_content`, but a hole is the number of its zeros, at least one."""
+        """As :meth:`iter_content`, but a hole is yielded as its length, at least 1."""
         self._claim(member)
         if member.sparse is None:
             return self._packed(self._left)
         return self._expanded(member.sparse)
 
     def read_content(self, member: Member, limit: int = 1 << 20) -> bytes:
-        """Contents of the current *member* at once; :class:`TarError` if there are more than *limit* bytes."""
+        """All contents of the current *member*; :class:`TarError` for more than *limit* bytes."""
         if member.size > limit:
             self._claim(member)
             raise self._broken(TarError(f"contents have {member.size} bytes, allowed are {limit}"))
@@ -144,7 +145,7 @@ class TarReader(BufferedReader):
             self._unknown(header, extension)
 
     def _header(self) -> RawHeader | None:
-        """The next header block, checked and split, or ``None`` at the end of the archive."""
+        """The next header block, its checksum verified, as fields; ``None`` at the end of the archive."""
         at = self._at + self._left + self._padding
         if at + BLOCK <= len(self._buffer):
             self._at = at
@@ -160,7 +161,7 @@ class TarReader(BufferedReader):
         header: RawHeader = HEADER.unpack_from(buffer, at)
         first, second = HALVES.unpack_from(buffer, at)
         checksum = header[6]
-        # The usual spelling of the sum, compared as text; numbers.byte_sum says why this is exact.
+        # Compare the usual spelling of the sum as text; numbers.byte_sum says why Adler-32 gives it exactly.
         total = (adler32(first) & 0xFFFF) + (adler32(second) & 0xFFFF) - (adler32(checksum) & 0xFFFF) + 255
         if checksum != b"%06o\0 " % total and not checksum_holds(first, second, checksum):
             self._offset, self._name = self._base + at, None
@@ -218,18 +219,18 @@ class TarReader(BufferedReader):
             self._check_path(member.name, "name")
         return member
 
-    # Names and numbers that are not plain
+    # Names and numbers, the rare cases
 
     def _prefixed(self, header: RawHeader) -> bytes:
-        """The name of a header that splits it in two."""
+        """The name of a header that has a prefix."""
         assert self._name is not None
         short, self._name = self._name, prefixed(self._name, header[9], header[12], header[13])
         if odd_name(short, self._name, header):
-            self._warn("the header holds something in place of a prefix: some tools see another name or size")
+            self._warn("the header's prefix field is not a plain prefix: some tools see another name or size")
         return self._name
 
     def _slash(self, member: Member, typeflag: bytes) -> None:
-        """A file whose name ends in a slash: a directory for the oldest tar, and for some readers always."""
+        """Handle a file whose name ends in a slash: in the oldest format a directory, for some tools always."""
         if typeflag == layout.OLD_FILE:
             member.type = MemberType.DIR
         else:
@@ -247,7 +248,7 @@ class TarReader(BufferedReader):
             raise TarError(f"the archive has more than {self._limits.members} members")
 
     def _without_contents(self, member: Member, header: RawHeader, extension: Extension | None) -> None:
-        """What holds for members that are no files. The type decides that nothing follows, not the size."""
+        """Check a member that is not a file. By its type no contents follow, whatever size it states."""
         kind = member.type
         word = kind.name.lower()
         if member.size:
@@ -299,7 +300,7 @@ class TarReader(BufferedReader):
         if self._holes > limits.holes:
             raise TarError(
                 f"sparse files have more than {limits.holes} bytes of holes",
-                hint="if the source is trusted, raise the limit: --max-unpacked",
+                hint=Phrase("if the source is trusted, raise the limit: {}", Remedy.MAX_UNPACKED),
             )
         member.sparse = found
         member.size = found.size
@@ -328,9 +329,9 @@ class TarReader(BufferedReader):
     # Extended headers
 
     def _extensions(self, header: RawHeader) -> tuple[Extension | None, RawHeader | None, int]:
-        """Read extended headers up to the member's own: what they say, that header, the first one's offset.
+        """Read extended headers up to the member's own header: their contents, that header, and the first one's offset.
 
-        Global headers are not applied, and may hold nothing that would change a member where they are.
+        Global headers are not applied; records in them that would change a member are refused.
         """
         seen: dict[bytes, bytes] = {}
         first = self._offset
@@ -342,7 +343,7 @@ class TarReader(BufferedReader):
             if typeflag != layout.PAX_GLOBAL:
                 seen[typeflag] = data
             elif seen:
-                raise TarError("a PAX global header stands between an extended header and its member")
+                raise TarError("a PAX global header is between an extended header and its member")
             else:
                 check_global(parse_records(data))
             following = self._header()
@@ -379,7 +380,7 @@ class TarReader(BufferedReader):
         self._current = None
 
     def _packed(self, count: int) -> Iterator[Chunk]:
-        """The next *count* bytes of the archive."""
+        """Yield the next *count* bytes of the archive."""
         while count:
             start = self._at
             end = start + count
@@ -408,7 +409,7 @@ class TarReader(BufferedReader):
             yield found.size - end
 
     def _skip(self) -> None:
-        """Pass over the rest of the current member's contents and padding."""
+        """Skip the rest of the current member's contents and padding."""
         count = self._left + self._padding
         beyond = count - (len(self._buffer) - self._at)
         if beyond > 0 and self._skip_source is not None and self._skip_source(beyond):
@@ -420,7 +421,7 @@ class TarReader(BufferedReader):
             if have == 0:
                 if not self._refill():
                     if count == self._padding:
-                        # Some writers are not closed properly (umoci insert): the contents are whole all the same.
+                        # Some writers omit the last padding (umoci insert): the contents are complete.
                         return
                     inside = "padding of the contents" if count <= self._padding else "contents"
                     raise TarError(f"the archive ends inside the {inside}, {count} bytes are missing")
@@ -430,7 +431,7 @@ class TarReader(BufferedReader):
             count -= step
 
     def _block(self) -> bytes:
-        """One more block that belongs to the current member's map."""
+        """Read one more block of the current member's map."""
         if not self._gather(BLOCK):
             raise TarError("the archive ends inside a sparse map")
         self._at += BLOCK
@@ -446,11 +447,11 @@ class TarReader(BufferedReader):
         if not self._offset:
             raise TarError("the archive is empty")
         if self._require_end:
-            raise TarError("the archive ends without end blocks, it may be cut", hint=_CUT_HINT)
+            raise TarError("the archive ends without end blocks, it may be truncated", hint=_CUT_HINT)
         self._warn("the archive ends without end blocks")
 
     def _end_blocks(self) -> None:
-        """A zero block was met: a second one ends the archive; what follows is read and thrown away."""
+        """Handle a zero block: a second one ends the archive; read and discard what follows."""
         self._at += BLOCK
         if not self._gather(BLOCK):
             if len(self._buffer) > self._at:
@@ -458,7 +459,7 @@ class TarReader(BufferedReader):
             self._warn("the archive ends with one zero block instead of two")
             return
         if self._buffer[self._at : self._at + BLOCK] != ZERO_BLOCK:
-            raise TarError("a lone zero block stands before more members")
+            raise TarError("a single zero block is followed by more members")
         self._at += BLOCK
         rest = self._buffer[self._at :]
         hidden: int | None = None
@@ -470,7 +471,7 @@ class TarReader(BufferedReader):
                 break
             rest = self._buffer
         if hidden is not None:
-            self._warn("data behind the end of the archive is ignored")
+            self._warn("data after the end of the archive is ignored")
 
     # Messages
 

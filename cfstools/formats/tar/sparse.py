@@ -1,4 +1,4 @@
-"""Maps of sparse files: old GNU and PAX 0.0, 0.1, 1.0 (OCI reading, section 3.3)."""
+"""Maps of sparse files: old GNU and PAX 0.0, 0.1, 1.0 (docs/oci.md, "Headers of tar archives")."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _old_pairs(fields: bytes, count: int) -> Iterator[tuple[int, int]]:
 
 
 def pax_version(extension: Extension) -> int | None:
-    """0 for maps in the extended header (0.0, 0.1), 1 for maps before the data (1.0), ``None`` if not sparse."""
+    """0 for maps in the extended header (0.0, 0.1), 1 for maps before the data (1.0), ``None`` for other files."""
     keys = extension.sparse
     version = keys.get(b"major", b""), keys.get(b"minor", b"")
     if version == (b"1", b"0"):
@@ -72,7 +72,7 @@ def real_size(extension: Extension) -> int:
 def pax_header_map(extension: Extension, packed: int, limits: TarLimits) -> SparseMap:
     """Map of a version 0.0 (pairs of records) or 0.1 (one comma-separated record) sparse file.
 
-    The number of regions must be stated, as the engines' reader demands.
+    The number of regions must be stated, as Go's reader (that of container engines) requires.
     """
     numbers = extension.sparse_list
     text = extension.sparse.get(b"map")
@@ -90,7 +90,7 @@ def pax_header_map(extension: Extension, packed: int, limits: TarLimits) -> Spar
 def pax_data_map(
     extension: Extension, next_block: Callable[[], bytes], packed: int, limits: TarLimits
 ) -> tuple[SparseMap, int]:
-    """Map of a version 1.0 sparse file, read from the blocks before its data; and the bytes it took.
+    """Map of a version 1.0 sparse file, read from the blocks before its data, and the size of these blocks.
 
     The map is decimal lines: the number of regions, then offset and length of each, padded to a block.
     """
@@ -99,7 +99,7 @@ def pax_data_map(
     wanted = 1
     while found < wanted:
         if len(text) > wanted * _NUMBER_MAX + BLOCK or len(text) + BLOCK > packed:
-            raise TarError("the sparse map before the data is cut or damaged")
+            raise TarError("the sparse map before the data is truncated or damaged")
         block = next_block()
         text += block
         found += block.count(b"\n")
@@ -129,7 +129,7 @@ def _check_count(count: int, limits: TarLimits) -> None:
 
 
 def check_map(extents: Extents, size: int, packed: int) -> SparseMap:
-    """Demand ascending regions inside *size* that hold exactly the *packed* bytes of the archive."""
+    """The map, if its regions ascend, stay below *size* and have *packed* bytes in all. Raises :class:`TarError`."""
     end = 0
     total = 0
     for offset, length in extents:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import ImageError
-from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs import reader
+from cfstools.formats.erofs.dirents import parse_dirents
 from cfstools.formats.erofs.layout import DataLayout
-from cfstools.formats.erofs.reader import Image, parse_dirents
+from cfstools.formats.erofs.reader import Image
+from cfstools.formats.erofs.superblock import check_head, declared_length
 from cfstools.tree import Entry
-from tests.formats.images import LABEL, SAMPLE, directory, dirent_offset, external, find, patch, regular
+from tests.formats.images import LABEL, SAMPLE, directory, dirent_offset, external, find, patch, regular, write_image
 
 SB = 1024
 Patch = Callable[[bytes], bytes]
@@ -97,7 +98,7 @@ def test_records_are_read() -> None:
     assert len(list(image.dirents(find(SAMPLE, b"many")))) == 202
     assert find(SAMPLE, b"many").data_size == 4096
     assert find(SAMPLE, b"many").tail_size > 0
-    assert find(SAMPLE, b"00").is_hiding
+    assert find(SAMPLE, b"00").is_masking
     assert image.xattrs(find(SAMPLE, b"fifo")) == []
     assert image.shared_ids(find(SAMPLE, b"fifo")) == ()
 
@@ -343,4 +344,12 @@ def test_dirent_offsets_in_the_helper_agree_with_the_reader() -> None:
 
 def test_a_head_that_is_too_short() -> None:
     with pytest.raises(ImageError, match="4095 bytes are too few for an image"):
-        reader.check_head(bytes(4095), 4095)
+        check_head(bytes(4095), 4095)
+    assert declared_length(bytes(4095)) is None
+
+
+def test_a_head_tells_the_length_of_its_image() -> None:
+    check_head(SAMPLE[:4096], len(SAMPLE))
+    assert declared_length(SAMPLE[:4096]) == len(SAMPLE)
+    with pytest.raises(ImageError, match="truncated"):
+        check_head(SAMPLE[:4096], len(SAMPLE) - 1)

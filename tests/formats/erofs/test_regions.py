@@ -6,11 +6,20 @@ import pytest
 
 from cfstools.errors import ImageError
 from cfstools.formats.base import Region
-from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.erofs.regions import RegionKind, regions
 from cfstools.tree import Directory
-from tests.formats.images import SAMPLE, SAMPLE_SHA512, directory, external, find, patch, regular, sample_tree
+from tests.formats.images import (
+    SAMPLE,
+    SAMPLE_SHA512,
+    directory,
+    external,
+    find,
+    patch,
+    regular,
+    sample_tree,
+    write_image,
+)
 
 
 def named(data: bytes, *, allow_tail: bool = False) -> list[Region]:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from cfstools.errors import ImageError
-from cfstools.formats.composefs import write_image
 from cfstools.formats.erofs.reader import Image
 from cfstools.formats.erofs.walk import Step, Walk
 from cfstools.formats.escape import show_path
 from cfstools.tree import HardLink
-from tests.formats.images import SAMPLE, directory, dirent_offset, find, patch, regular
+from tests.formats.images import SAMPLE, directory, dirent_offset, find, patch, regular, write_image
 
 
 def test_names_come_depth_first_in_byte_order() -> None:

@@ -1,4 +1,4 @@
-"""Each archive with a trap and what becomes of it: the "do" column of OCI reading, section 3.3."""
+"""Each archive with a trap and what becomes of it: docs/oci.md, "Headers of tar archives"."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def contents(outcome: Outcome) -> dict[bytes, bytes]:
 def test_a_lone_zero_block_before_members_is_an_error() -> None:
     outcome = fixture("onezero")
     assert names(outcome) == [b"a"]
-    assert str(outcome.error) == "offset 0x400/1024: a lone zero block stands before more members"
+    assert str(outcome.error) == "offset 0x400/1024: a single zero block is followed by more members"
 
 
 def test_members_behind_two_zero_blocks_are_read_and_ignored_with_a_warning() -> None:
     outcome = fixture("twozero")
     assert names(outcome) == [b"a"]
     assert outcome.error is None
-    assert outcome.warnings == [("offset 0x400/1024", "data behind the end of the archive is ignored")]
+    assert outcome.warnings == [("offset 0x400/1024", "data after the end of the archive is ignored")]
     assert outcome.left == 0
 
 

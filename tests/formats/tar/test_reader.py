@@ -1,4 +1,4 @@
-"""Rules of the tar reader on archives made by hand (OCI reading, section 3.3)."""
+"""Rules of the tar reader on archives made by hand (docs/oci.md, "Headers of tar archives")."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ def test_sizes_that_only_some_readers_see_are_errors(records: list[tuple[bytes, 
         (header(b"f", magic=V7, prefix=b"p"), "some tools see another name or size"),
         (header(b"f", magic=GNU, prefix=b"p"), "some tools see another name or size"),
         (header(b"f", prefix=b"p" * 140, tail=b"tar\0"), "some tools see another name or size"),
-        (gnu_long(b"L", b"g") + header(b"f"), "not for all tools"),
+        (gnu_long(b"L", b"g") + header(b"f"), "some tools ignore it"),
         (header(b"f/"), "some tools make a directory of it"),
         (header(b"f/", b"1", link=b"t"), "some tools make a directory of it"),
         (pax((b"path", b"f/")) + header(b"f"), "some tools make a directory of it"),
@@ -643,7 +643,7 @@ def test_an_empty_stream_is_no_archive() -> None:
 def test_end_blocks_can_be_required(data: bytes) -> None:
     reader = TarReader(io.BytesIO(data).read, require_end=True)
     assert next(reader).mode
-    with pytest.raises(TarError, match="ends without end blocks, it may be cut") as caught:
+    with pytest.raises(TarError, match="ends without end blocks, it may be truncated") as caught:
         next(reader)
     assert "1024 zero bytes" in (caught.value.hint or "")
     assert len(list(TarReader(io.BytesIO(header() + bytes(1024)).read, require_end=True))) == 1
@@ -663,7 +663,7 @@ def test_zeros_behind_the_end_are_no_warning_and_anything_else_is(size: int) -> 
     read(header() + END + bytes(size), warnings=warnings)
     assert warnings == []
     read(header() + END + bytes(size) + b"x", warnings=warnings)
-    assert [warning.what for warning in warnings] == ["data behind the end of the archive is ignored"]
+    assert [warning.what for warning in warnings] == ["data after the end of the archive is ignored"]
 
 
 def test_the_end_stays_the_end() -> None:
@@ -804,9 +804,9 @@ def test_a_large_map_before_the_data_is_read_in_linear_time() -> None:
             "two sparse maps",
         ),
         (pax_sparse((b"1", b"0"), data_map(b"2\n2\n3\n10\n1\n")), "without the file's size"),
-        (pax_sparse((b"1", b"0"), b"2\n2\n3\n", REAL), "cut or damaged"),
-        (pax_sparse((b"1", b"0"), b"", REAL), "cut or damaged"),
-        (pax_sparse((b"1", b"0"), b"1" * 2000, REAL), "cut or damaged"),
+        (pax_sparse((b"1", b"0"), b"2\n2\n3\n", REAL), "truncated or damaged"),
+        (pax_sparse((b"1", b"0"), b"", REAL), "truncated or damaged"),
+        (pax_sparse((b"1", b"0"), b"1" * 2000, REAL), "truncated or damaged"),
         (pax_sparse((b"1", b"0"), data_map(b"-1\n"), REAL), "number of the sparse map is damaged"),
         (pax_sparse((b"1", b"0"), data_map(b"999999\n"), REAL), "999999 regions, allowed are 262144"),
         (pax_sparse(None, b"abcd", SIZE, MAP, kind=b"1"), "the hardlink is marked as a sparse file"),

@@ -1,4 +1,4 @@
-"""Names for single bytes of an image: where two images part, and which field that is."""
+"""What single bytes of an image are for: where two images first differ, and in which field."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _STEP = 1 << 16
 RESERVED = "reserved"
 
 
-class Place(NamedTuple):
-    """An offset in an image, the kind of the range it is in (``None`` if that is not known), and both in words."""
+class ByteRole(NamedTuple):
+    """What the byte at ``offset`` is for: ``kind`` of its range, ``None`` if unknown, and all of it in words."""
 
     offset: int
     kind: Enum | None
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 def first_difference(one: memoryview, other: memoryview) -> int | None:
-    """The offset of the first byte that differs, the end of the shorter one if nothing before does, else ``None``."""
+    """Offset of the first byte that differs: the end of the shorter one if that agrees; ``None`` if both agree."""
     shorter = min(len(one), len(other))
     for start in range(0, shorter, _STEP):
         end = min(start + _STEP, shorter)
@@ -39,16 +39,16 @@ def first_difference(one: memoryview, other: memoryview) -> int | None:
     return None if len(one) == len(other) else shorter
 
 
-def place_of(data: Buffer, offset: int) -> Place:
-    """What the byte at *offset* of an image is for; never fails, an image too broken to say gives the offset alone."""
+def role_of(data: Buffer, offset: int) -> ByteRole:
+    """Say what the byte at *offset* is for. Of an image that is too broken to read, only the offset is known."""
     at = f"{offset:#x}"
     try:
         region = next((region for region in regions(data) if region.start <= offset < region.end), None)
     except ImageError:
         region = None
     if region is None:
-        return Place(offset, None, at)
-    return Place(offset, region.kind, f"{at} in {_words(region, offset - region.start)}")
+        return ByteRole(offset, None, at)
+    return ByteRole(offset, region.kind, f"{at} in {_words(region, offset - region.start)}")
 
 
 def _words(region: Region, offset: int) -> str:
@@ -66,7 +66,7 @@ def _words(region: Region, offset: int) -> str:
 
 
 def _ends(fields: Sequence[str], record: struct.Struct) -> list[tuple[int, str]]:
-    """Where each field of a record ends, and its name."""
+    """The end offset and the name of each field of a record."""
     names = iter(fields)
     ends = []
     position = 0

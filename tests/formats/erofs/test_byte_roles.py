@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfstools.formats.erofs.places import first_difference, place_of
+from cfstools.formats.erofs.byte_roles import first_difference, role_of
 from cfstools.formats.erofs.regions import RegionKind, regions
 from tests.formats.images import SAMPLE, find, patch
 
@@ -32,23 +32,23 @@ def test_first_difference() -> None:
     ],
 )
 def test_fields_have_their_names(offset: int, kind: RegionKind, text: str) -> None:
-    assert place_of(SAMPLE, offset) == (offset, kind, text)
+    assert role_of(SAMPLE, offset) == (offset, kind, text)
 
 
 def test_fields_of_extended_inodes() -> None:
     inode = find(SAMPLE, b"inline")
-    place = place_of(SAMPLE, inode.offset + 32)
+    place = role_of(SAMPLE, inode.offset + 32)
     assert place.text == f"{inode.offset + 32:#x} in inode {inode.nid}, the extended inode of /inline, field mtime_sec"
 
 
 def test_every_byte_has_a_place() -> None:
     for region in regions(SAMPLE):
         for offset in (region.start, region.end - 1):
-            place = place_of(SAMPLE, offset)
+            place = role_of(SAMPLE, offset)
             assert place.kind is region.kind
             assert place.text.startswith(f"{offset:#x} in ")
 
 
 def test_without_a_region_the_offset_has_to_do() -> None:
-    assert place_of(SAMPLE, len(SAMPLE)) == (len(SAMPLE), None, f"{len(SAMPLE):#x}")
-    assert place_of(b"no image", 3) == (3, None, "0x3")
+    assert role_of(SAMPLE, len(SAMPLE)) == (len(SAMPLE), None, f"{len(SAMPLE):#x}")
+    assert role_of(b"no image", 3) == (3, None, "0x3")

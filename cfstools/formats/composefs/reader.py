@@ -1,25 +1,25 @@
-"""A composefs image back to the tree it was made from (composefs format, section 6.5).
+"""From a composefs image to the tree it was made from (composefs format, section 6.5).
 
-What composefs adds to an EROFS image (redirects, digests, escapes, whiteouts in disguise, names that hide the
-object store) is undone here. An image whose overlay xattrs do not say plainly where a file's contents are is
-refused, because the kernel and this reader could then see different files.
+This module undoes what composefs adds to an EROFS image: redirects, digests, escapes, whiteouts stored as files, names
+that hide the object store. It refuses an image whose overlay xattrs are not clear about where a file's contents are:
+the kernel could see another file than this reader.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cfstools import native
-from cfstools.errors import ImageError, UsageError
+from cfstools.errors import ImageError
+from cfstools.formats.composefs.overlay_xattrs import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.formats.erofs import layout as fmt
 from cfstools.formats.erofs.layout import DataLayout
 from cfstools.formats.erofs.reader import CHARACTER, DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, DiskInode, Image, Xattr
 from cfstools.formats.erofs.walk import Walk
 from cfstools.formats.escape import escape_text
-from cfstools.formats.overlay import ESCAPED, METACOPY_HEADERS, METACOPY_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import (
     NO_XATTRS,
     Content,
@@ -39,56 +39,61 @@ from cfstools.tree.model import KINDS, Leaf
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from cfstools.formats.erofs.xattrs import Pair
+    from cfstools.tree.objects import PackedObjects
 
 WHITEOUT_KEY = ESCAPED + b"whiteout"
 _DROPPED = frozenset({ESCAPED + b"whiteouts", b"user.overlay.whiteout", b"user.overlay.whiteouts"})
 _MARKED = (OVERLAY, b"user.overlay.whiteout")  # every key that is not simply kept starts with one of these
 _ALGORITHMS = {header: algorithm for algorithm, header in METACOPY_HEADERS.items()}
 _NUMBERED = {algorithm.number: algorithm for algorithm in Algorithm}
-_CACHED_MAPPINGS_MAX = 1 << 16
+_SHARED_XATTRS_MAX = 1 << 16
 _PERMISSIONS = 0o7777
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _SPECIAL: dict[int, type[Fifo | Socket]] = {stat.S_IFIFO: Fifo, stat.S_IFSOCK: Socket}
 _UPWARD = frozenset({b".", b".."})
 
-Pair = tuple[bytes, bytes]
 AnyInode = TypeVar("AnyInode", bound=Inode)
 
 
-def read_image(data: Buffer, *, filters: Collection[bytes] | None = None, allow_tail: bool = False) -> Directory:
-    """The tree of a composefs image.
-
-    With *filters* only these direct children of the root are loaded, each with all below it (section 8);
-    unknown names are ignored. With *allow_tail* bytes behind the image are ignored. Xattrs are in stored order, inline
-    before shared. The first name of an inode, depth-first in byte order, is its primary name.
-
-    Raises ImageError for anything the strict reader (section 10.2) does not accept, UsageError for a filter that
-    is not a name.
-    """
-    for name in filters or ():
-        if b"/" in name:
-            raise UsageError(f"filter {escape_text(name)} is a path; only names in the root can be chosen")
-    return TreeReader(Image(data, allow_tail=allow_tail), filters=filters).read()
-
-
-class OrdinaryTree(NamedTuple):
-    """A tree that was read natively, and counts: devices that hide names, further names, files with a link count other
-    than 1, shared xattrs and references to them."""
+class NativeTree(NamedTuple):
+    """A tree from the native reader, with counts: ``hiding`` devices, hard links, files whose link count is not 1
+    (``linked``), shared xattrs and references to them."""
 
     root: Directory
     algorithm: Algorithm | None
     hiding: int
-    further_names: int
+    hard_links: int
     linked: int
     shared_xattrs: int
     xattr_references: int
 
 
-def read_ordinary(image: Image) -> OrdinaryTree | None:
-    """The whole tree of *image*, or ``None`` if anything in it is wrong or rare: :class:`TreeReader` tells."""
+def read_native(image: Image, leave: Callable[[dict[bytes, Entry]], object] | None = None) -> NativeTree | None:
+    """The whole tree of *image*, or ``None`` if anything in it is wrong or rare: then use :class:`TreeReader`.
+
+    *leave* is called with the entries of each directory once all below it was read, and may remove them: so a whole
+    image is looked at in the memory of one directory. What it was called with counts only if a tree is returned.
+    """
+    found = native.read_tree(*_words(image), *(() if leave is None else (leave,)))
+    if found is None:
+        return None
+    root, number, *counts = found
+    return NativeTree(root, _NUMBERED.get(number), *counts)
+
+
+def read_objects(image: Image) -> PackedObjects | None:
+    """The objects that *image* needs, in the order of its tree, which is not made. ``None`` where anything is rare.
+
+    It is rare as well that an object is elsewhere than its digest says, has none, or has several sizes.
+    """
+    found = native.read_tree(*_words(image), None)
+    return None if found is None else (found[0][0], memoryview(found[0][1]).cast("Q"))
+
+
+def _words(image: Image) -> tuple[Any, ...]:
     superblock = image.superblock
-    found = native.read_tree(
+    return (
         image.data[: image.length],
         image.root_nid,
         superblock.xattr_block * fmt.BLOCK_SIZE,
@@ -98,10 +103,6 @@ def read_ordinary(image: Image) -> OrdinaryTree | None:
         NO_XATTRS,
         _freeze,
     )
-    if found is None:
-        return None
-    root, number, *counts = found
-    return OrdinaryTree(root, _NUMBERED.get(number), *counts)
 
 
 def _freeze(pairs: tuple[Pair, ...]) -> Xattrs:
@@ -109,29 +110,22 @@ def _freeze(pairs: tuple[Pair, ...]) -> Xattrs:
 
 
 class TreeReader:
-    """Builds the tree of one image; ``algorithm`` is that of its digests, once one was met."""
+    """Builds the tree of one image by the rules; *mounted*: as the kernel shows it, with whiteouts as marked files."""
 
-    def __init__(self, image: Image, *, filters: Collection[bytes] | None = None) -> None:
+    def __init__(self, image: Image, *, filters: Collection[bytes] | None = None, mounted: bool = False) -> None:
         self._image = image
-        self._filtered = filters is not None
+        self._mounted = mounted
         self._walk = Walk(image, filters=filters)
         self._algorithm: Algorithm | None = None
-        self._mappings: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
+        self._known_xattrs: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
 
     @property
     def algorithm(self) -> Algorithm | None:
-        """The algorithm of the digests of external files; None as long as there was none."""
+        """The algorithm of the digests of external files; ``None`` until the first one is read."""
         return self._algorithm
 
-    def read(self, *, try_native: bool = True) -> Directory:
-        """The whole tree; see :func:`read_image`. *try_native* is false where :func:`read_ordinary` gave nothing."""
-        tree = read_ordinary(self._image) if try_native and not self._filtered else None
-        if tree is not None:
-            self._algorithm = tree.algorithm
-            return tree.root
-        return self._read()
-
-    def _read(self) -> Directory:
+    def read(self) -> Directory:
+        """The tree. Raises ImageError for anything the strict reader does not accept (section 10.2)."""
         top = Directory(mode=0)
         parents = [top]
         known: dict[int, Leaf] = {}
@@ -155,8 +149,8 @@ class TreeReader:
         return parents[1]
 
     def _entry(self, inode: DiskInode) -> Directory | Leaf:
-        kept, redirect, metacopy, whiteout = split_xattrs(inode, self._image.xattrs(inode))
-        xattrs = self._mapping(kept) if kept else NO_XATTRS
+        kept, redirect, metacopy, whiteout = split_xattrs(inode, self._image.xattrs(inode), mounted=self._mounted)
+        xattrs = self._shared(kept) if kept else NO_XATTRS
         if whiteout:
             mode = stat.S_IFCHR | inode.mode & _PERMISSIONS
             return _make(Device, inode, xattrs, mode=mode, rdev=0)
@@ -192,22 +186,25 @@ class TreeReader:
             self._algorithm = algorithm
         return digest
 
-    def _mapping(self, kept: list[Pair]) -> Xattrs:
-        """The xattrs as a mapping, the same one for the same xattrs as far as memory is well spent on that."""
+    def _shared(self, kept: list[Pair]) -> Xattrs:
+        """The xattrs; equal ones are one object, up to a number of different ones."""
         key = tuple(kept)
-        mapping = self._mappings.get(key)
+        mapping = self._known_xattrs.get(key)
         if mapping is None:
             mapping = MappingProxyType(dict(kept))
-            if len(self._mappings) < _CACHED_MAPPINGS_MAX:
-                self._mappings[key] = mapping
+            if len(self._known_xattrs) < _SHARED_XATTRS_MAX:
+                self._known_xattrs[key] = mapping
         return mapping
 
 
-def split_xattrs(inode: DiskInode, xattrs: Sequence[Xattr]) -> tuple[list[Pair], bytes | None, bytes | None, bool]:
-    """What the stored *xattrs* of *inode* say: those of the tree, redirect, metacopy, whether it is a whiteout.
+def split_xattrs(
+    inode: DiskInode, xattrs: Sequence[Xattr], *, mounted: bool = False
+) -> tuple[list[Pair], bytes | None, bytes | None, bool]:
+    """Split the stored *xattrs* of *inode* into those of the tree, redirect, metacopy, and whether it is a whiteout.
 
-    Redirect and metacopy are ``None`` where they are not there. On anything but a regular file they mean nothing
-    and are dropped, and the mark of a whiteout is an xattr as any other (composefs format, section 6.5).
+    Redirect and metacopy are ``None`` if absent. On inodes other than regular files they have no meaning and are
+    dropped, and the mark of a whiteout is an ordinary xattr (composefs format, section 6.5). *mounted*: the marks of
+    whiteouts and their directories are ordinary xattrs everywhere, as they are to who looks at the mounted image.
     """
     kept: list[Pair] = []
     redirect = metacopy = None
@@ -220,18 +217,18 @@ def split_xattrs(inode: DiskInode, xattrs: Sequence[Xattr]) -> tuple[list[Pair],
             metacopy = value if regular else None
         elif key == REDIRECT_KEY:
             redirect = value if regular else None
-        elif key == WHITEOUT_KEY and regular:
+        elif key == WHITEOUT_KEY and regular and not mounted:
             whiteout = True
         elif key.startswith(ESCAPED):
-            if key not in _DROPPED:
+            if mounted or key not in _DROPPED:
                 kept.append((OVERLAY + key[len(ESCAPED) :], value))
-        elif not key.startswith(OVERLAY) and key not in _DROPPED:
+        elif not key.startswith(OVERLAY) and (mounted or key not in _DROPPED):
             kept.append((key, value))
     return kept, redirect, metacopy, whiteout
 
 
 def parse_metacopy(value: bytes, inode: DiskInode) -> tuple[Algorithm | None, bytes | None]:
-    """Algorithm and digest in a ``trusted.overlay.metacopy`` (section 4.5); both ``None`` for the empty value."""
+    """Algorithm and digest in a metacopy xattr (section 4.5); both ``None`` if empty. Raises ImageError."""
     if not value:
         return None, None
     algorithm = _ALGORITHMS.get(value[:4])
@@ -243,7 +240,8 @@ def parse_metacopy(value: bytes, inode: DiskInode) -> tuple[Algorithm | None, by
 def parse_redirect(value: bytes | None, inode: DiskInode) -> bytes | None:
     """The payload in a ``trusted.overlay.redirect``: the path of an object below a store, without its first slash.
 
-    Refuses what could leave the store, not repeated slashes (section 10.2): the reference writes them.
+    Raises ImageError for a path that could leave the store. Repeated slashes are accepted, as the reference writes them
+    (section 10.2).
     """
     if value is None:
         return None

@@ -1,6 +1,6 @@
-"""A tree as the nodes of a composefs image: order, links, overlay xattrs, whiteouts.
+"""From a tree to the nodes of its image: order, links, overlay xattrs, whiteouts.
 
-Rules: composefs format, sections 2.2 and 4.5 to 4.7. Trees that are ordinary are left to ``native.encode_tree``.
+Rules: composefs format, sections 2.2 and 4.5 to 4.7. ``native.encode_tree`` does the same for most trees.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cfstools.errors import TreeError
-from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.nodes import Node, Pair
-from cfstools.formats.erofs.writer import Placed, chunk_geometry, place
-from cfstools.formats.escape import escape_text
-from cfstools.formats.overlay import (
+from cfstools.formats.composefs.overlay_xattrs import (
     ACL_KEYS,
     HIDING_NAMES,
     METACOPY_HEADERS,
@@ -29,6 +25,10 @@ from cfstools.formats.overlay import (
     rewrite_xattrs,
     select_version,
 )
+from cfstools.formats.erofs import layout as fmt
+from cfstools.formats.erofs.writer import Node, Placed, chunk_geometry, place
+from cfstools.formats.erofs.xattrs import Pair
+from cfstools.formats.escape import escape_text
 from cfstools.tree import (
     Device,
     Directory,
@@ -38,12 +38,14 @@ from cfstools.tree import (
     HardLink,
     Inode,
     Leaf,
+    Located,
     RegularFile,
     Socket,
     Symlink,
     Unread,
     Xattrs,
 )
+from cfstools.tree.objects import blobs_text
 from cfstools.tree.walk import iter_entries
 from cfstools.tree.xattrs import XattrBuilder
 from cfstools.verity import Algorithm
@@ -54,7 +56,7 @@ _U32 = 0xFFFFFFFF
 
 
 def place_tree(root: Directory, *, min_version: int, max_version: int, algorithm: Algorithm) -> Placed:
-    """Place every inode of *root*; see ``composefs.plan_image``."""
+    """Place every inode of *root*; see :func:`~cfstools.formats.composefs.writer.plan_image`."""
     planner = _Planner(algorithm=algorithm)
     nodes = planner.plan(root)
     version = select_version(min_version, max_version, has_whiteout=bool(planner.whiteout_parents))
@@ -78,7 +80,7 @@ def metacopy(digest: bytes | None, algorithm: Algorithm) -> bytes:
 
 
 class _Rejected(Exception):
-    """What is wrong with an entry; the planner adds the path, which is only worked out when it is needed."""
+    """What is wrong with an entry. The planner adds the path: finding it takes a walk, so only errors do it."""
 
     def __init__(self, entry: Entry, what: str) -> None:
         super().__init__(what)
@@ -139,7 +141,7 @@ class _Planner:
             elif isinstance(entry, HardLink):
                 _check_name(name, entry)
                 self.links.append((children, len(children), entry))
-                child = node  # a place holder: the right node is not known before all nodes exist
+                child = node  # a placeholder: the target may not have its node yet
             else:
                 _check_name(name, entry)
                 child = self._node(entry)
@@ -167,7 +169,7 @@ class _Planner:
             children[position] = (children[position][0], target)
 
     def mark_parents(self, root: Directory, version: int) -> None:
-        """Mark directories that hold whiteouts (section 4.6); TreeError where the account of space refuses (Q5)."""
+        """Mark directories that hold whiteouts (section 4.6). Raises TreeError if they have no space (Q5)."""
         for node, directory in self.whiteout_parents:
             try:
                 node.xattrs = _marked(node.xattrs, PARENT_MARKS_V1 if version == 1 else PARENT_MARKS)
@@ -217,6 +219,9 @@ class _Planner:
                 node.data = content
             case External():
                 self._fill_external(node, inode, content)
+            case Located():
+                what = f"contents lie in pieces of {blobs_text(content)}; a composefs image can name whole objects only"
+                raise _Rejected(inode, what)
             case Unread():
                 raise _Rejected(inode, "contents were not read before the image was written")
 
@@ -224,7 +229,7 @@ class _Planner:
         if inode.size == 0:
             return
         payload = content.payload
-        node.chunked = True
+        node.data = None
         try:
             chunk_geometry(inode.size)
             pairs = [(METACOPY_KEY, metacopy(content.digest, self.algorithm))]
@@ -248,7 +253,7 @@ class _Planner:
             node.rdev = inode.rdev & _U32
 
     def _rewrite(self, inode: Directory | Leaf) -> list[Pair]:
-        """The inode's xattrs, checked, escaped and sorted; inodes that share a mapping share the work."""
+        """The inode's xattrs, checked, escaped and sorted; done once for inodes that share them."""
         known = self.rewritten.get(id(inode.xattrs))
         if known is not None:
             return known[1]
@@ -258,7 +263,7 @@ class _Planner:
             raise _Rejected(inode, error.what) from None
         if not self.has_acl:
             self.has_acl = any(key in ACL_KEYS for key in inode.xattrs)
-        # The mapping is kept with the result: an id is only good while its object lives.
+        # Keep the xattrs with the result: their id is valid only while they live.
         self.rewritten[id(inode.xattrs)] = (inode.xattrs, pairs)
         return pairs
 

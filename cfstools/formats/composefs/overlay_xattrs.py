@@ -1,4 +1,4 @@
-"""The extended attributes by which a composefs image talks to overlayfs, its versions, and the word for its format.
+"""The extended attributes that overlayfs reads in a composefs image; versions, and the one-word name of the format.
 
 Rules: composefs format, sections 1.4 and 4.5.
 """
@@ -14,7 +14,7 @@ from cfstools.tree.xattrs import check_xattr_space
 from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
-    from cfstools.formats.erofs.nodes import Pair
+    from cfstools.formats.erofs.xattrs import Pair
 
 OVERLAY = b"trusted.overlay."
 ESCAPED = b"trusted.overlay.overlay."
@@ -28,16 +28,19 @@ PARENT_MARKS = ((ESCAPED + b"whiteouts", b""), (b"user.overlay.whiteouts", b""))
 PARENT_MARKS_V1 = (*PARENT_MARKS, (ESCAPED + b"opaque", b"x"), (b"user.overlay.opaque", b"x"))
 # Automatic whiteouts in the root, which hide the directories of a store.
 HIDING_NAMES = [b"%02x" % number for number in range(256)]
-METACOPY_HEADERS = {Algorithm.SHA256: fmt.METACOPY_SHA256, Algorithm.SHA512: fmt.METACOPY_SHA512}
+METACOPY_HEADERS = {
+    algorithm: fmt.METACOPY.pack(0, fmt.METACOPY.size + algorithm.digest_size, 0, algorithm.number)
+    for algorithm in Algorithm
+}
 
 
 def format_word(version: int, algorithm: Algorithm) -> str:
-    """What decides the bytes of an image in one word, like ``v0-sha256-12`` (12: the logarithm of the block size)."""
+    """Version, algorithm and log2 of the block size, which decide the bytes of an image: ``v0-sha256-12``."""
     return f"v{version}-{algorithm.value}-{fmt.BLOCK_BITS}"
 
 
 def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
-    """The composefs version to write (section 1.4). Raises UsageError for versions that do not exist."""
+    """Select the composefs version to write (section 1.4). Raises UsageError for versions that do not exist."""
     for option, version in (("minimum", minimum), ("maximum", maximum)):
         if not 0 <= version <= fmt.MAX_COMPOSEFS_VERSION:
             raise UsageError(f"{option} format version {version} does not exist: 0 and 1 do")
@@ -47,11 +50,11 @@ def select_version(minimum: int, maximum: int, *, has_whiteout: bool) -> int:
 
 
 def rewrite_xattrs(xattrs: Xattrs) -> list[Pair]:
-    """The attributes of an inode as an image has them: escaped and sorted. Raises TreeError for lack of room."""
+    """Escape and sort the attributes of an inode as an image stores them. Raises TreeError if they do not fit."""
     check_xattr_space(xattrs)
     return sorted([(escape_key(key), value) for key, value in xattrs.items()])
 
 
 def escape_key(key: bytes) -> bytes:
-    """A key that overlayfs would act on, with one more ``overlay.`` so that it does not (section 4.5)."""
+    """Insert one more ``overlay.`` into a key that overlayfs would act on, so that it does not (section 4.5)."""
     return ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from cfstools.formats.dump import parse_dump, print_dump
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import ls_text, print_dump
 from cfstools.formats.escape import unescape
-from cfstools.formats.listing import ls_lines, object_sizes
 from cfstools.tree import Directory, External, HardLink, RegularFile
+from cfstools.tree.objects import payload_sizes
 from cfstools.tree.walk import iter_names
 from tests.strategies import trees
 
@@ -33,22 +34,24 @@ ROOT = parse_dump(b"\n".join(text for text, _ in LISTED))
 
 
 def test_ls() -> None:
-    assert list(ls_lines(ROOT)) == [listed for _, listed in LISTED if listed is not None]
+    assert b"".join(ls_text(ROOT)).splitlines(keepends=True) == [listed for _, listed in LISTED if listed is not None]
 
 
 def test_objects_are_unescaped_unique_and_sorted() -> None:
-    assert sorted(object_sizes(ROOT, {})) == [b"-", b"a", b"x/y =\\"]
+    assert sorted(payload_sizes(ROOT, {})) == [b"-", b"a", b"x/y =\\"]
 
 
 def test_the_first_name_is_the_one_described() -> None:
     inode = RegularFile(mode=0o100644, size=1, content=External(None, b"p"))
     root = Directory(mode=0o40755, entries={b"b": inode, b"a": HardLink(inode)})
-    assert list(ls_lines(root)) == [b"/a\t@ p\n", b"/b\n"]
+    assert b"".join(ls_text(root)).splitlines(keepends=True) == [b"/a\t@ p\n", b"/b\n"]
 
 
 @given(trees())
 def test_ls_names_what_a_dump_names(root: Directory) -> None:
-    listed = [unescape(text.rstrip(b"\n").split(b"\t")[0]) for text in ls_lines(root)]
+    listed = [
+        unescape(text.rstrip(b"\n").split(b"\t")[0]) for text in b"".join(ls_text(root)).splitlines(keepends=True)
+    ]
     dumped = [unescape(text.split(b" ")[0]) for text in print_dump(root)]
     is_directory = [text.split(b" ")[2].startswith(b"4") for text in print_dump(root)]
     assert listed == [path + b"/" * last for path, last in zip(dumped, is_directory, strict=True)][1:]
@@ -58,4 +61,4 @@ def test_ls_names_what_a_dump_names(root: Directory) -> None:
 def test_objects_are_those_of_all_inodes(root: Directory) -> None:
     files = [entry for _, _, entry in iter_names(root) if isinstance(entry, RegularFile)]
     payloads = {file.content.payload for file in files if isinstance(file.content, External)}
-    assert sorted(object_sizes(root, {})) == sorted(payload for payload in payloads if payload)
+    assert sorted(payload_sizes(root, {})) == sorted(payload for payload in payloads if payload)

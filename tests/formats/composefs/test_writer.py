@@ -8,25 +8,28 @@ from collections.abc import Callable
 import pytest
 
 from cfstools.errors import CfsError, TreeError, UsageError
-from cfstools.formats.composefs import plan_image, write_image
+from cfstools.formats.composefs.overlay_xattrs import escape_key, select_version
+from cfstools.formats.composefs.writer import plan_image
 from cfstools.formats.erofs.layout import BLOCK_SIZE, COMPOSEFS_HEADER, FIRST_INODE_OFFSET, ComposefsHeader
 from cfstools.formats.erofs.writer import chunk_geometry
-from cfstools.formats.erofs.xattrs import filter_bit, split_key
-from cfstools.formats.erofs.xxh32 import xxh32
-from cfstools.formats.overlay import escape_key, select_version
+from cfstools.formats.erofs.xattrs import filter_bit, split_key, xxh32
 from cfstools.tree import (
+    Blob,
     Device,
     Directory,
     Entry,
     External,
     Fifo,
     HardLink,
+    Located,
+    Piece,
     RegularFile,
     Stamp,
     Symlink,
     Unread,
 )
 from cfstools.verity import Algorithm, digest_bytes
+from tests.formats.images import write_image
 
 pytestmark = pytest.mark.usefixtures("each_implementation")
 
@@ -250,6 +253,10 @@ def one(entry: Entry, name: bytes = b"bad") -> Directory:
         (one(RegularFile(mode=0o100644, size=5001, content=b"x" * 5001)), "inline content"),
         (one(RegularFile(mode=0o100644, size=2, content=b"x")), "inline content"),
         (one(RegularFile(mode=0o100644, size=9, content=Unread(b"bad", Stamp(0, 0, 9, 0, 0)))), "not read"),
+        (
+            one(RegularFile(mode=0o100644, size=9, content=Located([Piece(9, Blob(1, 9, None, b"blobs/tar"))]))),
+            "contents lie in pieces of blobs/tar; a composefs image can name whole objects only",
+        ),
         (one(RegularFile(mode=0o100644, size=2**53 + 1, content=External(None, None))), "too large"),
         (one(RegularFile(mode=0o100644, size=9, content=External(b"short", None))), "digest has 5 bytes"),
         (one(RegularFile(mode=0o100644, size=9, content=External(None, b"p" * 4096))), "payload of 4096"),

@@ -1,7 +1,7 @@
-"""What makes an image wrong as a composefs image, besides the rules of EROFS (composefs format, section 10.2).
+"""Check a composefs image for what the rules of EROFS do not cover (composefs format, section 10.2).
 
-These rules are about what overlayfs will do with the image: which object a file's contents come from, and which
-names are hidden.
+These rules are about what overlayfs does with the image: from which object it takes the contents of a file, and which
+names it hides.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from cfstools.errors import FormatError, ImageError
 from cfstools.formats.base import Finding, Severity
 from cfstools.formats.canonical import first_difference
-from cfstools.formats.composefs import plan_image
-from cfstools.formats.composefs_reader import OrdinaryTree, parse_metacopy, parse_redirect, read_ordinary
+from cfstools.formats.composefs.overlay_xattrs import ACL_KEYS, ESCAPED, METACOPY_KEY, OPAQUE_KEY, OVERLAY, REDIRECT_KEY
+from cfstools.formats.composefs.reader import NativeTree, parse_metacopy, parse_redirect
+from cfstools.formats.composefs.writer import plan_image
 from cfstools.formats.erofs import layout as fmt
-from cfstools.formats.erofs.check import check_image
 from cfstools.formats.erofs.reader import Image, Xattr
 from cfstools.formats.erofs.walk import Step
 from cfstools.formats.escape import escape_text
-from cfstools.formats.overlay import ACL_KEYS, ESCAPED, METACOPY_KEY, OPAQUE_KEY, OVERLAY, REDIRECT_KEY
 from cfstools.tree import Directory, HardLink, Leaf
 from cfstools.tree.walk import iter_names
 from cfstools.verity import Algorithm
@@ -31,21 +30,15 @@ if TYPE_CHECKING:
 _HIDING_NAMES = frozenset(b"%02x" % number for number in range(256))
 
 
-def check_composefs(data: Buffer, *, allow_tail: bool = False, strict: bool = False) -> list[Finding]:
+def check_every_rule(data: Buffer, *, allow_tail: bool = False) -> list[Finding]:
     """All problems of a composefs image, those of :func:`~cfstools.formats.erofs.check.check_image` among them.
 
-    An image without a finding of severity ERROR can be read by
-    :func:`~cfstools.formats.composefs_reader.read_image`.
+    An image without a finding of severity ERROR can be read by :class:`~cfstools.formats.composefs.reader.TreeReader`.
     """
-    if read_written_anew(data, allow_tail=allow_tail) is not None:
-        return []
-    return check_every_rule(data, allow_tail=allow_tail, strict=strict)
+    from cfstools.formats.erofs.check import check_image  # noqa: PLC0415 - few images need it
 
-
-def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = False) -> list[Finding]:
-    """The same, found by looking at everything in the image."""
     rules = _Rules()
-    findings = check_image(data, allow_tail=allow_tail, strict=strict, rules=rules)
+    findings = check_image(data, allow_tail=allow_tail, rules=rules)
     if all(finding.severity is not Severity.ERROR for finding in findings):
         flag = bool(Image(data, allow_tail=allow_tail).header.flags & fmt.HEADER_FLAG_HAS_ACL)
         if flag != rules.has_acl:
@@ -54,27 +47,11 @@ def check_every_rule(data: Buffer, *, allow_tail: bool = False, strict: bool = F
     return findings
 
 
-def read_written_anew(data: Buffer, *, allow_tail: bool = False) -> OrdinaryTree | None:
-    """The tree of the image if it :func:`is_written_anew`: then there is nothing to find in it."""
-    read = read_at_once(data, allow_tail=allow_tail)
-    return read[1] if read is not None and is_written_anew(*read) else None
+def matches_canonical(image: Image, tree: NativeTree) -> bool:
+    """Whether *image* is what our writer makes of its *tree*, byte for byte; then no rule is broken.
 
-
-def read_at_once(data: Buffer, *, allow_tail: bool = False) -> tuple[Image, OrdinaryTree] | None:
-    """The image and its tree, or ``None`` if anything in it is wrong or rare."""
-    try:
-        image = Image(data, allow_tail=allow_tail)
-        tree = read_ordinary(image)
-    except FormatError:
-        return None
-    return (image, tree) if tree is not None else None
-
-
-def is_written_anew(image: Image, tree: OrdinaryTree) -> bool:
-    """Whether *image* is what our writer makes of its *tree*, byte for byte.
-
-    The reader for ordinary images lets nothing through that a writer can be made to write and these rules forbid, but
-    link counts of files, which are looked at here.
+    The native reader declines everything that these rules forbid although a writer would write it, except wrong link
+    counts of files, which are checked here.
     """
     if tree.linked and not _links_agree(tree.root):
         return False
@@ -88,7 +65,7 @@ def is_written_anew(image: Image, tree: OrdinaryTree) -> bool:
 
 
 def _links_agree(root: Directory) -> bool:
-    """Whether the link count of every file is the number of its names."""
+    """Whether every file has as many names as its link count says."""
     names: Counter[Leaf] = Counter()
     for _, _, entry in iter_names(root):
         if isinstance(entry, HardLink):
@@ -99,7 +76,7 @@ def _links_agree(root: Directory) -> bool:
 
 
 class _Rules:
-    """Called for each inode; remembers what must be the same everywhere in an image."""
+    """The rules for one inode; remembers the digest algorithm, which must be the same in all of the image."""
 
     def __init__(self) -> None:
         self.has_acl = False
@@ -109,7 +86,7 @@ class _Rules:
         values = {key: value for key, value, _ in xattrs}
         self.has_acl = self.has_acl or not ACL_KEYS.isdisjoint(values)
         inode = step.inode
-        if inode.is_hiding and (step.depth != 1 or step.name not in _HIDING_NAMES):
+        if inode.is_masking and (step.depth != 1 or step.name not in _HIDING_NAMES):
             yield "a character device 0:0 that hides a name, other than 00 to ff in the root"
         allowed: tuple[bytes, ...] = ()
         if not step.depth:
@@ -121,10 +98,10 @@ class _Rules:
             yield from self._check_object(step, values)
         for key in values:
             if key.startswith(OVERLAY) and not key.startswith(ESCAPED) and key not in allowed:
-                yield f"overlayfs would act on {escape_text(key)}, which has no place here"
+                yield f"overlayfs would act on {escape_text(key)}, which is not allowed here"
 
     def _check_object(self, step: Step, values: dict[bytes, bytes]) -> Iterator[str]:
-        """Where the contents of an external file come from."""
+        """Check where the contents of an external file come from."""
         metacopy = values.get(METACOPY_KEY)
         redirect = values.get(REDIRECT_KEY)
         try:

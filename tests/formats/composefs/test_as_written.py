@@ -1,4 +1,4 @@
-"""Trees read from images get back the primary names they were written with."""
+"""Trees read from images get back the primary names they were written with, and lose the marks of a version."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import pytest
 from hypothesis import given
 
 from cfstools.errors import TreeError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_reader import read_image
+from cfstools.formats.composefs.as_written import drop_version_marks, restore_primary_names
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.primary_names import restore_primary_names
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.walk import iter_names
-from tests.formats.images import directory, find, patch, regular, sample_tree
+from tests.formats.images import directory, find, patch, read_image, regular, sample_tree, write_image
 from tests.strategies import describe, trees
 
 
@@ -64,3 +62,21 @@ def test_numbers_out_of_order_change_nothing_but_primary_names(number: int) -> N
 def find_inode(root: Directory) -> object:
     entry = root.entries[b"shared"]
     return entry.inode if isinstance(entry, HardLink) else entry
+
+
+def test_marks_of_version_1_are_dropped_where_they_were_made() -> None:
+    whiteout = Device(mode=stat.S_IFCHR | 0o600, rdev=0)
+    own = {b"user.overlay.opaque": b"x", b"user.k": b"v"}
+    root = directory(
+        {
+            b"marked": directory({b"gone": whiteout, b"kept": regular(b"")}, xattrs={b"user.k": b"v"}),
+            b"plain": directory({b"gone": whiteout}),
+            b"with": directory({b"f": regular(b"")}, xattrs=own),
+        }
+    )
+    data = write_image(root, min_version=1)
+    read = read_image(data)
+    assert describe(read) != describe(root)
+    drop_version_marks(read)
+    assert describe(read) == describe(root)
+    assert write_image(read, min_version=1) == data

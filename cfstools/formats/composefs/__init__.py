@@ -1,0 +1,1 @@
+"""Composefs images: EROFS with the extended attributes of overlayfs."""
