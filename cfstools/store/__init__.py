@@ -9,32 +9,33 @@ if TYPE_CHECKING:
     from cfstools.store.base import FsVerity, Store, contains
     from cfstools.store.chain import StoreChain
     from cfstools.store.directory import DirectoryStore
-    from cfstools.store.ingest import INLINE_THRESHOLD, Blobs, Ingest, IngestReport, MemoryBlobs, RootedBlobs, stamp
     from cfstools.store.memory import MemoryStore
-    from cfstools.store.publisher import StoredObject, StoreReport
-    from cfstools.store.scratch import is_temporary
-    from cfstools.store.stream import ObjectStream
-    from cfstools.store.writer import StoreWriter
+    from cfstools.store.write.blobs import Blobs, MemoryBlobs, RootedBlobs, stamp
+    from cfstools.store.write.ingest import INLINE_THRESHOLD, Ingest, IngestReport
+    from cfstools.store.write.publisher import StoredObject, StoreReport
+    from cfstools.store.write.scratch import is_temporary
+    from cfstools.store.write.stream import ObjectStream
+    from cfstools.store.write.writer import StoreWriter
 
 _HOMES = {
-    "Blobs": "ingest",
+    "Blobs": "write.blobs",
     "DirectoryStore": "directory",
     "FsVerity": "base",
-    "INLINE_THRESHOLD": "ingest",
-    "Ingest": "ingest",
-    "IngestReport": "ingest",
-    "MemoryBlobs": "ingest",
+    "INLINE_THRESHOLD": "write.ingest",
+    "Ingest": "write.ingest",
+    "IngestReport": "write.ingest",
+    "MemoryBlobs": "write.blobs",
     "MemoryStore": "memory",
-    "ObjectStream": "stream",
-    "RootedBlobs": "ingest",
+    "ObjectStream": "write.stream",
+    "RootedBlobs": "write.blobs",
     "Store": "base",
     "StoreChain": "chain",
-    "StoreReport": "publisher",
-    "StoreWriter": "writer",
-    "StoredObject": "publisher",
+    "StoreReport": "write.publisher",
+    "StoreWriter": "write.writer",
+    "StoredObject": "write.publisher",
     "contains": "base",
-    "is_temporary": "scratch",
-    "stamp": "ingest",
+    "is_temporary": "write.scratch",
+    "stamp": "write.blobs",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every object store can do, objects that are open, and the names of objects on disk."""
+"""The protocols ``Store`` and ``Object``, open objects, and the names of objects on disk."""
 
 from __future__ import annotations
 
@@ -9,84 +9,94 @@ from typing import Literal, Protocol
 
 from cfstools.errors import Exhausted, StoreError, is_exhausted, os_error
 from cfstools.linux.files import close
+from cfstools.verity.object_id import digest_at
 
 FsVerity = Literal["off", "auto", "require"]
-"""Whether fs-verity is turned on for new objects: never, where the file system has it, or else that is an error."""
+"""Whether to enable fs-verity on new objects: never, where the file system supports it, or always or fail."""
 
 LOCK_NAME = b".mkcfs-lock"
-"""The file in a store that is locked."""
+"""The lock file of a store."""
 
 KEPT_NAME = b".mkcfs-images"
-"""The file in a store that says which images the last collection kept."""
+"""The record in a store of the images that the last collection kept."""
 
 NEW_KEPT_NAME = KEPT_NAME + b".new"
-"""The same while it is written."""
+"""The record while it is being written."""
 
 STAGE_PREFIX = b".mkcfs-tmp-"
-"""How directories of temporaries in a store are called, and directories of objects until they have their rights."""
+"""Name prefix of directories of temporaries, and of prefix directories until they have their mode and owner."""
 
 Sync = Literal["auto", "batch", "object", "none"]
-"""How new objects are brought to stable storage before they get names: with one ``syncfs`` for a batch, an ``fsync``
-for each object, whichever is likely to be faster, or not at all."""
+"""How new objects are synced before they get names: by one ``syncfs`` for each batch, one ``fsync`` for each object,
+whichever is likely faster (``auto``), or not at all."""
 
 _PREFIX = re.compile(rb"[0-9a-f]{2}")
-# The rest of a SHA-256 or SHA-512 digest, lower case.
-_REST = re.compile(rb"(?:[0-9a-f]{62}|[0-9a-f]{126})")
 
 
 class Object(Protocol):
-    """The contents of one object, open for reading until :meth:`close`. May be read from several threads."""
+    """One object, open for reading until :meth:`close`. Thread-safe."""
 
     @property
     def size(self) -> int:
-        """How many bytes there were when it was opened."""
+        """Length in bytes when the object was opened."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether the store compares the contents with the digest: reads then give the right bytes or raise.
+
+        Whoever reads such an object need not hash it again.
+        """
 
     def read(self, offset: int, count: int) -> bytes:
-        """Up to *count* bytes from *offset* on, fewer only at the end. Raises ``InputError`` when reading fails."""
+        """Read *count* bytes at *offset*, fewer only at the end. Raises ``InputError``."""
 
     def fileno(self) -> int | None:
-        """A descriptor of the file with the contents, which closes with the object; ``None`` where there is none."""
+        """The descriptor of the object's file, closed with the object; ``None`` if it is not in a file."""
 
     def close(self) -> None:
-        """Give up what is open. Closing twice is allowed."""
+        """Close the object. Closing twice is allowed."""
 
 
 class Store(Protocol):
-    """Objects by digest, read only. Implementations may be used from several threads.
+    """Read-only access to objects by digest. Implementations are thread-safe.
 
-    The digest alone names an object, as the path does that is made of it: its algorithm is for those who check.
+    The digest alone names an object; the hash algorithm matters only to those who check the contents.
     """
 
     def size(self, digest: bytes) -> int | None:
-        """The object's length in bytes, ``None`` when it is not there. Its contents are not looked at."""
+        """The object's length in bytes, ``None`` if missing. Does not read the contents."""
 
     def open(self, digest: bytes) -> Object:
-        """The object, not checked; the caller closes it. Raises ``ObjectMissing``, ``StoreError``."""
+        """Open the object without checking it; the caller closes it. Raises ``ObjectMissing``, ``StoreError``."""
 
     def open_path(self, path: bytes) -> Object:
-        """What is at *path* below the store, for images that name no digest.
+        """Open the file at *path* below the store, for images that record no digest.
 
-        Slashes before the path do not matter; it never leads out of the store. Raises as :meth:`open` does.
+        Leading slashes are ignored; the path cannot leave the store. Raises as :meth:`open` does.
         """
 
     def objects(self) -> Iterator[bytes]:
-        """The digests of all objects, each once, in byte order."""
+        """Yield the digest of each object once, in byte order."""
 
     def describe(self, digest: bytes) -> str:
-        """The object's place in words for messages, whether it is there or not."""
+        """The object's location for messages, whether the object exists or not."""
 
 
 class FileObject:
-    """An object in the file *fd*, which closes with it; *size* is the file's."""
+    """An object in the open file *fd* of *size* bytes; takes over the descriptor.
 
-    __slots__ = ("_fd", "size")
+    *checked*: it was compared with its digest, and nobody else can write to the file.
+    """
 
-    def __init__(self, fd: int, size: int) -> None:
+    __slots__ = ("_fd", "checked", "size")
+
+    def __init__(self, fd: int, size: int, *, checked: bool = False) -> None:
         self._fd = fd
         self.size = size
+        self.checked = checked
 
     def read(self, offset: int, count: int) -> bytes:
-        """Up to *count* bytes from *offset* on. Raises ``InputError``."""
+        """Read *count* bytes at *offset*, fewer only at the end. Raises ``InputError``."""
         try:
             data = os.pread(self._fd, count, offset)
             while len(data) < count and offset + len(data) < self.size:
@@ -110,41 +120,40 @@ class FileObject:
 
 
 class BytesObject:
-    """An object that is *data*."""
+    """An object in memory; *checked* if it was compared with its digest."""
 
-    __slots__ = ("_data", "size")
+    __slots__ = ("_data", "checked", "size")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, checked: bool = False) -> None:
         self._data = data
         self.size = len(data)
+        self.checked = checked
 
     def read(self, offset: int, count: int) -> bytes:
-        """Up to *count* bytes from *offset* on."""
+        """Read *count* bytes at *offset*, fewer only at the end."""
         return self._data[offset : offset + count]
 
     def fileno(self) -> None:
-        """There is no file."""
+        """``None``: there is no file."""
         return
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def contains(store: Store, digest: bytes) -> bool:
-    """Whether the object is there (its contents are not looked at)."""
+    """Whether the store has the object; does not read the contents."""
     return store.size(digest) is not None
 
 
 def is_prefix(name: bytes) -> bool:
-    """Whether *name* is that of a directory with objects."""
+    """Whether *name* is a prefix directory's: two hexadecimal digits."""
     return _PREFIX.fullmatch(name) is not None
 
 
 def digest_of(prefix: bytes, name: bytes) -> bytes | None:
-    """The digest whose object is ``prefix/name``, ``None`` when these are not an object's names."""
-    if is_prefix(prefix) and _REST.fullmatch(name):
-        return bytes.fromhex((prefix + name).decode())
-    return None
+    """The digest of the object at ``prefix/name``, ``None`` if that is no object's path."""
+    return digest_at(b"%b/%b" % (prefix, name))
 
 
 def split_digest(digest: bytes) -> tuple[bytes, bytes]:
@@ -154,6 +163,6 @@ def split_digest(digest: bytes) -> tuple[bytes, bytes]:
 
 
 def store_error(error: OSError, what: str, subject: str, *, hint: str | None = None) -> StoreError | Exhausted:
-    """Translate an ``OSError`` met while doing *what* to the store or object *subject*."""
+    """Translate an ``OSError`` that stopped *what* on the store or object *subject*."""
     kind = Exhausted if is_exhausted(error) else StoreError
     return kind(f"{what}: {error.strerror or error}", subject=subject, hint=hint)

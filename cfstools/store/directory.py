@@ -1,7 +1,7 @@
 """A store in a directory: ``DIR/ab/cdef…``, as the composefs C tools lay it out (composefs format, section 5.2).
 
-Nothing below the store is reached through a symbolic link, and only regular files are objects. Names that are
-not those of objects are left alone: they belong to someone else.
+Symbolic links below the store are never followed, and only regular files are objects. Other names are ignored: they
+belong to someone else.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ import os
 import stat
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Self
+from itertools import accumulate
 
+from cfstools import native
 from cfstools.errors import ObjectMissing, StoreError
+from cfstools.lifetime import Closable
 from cfstools.linux import files
-from cfstools.linux.places import Doubt, open_directory
+from cfstools.linux.paths import UntrustedPath, open_directory
 from cfstools.store.base import KEPT_NAME, LOCK_NAME, FileObject, digest_of, is_prefix, split_digest, store_error
 from cfstools.store.lockfile import acquire
 from cfstools.store.sharing import make_prefix
 from cfstools.verity import object_path
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Opening must not hang on a fifo nor make a terminal ours, whatever someone planted.
+# Never block on a planted FIFO or acquire a controlling terminal.
 OBJECT_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class DirectoryStore:
-    """The objects below the directory *path*, which ``create`` makes with its parents when it is missing.
+class DirectoryStore(Closable):
+    """The objects below the directory *path*; with ``create`` a missing directory and its parents are made.
 
-    Raises ``StoreError`` when *path* is not a directory that can be used. Holds descriptors open until
-    :meth:`close`; usable as a context manager.
+    Raises ``StoreError`` when *path* is not a usable directory. Descriptors stay open until :meth:`close`.
     """
 
     def __init__(self, path: str | bytes, *, create: bool = False) -> None:
         self.path = os.fsdecode(path)
-        self._doubt: Doubt | None = None  # about a link that led here
+        self._untrusted: UntrustedPath | None = None  # set if another user's link led here
         self.fd = self._open(os.fsencode(path), create=create)
-        # Directories already opened, by prefix; kept open until the end so that no thread sees a number reused.
+        # Open directories by prefix, kept until close() so that no thread sees a descriptor number reused.
         self._prefixes: dict[bytes, int] = {}
         self._prefix_fds = array("i", [-1]) * 256
         self._opened_prefixes = False
@@ -60,10 +60,10 @@ class DirectoryStore:
             return open_directory(path, make=0o755)
         except ValueError:
             raise StoreError("a path cannot contain a zero byte", subject=self.path) from None
-        except Doubt as doubt:
-            self._doubt = doubt
+        except UntrustedPath as untrusted:
+            self._untrusted = untrusted
             if create:
-                self._refuse_doubt()
+                self._refuse_untrusted()
             return self._open_to_look(path)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError("an object store must be a directory", subject=self.path) from error
@@ -71,25 +71,19 @@ class DirectoryStore:
             raise store_error(error, what, self.path) from error
 
     def _open_to_look(self, path: bytes) -> int:
-        """Follow links of anybody: who only looks takes nothing for more than its digest says."""
+        """Follow links of any user: a reader only trusts contents whose digest it has checked."""
         try:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise store_error(error, "cannot open the store", self.path) from error
 
-    def _refuse_doubt(self) -> None:
-        """Raise ``StoreError`` if somebody else's link led here: nothing is to be written or removed then."""
-        if self._doubt is not None:
-            doubt = self._doubt
-            raise StoreError(doubt.about(os.fsencode(self.path)), subject=self.path, hint=doubt.hint) from doubt
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _refuse_untrusted(self) -> None:
+        """Raise ``StoreError`` if another user's link led here: nothing must be written or removed then."""
+        if self._untrusted is not None:
+            untrusted = self._untrusted
+            raise StoreError(
+                untrusted.about(os.fsencode(self.path)), subject=self.path, hint=untrusted.hint
+            ) from untrusted
 
     def close(self) -> None:
         """Close every descriptor; the store cannot be used afterwards."""
@@ -106,12 +100,12 @@ class DirectoryStore:
         return os.path.join(self.path, os.fsdecode(object_path(digest)))
 
     def size(self, digest: bytes) -> int | None:
-        """The object's length, ``None`` when it is not there; ``StoreError`` when something else has its name."""
+        """The object's length in bytes, ``None`` if missing; ``StoreError`` if its name is not a regular file."""
         prefix, name = split_digest(digest)
         fd = self._prefixes.get(prefix)
         try:
             if fd is not None:
-                # The usual case, written out because it runs once for every file.
+                # The usual case, inlined because it runs once for every file.
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             else:
                 with self.prefix_fd(prefix) as fd:
@@ -124,10 +118,26 @@ class DirectoryStore:
             raise StoreError("not a regular file", subject=self.describe(digest))
         return status.st_size
 
-    def look_at(self, path: bytes) -> int | None:
-        """The length of the regular file at *path*, which an image names; -1 for anything else, ``None`` for nothing.
+    def lacks(self, objects: Sequence[tuple[bytes, int]]) -> set[bytes]:
+        """The digests of those *objects* (digest, size) that are not there, or not as regular files of that size."""
+        if not objects:
+            return set()
+        ends = array("Q", accumulate([size for _, size in objects]))
+        digests = b"".join([digest for digest, _ in objects])
+        found = native.find_objects(self.prefix_fds, digests, ends, 0, len(objects), len(objects[0][0]))
+        left = [one for one, is_there in zip(objects, found, strict=True) if not is_there]
+        return {digest for digest, size in left if self.keeps_prefixes or not self._has(digest, size)}
 
-        Nothing is reached through links. Raises ``StoreError`` for what cannot be looked at.
+    def _has(self, digest: bytes, size: int) -> bool:
+        try:
+            return self.size(digest) == size
+        except StoreError:
+            return False
+
+    def size_at(self, path: bytes) -> int | None:
+        """The length of the regular file at *path* as an image names it; -1 for other files, ``None`` if missing.
+
+        Follows no links. Raises ``StoreError`` if the lookup fails.
         """
         *parents, name = [part for part in path.split(b"/") if part] or [b""]
         try:
@@ -144,9 +154,9 @@ class DirectoryStore:
             return None
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                return -1  # something that is no directory is in the place of one
+                return -1  # a component is not a directory
             if error.errno in (errno.ENAMETOOLONG, errno.EXDEV, errno.EINVAL):
-                return None  # nothing can have this name
+                return None  # no file can have this name
             place = os.path.join(self.path, os.fsdecode(path.lstrip(b"/")))
             raise store_error(error, "cannot look up the object", place) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
@@ -162,13 +172,13 @@ class DirectoryStore:
         return _open_object(opener, self.describe(digest))
 
     def open_path(self, path: bytes) -> FileObject:
-        """What is at *path*; no link on the way is followed. Raises as :meth:`open`."""
+        """Open the regular file at *path* below the store, following no links; raises as :meth:`open` does."""
         path = path.lstrip(b"/")
         subject = os.path.join(self.path, os.fsdecode(path))
         return _open_object(lambda: files.open_below(self.fd, path, OBJECT_FLAGS), subject)
 
     def objects(self) -> Iterator[bytes]:
-        """The digests of all objects in order; whatever is not an object's file is passed over."""
+        """Yield the digests of all objects in byte order; other names are skipped."""
         for prefix in sorted(name for name in self._names(self.fd) if is_prefix(name)):
             try:
                 with self.prefix_fd(prefix) as fd:
@@ -187,7 +197,7 @@ class DirectoryStore:
                     yield digest
 
     def _names(self, fd: int, *, regular: bool = False) -> list[bytes]:
-        # scandir takes over a descriptor's position, so it gets one of its own. Of a descriptor it gives text.
+        # scandir moves the descriptor's position, so give it a new one; names then come as str.
         try:
             own = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
@@ -204,23 +214,22 @@ class DirectoryStore:
 
     @property
     def keeps_prefixes(self) -> bool:
-        """Whether descriptors of :meth:`prefix_fd` stay open until :meth:`close`, for every prefix there can be."""
+        """Whether the descriptors of :meth:`prefix_fd` stay open until :meth:`close` for all 256 prefixes."""
         return self._keep == 256
 
     def is_empty(self) -> bool:
-        """Whether the directory holds nothing at all but what the care of it leaves there."""
+        """Whether the directory is empty, apart from the lock and the record of the last collection."""
         return not set(self._names(self.fd)) - {LOCK_NAME, KEPT_NAME}
 
     def has_prefixes(self) -> bool:
-        """Whether there is any directory of objects."""
+        """Whether the store has any prefix directory."""
         return any(map(is_prefix, self._names(self.fd)))
 
     @property
     def prefix_fds(self) -> array[int]:
-        """The descriptors of :meth:`prefix_fd` by number, -1 where there is none, as the native functions take them.
+        """The descriptors of the prefix directories by number (0 to 255), -1 where missing, for native functions.
 
-        The directories that exist are opened when this is first asked for: a function that has to open one for every
-        object takes twice as long.
+        The first access opens all existing directories: opening one for every object takes twice as long.
         """
         if not self._opened_prefixes:
             with self._opening:
@@ -233,7 +242,7 @@ class DirectoryStore:
 
     @contextmanager
     def prefix_fd(self, prefix: bytes, *, create: bool = False) -> Iterator[int]:
-        """The directory of the objects that start with *prefix*, open. Raises plain ``OSError``."""
+        """Open the directory of the objects whose digests start with *prefix*. Raises plain ``OSError``."""
         fd = self._prefixes.get(prefix)
         if fd is not None:
             yield fd
@@ -246,7 +255,7 @@ class DirectoryStore:
             other = self._prefixes.get(prefix)
             kept = other is not None or len(self._prefixes) < self._keep
             if other is not None:
-                # Another thread was faster; its descriptor is the one that stays.
+                # Another thread was faster: use its descriptor.
                 files.close(fd)
                 fd = other
             elif kept:
@@ -260,13 +269,13 @@ class DirectoryStore:
 
     @contextmanager
     def locked(self, *, exclusive: bool = False, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock of the store: shared to add objects, ``exclusive`` to remove them.
+        """Hold the store's lock: shared to add objects, ``exclusive`` to remove them.
 
-        Yields whether the lock is held: ``False`` where the file system has no locks, and for those who may not write
-        to the store and want it shared. Without ``wait`` a lock that someone else holds is ``StoreBusy``. The lock ends
-        with the process.
+        Yields whether the lock is held: ``False`` if the file system has no locks, or if a shared lock is wanted by a
+        user without write access. Without ``wait``, raises ``StoreBusy`` if another process holds the lock. The kernel
+        releases the lock when the process ends.
         """
-        self._refuse_doubt()
+        self._refuse_untrusted()
         fd = acquire(self.fd, self.path, exclusive=exclusive, wait=wait)
         try:
             yield fd is not None
@@ -276,7 +285,7 @@ class DirectoryStore:
 
 
 def _open_object(opener: Callable[[], int], subject: str) -> FileObject:
-    """Call *opener*; what it opens must be a regular file."""
+    """Call *opener*, translate its errors, and refuse anything but a regular file."""
     try:
         fd = opener()
     except FileNotFoundError as error:

@@ -1,9 +1,8 @@
-"""The file in a store that is locked: only who may write to the store can open it.
+"""The lock file of a store, which only users with write access to the store can open.
 
-A lock can be taken, and kept for ever, by whoever can open a file, if only for reading. So it is not the store's
-directory that is locked, which everybody may open who reads objects, but a file of its own: those may open it who may
-write to the directory, and nobody else. Whoever can write there can also remove all objects, so nothing is lost to
-them. What else has the file's name is not used, whoever put it there.
+Anyone who can open a file, even for reading, can lock it forever. All readers can open the store's directory, so the
+lock is a file of its own, with the access rights for writing that the directory has. Users who can write there could
+remove all objects anyway. A file of this name that is not a proper lock file is refused.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ import os
 import stat
 from contextlib import suppress
 
-from cfstools.errors import StoreBusy, StoreError, shown_path
+from cfstools.errors import StoreBusy, StoreError
 from cfstools.linux import files, locks
 from cfstools.store.base import LOCK_NAME, store_error
 from cfstools.store.sharing import mode_for_writers, share_with_writers
+from cfstools.text import shown_path
 
-# A fifo that was planted must not hold us up, nor a terminal become ours.
+# Never block on a planted FIFO or acquire a controlling terminal.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_ATTEMPTS = 100  # to meet a file that others remove and make again
+_ATTEMPTS = 100  # while other processes keep removing and creating the file
 
 
 def acquire(directory: int, path: str, *, exclusive: bool, wait: bool) -> int | None:
-    """Lock the store *directory*, whose path is *path*; a descriptor that holds the lock until it is closed.
+    """Lock the store in *directory*; *path* is for messages. Closing the returned descriptor releases the lock.
 
-    ``None`` where there is no lock to be had: the file system has none, or the lock is to be shared and this process
-    may not write to the store. Raises ``StoreError``; ``StoreBusy`` if others have the lock and *wait* is not set.
+    Returns ``None`` if the file system has no locks, or if a shared lock is wanted and this process has no write access
+    to the store. Raises ``StoreError``; ``StoreBusy`` if another process holds the lock and *wait* is not set.
     """
     try:
         for _ in range(_ATTEMPTS):
@@ -39,7 +39,7 @@ def acquire(directory: int, path: str, *, exclusive: bool, wait: bool) -> int | 
             try:
                 if not locks.lock(fd, exclusive=exclusive, wait=wait):
                     return None
-                # While we waited the file may have been removed; a lock on it would keep nobody out.
+                # The file may have been removed while we waited; locking it would then keep nobody out.
                 keep = _is_there(directory, fd)
             except BlockingIOError as error:
                 raise StoreBusy(
@@ -55,7 +55,7 @@ def acquire(directory: int, path: str, *, exclusive: bool, wait: bool) -> int | 
         if error.errno in _NOT_ALLOWED - {errno.EROFS}:
             hint = f"who may write to the store must be able to read and write {os.fsdecode(LOCK_NAME)} in it"
         raise store_error(error, "cannot lock the store", path, hint=hint) from error
-    raise StoreError("cannot lock the store: its lock file is removed again and again", subject=path)
+    raise StoreError("cannot lock the store: other processes keep removing its lock file", subject=path)
 
 
 def _held_by(fd: int) -> str:
@@ -75,7 +75,7 @@ def _is_there(directory: int, fd: int) -> bool:
 
 
 def _open(directory: int, path: str, *, exclusive: bool) -> int | None:
-    """The lock file, made if it is missing; ``None`` for those who only read. Raises ``OSError``, ``StoreError``."""
+    """Open the lock file, creating it if missing; ``None`` for readers. Raises ``OSError``, ``StoreError``."""
     for _ in range(_ATTEMPTS):
         try:
             try:
@@ -83,7 +83,7 @@ def _open(directory: int, path: str, *, exclusive: bool) -> int | None:
             except FileNotFoundError:
                 _make(directory)
         except FileExistsError:
-            continue  # somebody else was faster
+            continue  # another process was faster
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR):
                 kind = "a symbolic link" if error.errno == errno.ELOOP else "a directory"
@@ -93,13 +93,13 @@ def _open(directory: int, path: str, *, exclusive: bool) -> int | None:
             if not exclusive:
                 return _for_reader(directory, path, error)
             raise
-    raise StoreError("cannot lock the store: its lock file is removed again and again", subject=path)
+    raise StoreError("cannot lock the store: other processes keep removing its lock file", subject=path)
 
 
 def _for_reader(directory: int, path: str, error: OSError) -> int | None:
-    """The lock file for those who cannot write: on a read-only file system it may be open to them all the same."""
+    """Open the lock file without write access, which may be possible on a read-only file system."""
     if os.access(b".", os.W_OK, dir_fd=directory, effective_ids=True):
-        raise error  # who can add objects must not do so without the lock
+        raise error  # a process that can add objects must not do so without the lock
     try:
         return _existing(directory, path, os.O_RDONLY)
     except OSError:
@@ -107,7 +107,7 @@ def _for_reader(directory: int, path: str, error: OSError) -> int | None:
 
 
 def _existing(directory: int, path: str, access: int) -> int:
-    """Open the lock file that is there, once it is seen to be one. Raises ``OSError`` and ``StoreError``."""
+    """Open the existing lock file and check that it is one. Raises ``OSError`` and ``StoreError``."""
     fd = os.open(LOCK_NAME, access | _FLAGS, dir_fd=directory)
     try:
         _check(os.fstat(directory), fd, path)
@@ -124,12 +124,12 @@ def _check(store: os.stat_result, fd: int, path: str) -> None:
     if found.st_nlink == 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     if found.st_nlink > 1 or found.st_size:
-        # Somebody else's file under this name: others may lock it for reasons of their own.
+        # Another program's file under this name: its owner may lock it for other reasons.
         raise _odd("not empty or has several names", path)
     user = os.geteuid()
     if found.st_uid not in (0, user, store.st_uid) and not store.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _odd("of a user who may not write to the store", path)
-    # Somebody made it readable, as `chmod -R a+r` does. Rights are only ever taken away.
+    # Made readable later, for example by `chmod -R a+r`. Only ever remove access rights here.
     right = stat.S_IMODE(found.st_mode) & mode_for_writers(store)
     if right != stat.S_IMODE(found.st_mode) and user in (0, found.st_uid):
         with suppress(OSError):  # of a read-only file system
@@ -142,7 +142,7 @@ def _odd(what: str, path: str) -> StoreError:
 
 
 def _make(directory: int) -> None:
-    """Make the lock file; it has its name only once it has its owner and mode. ``FileExistsError`` if there is one."""
+    """Create the lock file, naming it only once it has its owner and mode. Raises ``FileExistsError``."""
     fd = files.open_tmpfile(directory, 0o600)
     named = fd is None
     if fd is None:

@@ -1,23 +1,45 @@
-"""How users of a store wait for their turn: shared to look or to add, alone to remove."""
+"""Take the lock of a store and wait for it: shared to read or add objects, exclusive to remove them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from cfstools.errors import StoreBusy, StoreError
-from cfstools.store.directory import DirectoryStore
-from cfstools.store.waiting import Waiting
+from cfstools.values import Value
 
-_PAUSE = 0.05  # seconds between two attempts, where waiting has an end
+if TYPE_CHECKING:
+    from cfstools.store.directory import DirectoryStore
+
+_PAUSE = 0.05  # seconds between two attempts, if there is a timeout
+
+
+def silently(_store: str, _who: str) -> None:
+    """Report nothing."""
+
+
+class Waiting(Value):
+    """How long to wait for the lock of a store.
+
+    ``timeout`` is in seconds: ``None`` waits forever, 0 not at all. ``on_wait`` is called once before waiting, with the
+    path of the store and a text that names the processes holding its lock, empty if unknown.
+    """
+
+    timeout: float | None = None
+    on_wait: Callable[[str, str], None] = silently
+
+
+PATIENT = Waiting()
+"""Wait forever and report nothing."""
 
 
 @contextmanager
 def in_turn(store: DirectoryStore, *, exclusive: bool, waiting: Waiting) -> Iterator[bool]:
-    """Hold the store's lock; yields whether there is one, as ``DirectoryStore.locked`` does.
+    """Hold the store's lock, waiting for it as *waiting* says; yields what ``DirectoryStore.locked`` does.
 
-    When someone else holds it, waits as *waiting* says, or raises ``StoreBusy``.
+    Raises ``StoreBusy`` when the timeout expires.
     """
     with ExitStack() as stack:
         try:
@@ -47,9 +69,9 @@ def _wait(store: DirectoryStore, stack: ExitStack, timeout: float | None, *, exc
 
 @contextmanager
 def alone(store: DirectoryStore, waiting: Waiting) -> Iterator[None]:
-    """Hold the store's lock so that nobody adds or removes objects meanwhile.
+    """Hold the store's lock exclusively: no other process adds or removes objects meanwhile.
 
-    Raises ``StoreError`` where the file system has no locks, for nobody could be kept from building.
+    Raises ``StoreError`` if the file system has no locks, because builds could not be kept out.
     """
     with in_turn(store, exclusive=True, waiting=waiting) as held:
         if not held:

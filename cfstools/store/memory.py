@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cfstools.errors import ObjectMissing, shown_path
+from cfstools.errors import ObjectMissing
 from cfstools.store.base import BytesObject, digest_of
+from cfstools.text import shown_path
 from cfstools.verity import DEFAULT, Params, digest_bytes
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MemoryStore:
-    """Objects held as bytes."""
+    """A store of bytes in memory, for tests and for trees that a program makes up."""
 
     def __init__(self) -> None:
         self._objects: dict[bytes, bytes] = {}
@@ -28,23 +29,23 @@ class MemoryStore:
         return digest
 
     def put(self, path: bytes, data: Buffer) -> None:
-        """Keep *data* at *path*, which is no object's: for images that name no digest."""
+        """Keep *data* at *path*, for images that record no digest."""
         self._others[path] = bytes(data)
 
     def size(self, digest: bytes) -> int | None:
-        """The object's length, ``None`` when it is not there."""
+        """The object's length in bytes, ``None`` if missing."""
         data = self._objects.get(digest)
         return None if data is None else len(data)
 
     def open(self, digest: bytes) -> BytesObject:
-        """The object; raises ``ObjectMissing``."""
+        """Open the object; raises ``ObjectMissing``."""
         data = self._objects.get(digest)
         if data is None:
             raise ObjectMissing("no such object", subject=self.describe(digest))
         return BytesObject(data)
 
     def open_path(self, path: bytes) -> BytesObject:
-        """What was put at *path*; raises ``ObjectMissing``."""
+        """Open what was put at *path*; raises ``ObjectMissing``."""
         path = path.lstrip(b"/")
         data = self._others.get(path)
         if data is not None:
@@ -55,9 +56,9 @@ class MemoryStore:
         return self.open(digest)
 
     def objects(self) -> Iterator[bytes]:
-        """All digests in order."""
+        """Yield all digests in byte order."""
         return iter(sorted(self._objects))
 
     def describe(self, digest: bytes) -> str:
-        """The digest: there is no path."""
+        """Name the object by its digest: it has no path."""
         return f"object {digest.hex()} in memory"

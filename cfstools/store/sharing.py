@@ -1,6 +1,6 @@
-"""What is made in a store is for those who may write to its directory, whatever the umask of the one who makes it.
+"""Give new files and directories in a store the access rights of its directory, whatever the umask.
 
-Functions raise plain ``OSError``.
+So all users who can write to the store can add and remove objects. Functions raise plain ``OSError``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from contextlib import suppress
 
 from cfstools.linux import files
-from cfstools.linux.places import make_directory
+from cfstools.linux.paths import make_directory
 from cfstools.store.base import STAGE_PREFIX
 
 # linux/posix_acl_xattr.h: a version, then entries of tag, permissions and id.
@@ -22,14 +22,14 @@ _ACL_OWNER, _ACL_MASK = 0x01, 0x10
 _READ_WRITE = 6
 _WRITE = 2
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_RIGHTS = 0o3777  # of a directory, with the bits for a common group and against removal by others
+_RIGHTS = 0o3777  # permission bits of a directory, set-group-id and sticky bit
 
 
 def make_prefix(directory: int, name: bytes) -> None:
-    """Make the directory *name* for objects in the store *directory*; ``FileExistsError`` if there is one.
+    """Make the prefix directory *name* in the store *directory*; raises ``FileExistsError``.
 
-    Where others may write to the store, it gets its name once it has the rights of the store. Root makes it for the
-    store's owner.
+    If other users can write to the store, it is named only once it has the store's access rights. Made by root, it
+    belongs to the store's owner.
     """
     store = os.fstat(directory)
     if not store.st_mode & _OTHERS_WRITE and (os.geteuid() or not store.st_uid):
@@ -62,7 +62,7 @@ def _give_rights(directory: int, store: os.stat_result, fd: int) -> None:
 
 
 def mode_for_writers(store: os.stat_result) -> int:
-    """Read and write for those who may write to the store."""
+    """The mode of a file that every user with write access to the store can read and write."""
     mode = 0o600
     if store.st_mode & stat.S_IWGRP:
         mode |= 0o060
@@ -72,7 +72,7 @@ def mode_for_writers(store: os.stat_result) -> int:
 
 
 def share_with_writers(directory: int, fd: int) -> None:
-    """Let those read and write the new file *fd* who may write to *directory*, and nobody else."""
+    """Let exactly the users with write access to *directory* read and write the new file *fd*."""
     store = os.fstat(directory)
     mode = mode_for_writers(store)
     if not _give_owner(store, fd) and not mode & stat.S_IWOTH:
@@ -81,17 +81,17 @@ def share_with_writers(directory: int, fd: int) -> None:
     if acl is not None:
         os.setxattr(fd, _ACL, _writers(acl))
         return
-    with suppress(OSError):  # inherited from a default of the directory
+    with suppress(OSError):  # inherited from a default ACL of the directory
         os.removexattr(fd, _ACL)
     os.fchmod(fd, mode)
 
 
 def _give_owner(store: os.stat_result, fd: int) -> bool:
-    """Let the store's group have the new file *fd*, and its owner if we are root; whether the group has it."""
+    """Give *fd* the store's group, and as root its owner; return whether it has the group now."""
     try:
         os.fchown(fd, store.st_uid if os.geteuid() == 0 else -1, store.st_gid)
     except OSError:
-        # Not a member of the group: those who are must be let in by the owner.
+        # Not a member of the group: only the owner can let its members in.
         return os.fstat(fd).st_gid == store.st_gid
     return True
 
@@ -104,7 +104,7 @@ def _access_list(directory: int) -> bytes | None:
 
 
 def _writers(acl: bytes) -> bytes:
-    """The access control list that lets those read and write whom *acl* lets write."""
+    """An ACL that grants reading and writing to everyone whom *acl* grants writing."""
     entries = []
     for tag, rights, who in _ACL_ENTRY.iter_unpack(acl[_ACL_VERSION.size :]):
         allowed = bool(rights & _WRITE) or tag in (_ACL_OWNER, _ACL_MASK)

@@ -48,7 +48,7 @@ def assert_whole(path: Path | str) -> int:
 def as_nobody(tmp_path: Path) -> Iterator[None]:
     """Without the rights of root, with the way to *tmp_path* open."""
     for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+        path.chmod(path.stat().st_mode | 0o755)
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(65534)

@@ -18,9 +18,11 @@ from cfstools import native
 from cfstools.errors import SourceChanged
 from cfstools.linux import files
 from cfstools.linux.volume import Volume, clock_offset, mounted_volume
-from cfstools.store import DirectoryStore, IngestReport, StoreWriter, cache, cache_files
-from cfstools.store.cache import DigestCache
-from cfstools.store.ingest import Ingest
+from cfstools.store import DirectoryStore, IngestReport, StoreWriter
+from cfstools.store.cache import digest_cache as cache
+from cfstools.store.cache import files as cache_files
+from cfstools.store.cache.digest_cache import DigestCache
+from cfstools.store.write.ingest import Ingest
 from cfstools.tree import Directory, External, RegularFile, Stamp, Unread
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes
 from tests.store.conftest import assert_whole
@@ -114,7 +116,7 @@ def opened(store: DirectoryStore, source: Path, algorithm: Algorithm = Algorithm
 def remember(digests: DigestCache, stamps: list[Stamp], digest: bytes = DIGEST) -> None:
     """As a build does that has read these files, which are this user's alone."""
     digests._clock = clock_offset() or 0
-    digests.remember([(stamp, os.geteuid(), 0o100644, digest) for stamp in stamps], 2**63)
+    digests.remember([(stamp, os.geteuid(), 0o100644, digest, False) for stamp in stamps], 2**63)
 
 
 def stamps_of(source: Path, count: int) -> list[Stamp]:
@@ -446,7 +448,7 @@ def test_times_that_a_program_chose(store: DirectoryStore, source: Path, ctime: 
     """Such as whole seconds, the last that an inode has room for, or any in the future."""
     stamps = [stamp._replace(ctime_ns=ctime) for stamp in stamps_of(source, 1)]
     with opened(store, source) as digests:
-        digests.remember([(stamps[0], 0, 0o100644, DIGEST)], digests.settle())
+        digests.remember([(stamps[0], 0, 0o100644, DIGEST, False)], digests.settle())
     with opened(store, source) as digests:
         assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if ctime == -1 else None]
 
@@ -468,7 +470,7 @@ def test_files_that_others_can_write(
     """They could exchange a file's blocks for another's, which leaves its ctime."""
     stamps = stamps_of(source, 1)
     with opened(store, source) as digests:
-        read = [(stamps[0], os.geteuid() if uid is None else uid, 0o100000 | mode, DIGEST)]
+        read = [(stamps[0], os.geteuid() if uid is None else uid, 0o100000 | mode, DIGEST, False)]
         digests.remember(read, digests.settle())
     with opened(store, source) as digests:
         assert digests.find(stamps, 64).found == [(DIGEST, 100, -1) if is_known else None]
@@ -525,7 +527,7 @@ def test_inodes_of_any_size(store: DirectoryStore, source: Path, low: int) -> No
     digests = [bytes([number]) * 64 for number in range(65)]
     for half in (slice(0, None, 2), slice(63, None, -2)):
         with opened(store, source, Algorithm.SHA512) as made:
-            read = [(*one[:1], 0, 0o100644, one[1]) for one in list(zip(stamps, digests, strict=True))[half]]
+            read = [(*one[:1], 0, 0o100644, one[1], False) for one in list(zip(stamps, digests, strict=True))[half]]
             made.remember(read, 0)
     with opened(store, source, Algorithm.SHA512) as again:
         found = again.find(stamps[::-1], 64).found

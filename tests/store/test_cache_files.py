@@ -14,14 +14,14 @@ import pytest
 
 from cfstools import native
 from cfstools.linux.volume import Volume
-from cfstools.store import cache_files
-from cfstools.store.cache_files import Records, Shelf
+from cfstools.store.cache import files as cache_files
+from cfstools.store.cache.files import Records, Shelf
 from cfstools.verity import Algorithm
 from tests.store.conftest import as_nobody
 
 BOOT = b"01234567-89ab-cdef-0123-456789abcdef"
 SHELF = Shelf(Volume(BOOT, 0xEF53, 5, 2**64 - 2, 77), Algorithm.SHA256)
-DATA = b"".join(native.KNOWN_RECORD.pack(number, 100, 7, 8, 30) + bytes([number]) * 32 for number in range(3))
+DATA = b"".join(native.KNOWN_RECORD.pack(number, 100, 7, 8, 30, 0) + bytes([number]) * 32 for number in range(3))
 CLOCK = 10**18
 
 
@@ -241,7 +241,7 @@ def test_a_write_that_fails_leaves_the_old_file(file: Path, directory: int, monk
 
     for name in ("write_all", "os.rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"cfstools.store.cache_files.{name}", fail)
+            patch.setattr(f"cfstools.store.cache.files.{name}", fail)
             with pytest.raises(OSError, match="No space"):
                 cache_files.write(directory, SHELF, Records(CLOCK, memoryview(b"")))
         assert read(directory) == DATA

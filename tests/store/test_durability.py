@@ -15,8 +15,8 @@ from cfstools.linux import files
 from cfstools.native import _pure
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.store.base import Sync, split_digest
-from cfstools.store.fsck import fsck
-from cfstools.store.repair import RepairOptions, repair
+from cfstools.store.care.fsck import fsck
+from cfstools.store.care.repair import RepairOptions, repair
 from cfstools.verity import digest_bytes
 from tests.mkcfs import mkcfs
 from tests.store.conftest import assert_whole
@@ -117,7 +117,7 @@ def test_a_batch(tmp_path: Path, calls: Calls, deferred: bool) -> None:
 
 @pytest.mark.parametrize("deferred", [False, True])
 def test_none(tmp_path: Path, calls: Calls, deferred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfstools.store.publisher._WRITE_BACK_BYTES", 1)
+    monkeypatch.setattr("cfstools.store.write.publisher._WRITE_BACK_BYTES", 1)
     add(tmp_path / "store", "none", deferred=deferred)
     assert {what for what, _ in calls.made} == {"name"}
     assert assert_whole(tmp_path / "store") == 7

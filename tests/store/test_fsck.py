@@ -17,9 +17,9 @@ from cfstools import native
 from cfstools.errors import StoreBusy, StoreError
 from cfstools.linux import verity as kernel_verity
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.fsck import Fault, FsckResult, Problem, fsck
-from cfstools.store.survey import UNLOCKED_STALE_AGE, Kind, look, survey
-from cfstools.store.waiting import Waiting
+from cfstools.store.care.fsck import Fault, FsckProblem, FsckResult, fsck
+from cfstools.store.care.scan import UNLOCKED_STALE_AGE, EntryKind, look_up, scan
+from cfstools.store.locking import Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.store.conftest import as_nobody, loop_mount
 
@@ -49,7 +49,7 @@ def check(store: DirectoryStore, *, now: float = NOW, **options: object) -> Fsck
     return fsck(store, now=now, **options)  # type: ignore[arg-type]
 
 
-def only(result: FsckResult) -> Problem:
+def only(result: FsckResult) -> FsckProblem:
     assert len(result.problems) == 1, result.problems
     return result.problems[0]
 
@@ -187,7 +187,7 @@ def test_a_foreign_file_is_no_object_for_its_long_name(full: DirectoryStore) -> 
     name = "ab" * 40
     (Path(full.path) / name).write_bytes(b"something")
     problem = only(check(full))
-    assert (problem.fault, problem.what) == (Fault.FOREIGN, "a file that is no object")
+    assert (problem.fault, problem.what) == (Fault.FOREIGN, "a file that is not an object")
 
 
 def test_foreign_names_of_all_sorts(full: DirectoryStore) -> None:
@@ -207,8 +207,8 @@ def test_foreign_names_of_all_sorts(full: DirectoryStore) -> None:
     assert {problem.fault for problem in problems} == {Fault.FOREIGN}
     assert len(problems) == 13
     said = {problem.path: problem.what for problem in problems}
-    assert said[b"directory"] == "a directory that is no object"
-    assert said[b"link"] == "a symbolic link that is no object"
+    assert said[b"directory"] == "a directory that is not an object"
+    assert said[b"link"] == "a symbolic link that is not an object"
     assert [problem.path for problem in problems] == sorted(said)
 
 
@@ -244,7 +244,7 @@ def test_something_else_at_the_place_of_an_object(full: DirectoryStore, make: ob
     make(path)
     problem = only(check(full))
     assert (problem.fault, problem.digest) == (Fault.ODD, DIGESTS[3])
-    assert problem.what == f"{kind} in the place of an object"
+    assert problem.what == f"{kind} instead of an object"
 
 
 def test_something_else_at_the_place_of_a_directory(full: DirectoryStore, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_something_else_at_the_place_of_a_directory(full: DirectoryStore, tmp_pa
     (Path(full.path) / free).symlink_to(elsewhere)
     problem = only(check(full))
     assert (problem.fault, problem.digest) == (Fault.ODD, None)
-    assert problem.what == "a symbolic link in the place of a directory of objects"
+    assert problem.what == "a symbolic link instead of a directory of objects"
 
 
 def test_contents_that_belong_to_something_that_is_no_file(full: DirectoryStore) -> None:
@@ -278,7 +278,7 @@ def test_many_modes_are_not_all_listed(store: DirectoryStore, monkeypatch: pytes
     with StoreWriter(store, object_mode=0o600) as writer:
         for number in range(600):
             writer.add_bytes(b"%d" % number * 20)
-    monkeypatch.setattr("cfstools.store.fsck._MODES_KEPT", 10)
+    monkeypatch.setattr("cfstools.store.care.fsck._MODES_KEPT", 10)
     result = check(store)
     assert result.modes == 600
     assert 10 <= len(result.problems) < 600
@@ -349,7 +349,7 @@ def test_what_vanishes_meanwhile_is_no_problem(full: DirectoryStore, monkeypatch
     result = check(full, threads=1)
     assert result.problems == []
     assert result.objects == len(CONTENTS) + 1
-    assert look(full, os.fsencode(gone.relative_to(full.path))) is None
+    assert look_up(full, os.fsencode(gone.relative_to(full.path))) is None
 
 
 @pytest.fixture
@@ -417,7 +417,7 @@ def test_a_store_that_cannot_be_listed(full: DirectoryStore, monkeypatch: pytest
 
     monkeypatch.setattr(os, "scandir", fail)
     with pytest.raises(StoreError, match="cannot list the store"):
-        list(survey(full))
+        list(scan(full))
 
 
 @pytest.mark.root
@@ -476,11 +476,11 @@ def test_with_fs_verity(tmp_path: Path) -> None:
 
 
 def test_look_refuses_what_it_cannot_see(full: DirectoryStore) -> None:
-    assert look(full, b"README") is None
-    assert look(full, b"zz/nothing") is None
+    assert look_up(full, b"README") is None
+    assert look_up(full, b"zz/nothing") is None
     (Path(full.path) / "zz").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot look up the object"):
-        look(full, b"zz/nothing")
-    found = look(full, b"zz")
+        look_up(full, b"zz/nothing")
+    found = look_up(full, b"zz")
     assert found is not None
-    assert found.kind is Kind.FOREIGN
+    assert found.kind is EntryKind.FOREIGN

@@ -6,22 +6,27 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
 from cfstools.errors import InputError, StoreBusy, StoreError
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.gc import GcReport, gc
-from cfstools.store.survey import UNLOCKED_STALE_AGE
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.store.care import gc as gc_module
+from cfstools.store.care.gc import GcReport, gc
+from cfstools.store.care.scan import UNLOCKED_STALE_AGE, listings
+from cfstools.store.locking import PATIENT, Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity.object_id import leaves_name
 from tests.store.conftest import as_nobody, listing
 
 SHA512 = Params(algorithm=Algorithm.SHA512)
 CONTENTS = [b"object %d " % number * (50 + 400 * number) for number in range(20)]
 DIGESTS = [digest_bytes(data) for data in CONTENTS]
+
+
+SIZES = dict(zip(DIGESTS, map(len, CONTENTS), strict=True))
 
 
 def path_of(store: DirectoryStore, digest: bytes) -> Path:
@@ -45,7 +50,14 @@ def collect(
     dry_run: bool = False,
     waiting: Waiting = PATIENT,
 ) -> GcReport:
-    return gc(store, lambda: keep, now=now, grace=grace, dry_run=dry_run, waiting=waiting)
+    return gc(
+        store,
+        lambda: {digest: SIZES.get(digest, 0) for digest in keep},
+        now=now,
+        grace=grace,
+        dry_run=dry_run,
+        waiting=waiting,
+    )
 
 
 def left(store: DirectoryStore) -> list[bytes]:
@@ -67,6 +79,27 @@ def test_what_is_not_kept_goes(full: DirectoryStore) -> None:
         temporaries_removed=0,
     )
     assert left(full) == sorted(DIGESTS[:5])
+
+
+def test_leaves_go_with_their_object(full: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc_module, "LARGE", 0)
+    leaves = Path(full.path, "leaves")
+    for digest in (*DIGESTS[:2], digest_bytes(b"nowhere")):
+        path = Path(full.path, leaves_name(digest))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"leaves")
+    collect(full, DIGESTS[:1], dry_run=True)
+    assert len(list(leaves.glob("*/*"))) == 3
+    report = collect(full, DIGESTS[:1])
+    assert len(report.removed) == len(DIGESTS) - 1
+    assert Path(full.path, leaves_name(DIGESTS[0])).exists()
+    assert not Path(full.path, leaves_name(DIGESTS[1])).exists()
+    # Through a link nothing is removed.
+    elsewhere = Path(full.path).parent / "elsewhere"
+    (leaves / DIGESTS[0].hex()[:2]).rename(elsewhere)
+    (leaves / DIGESTS[0].hex()[:2]).symlink_to(elsewhere)
+    assert len(collect(full, ()).removed) == 1
+    assert [path.read_bytes() for path in elsewhere.iterdir()] == [b"leaves"]
 
 
 def test_both_algorithms(full: DirectoryStore) -> None:
@@ -156,7 +189,7 @@ def test_what_is_no_object_stays(full: DirectoryStore, tmp_path: Path) -> None:
 
 
 def test_marking_happens_under_the_lock_and_its_errors_stop_everything(full: DirectoryStore) -> None:
-    def mark() -> set[bytes]:
+    def mark() -> dict[bytes, int]:
         with DirectoryStore(full.path) as other, pytest.raises(StoreBusy), other.locked(wait=False):
             pass
         raise InputError("cannot read the image")
@@ -171,7 +204,7 @@ def test_waits_for_a_build_and_sees_what_it_made(full: DirectoryStore, tmp_path:
     """A build counts on objects of every store it was given, not only of the one it writes."""
     first = DirectoryStore(str(tmp_path / "first"), create=True)
     writer = StoreWriter(first, others=[DirectoryStore(full.path)]) if second else StoreWriter(full)
-    keep: set[bytes] = set()
+    keep: dict[bytes, int] = {}
     waiting = threading.Event()
     reports = []
 
@@ -185,7 +218,7 @@ def test_waits_for_a_build_and_sees_what_it_made(full: DirectoryStore, tmp_path:
     thread.start()
     assert waiting.wait(60)
     assert not writer.add_bytes(CONTENTS[7]).new
-    keep.add(DIGESTS[7])  # the image is in place
+    keep[DIGESTS[7]] = SIZES[DIGESTS[7]]  # the image is in place
     writer.commit()
     writer.close()
     thread.join(60)
@@ -204,10 +237,10 @@ def test_a_build_waits_for_the_collection(full: DirectoryStore) -> None:
 
     thread = threading.Thread(target=build)
 
-    def mark() -> set[bytes]:
+    def mark() -> dict[bytes, int]:
         thread.start()
         assert started.wait(60)
-        return set()
+        return {}
 
     gc(full, mark, now=0.0, grace=0.0)
     thread.join(60)
@@ -248,3 +281,66 @@ def test_objects_that_vanish_meanwhile(full: DirectoryStore, monkeypatch: pytest
 
     monkeypatch.setattr(os, "unlink", twice)
     assert len(collect(full).removed) == len(DIGESTS)
+
+
+def _garbage(_place: Path) -> None:
+    """Nothing but objects."""
+
+
+def _note(place: Path) -> None:
+    (place / "note").write_bytes(b"mine")
+
+
+def _capitals(place: Path) -> None:
+    name = "A" * 62
+    (place / name).write_bytes(b"mine")
+
+
+def _space(place: Path) -> None:
+    """``bytes.fromhex`` passes over spaces."""
+    (place / ("1" * 61 + " ")).write_bytes(b"mine")
+    (place / ("1" * 60 + " 1")).write_bytes(b"mine")
+
+
+def _longer(place: Path) -> None:
+    (place / ("1" * 126)).write_bytes(b"an object of sha512")
+
+
+def _not_text(place: Path) -> None:
+    (place / os.fsdecode(b"\xff" * 62)).write_bytes(b"mine")
+
+
+def _directory(place: Path) -> None:
+    """In place of an object, needed or not."""
+    one, *_, other = sorted(place.iterdir())
+    for path in (one, other):
+        path.unlink()
+        path.mkdir()
+
+
+def _link(place: Path) -> None:
+    one = min(place.iterdir())
+    one.rename(place / "note")
+    one.symlink_to("note")
+
+
+@pytest.mark.parametrize("change", [_garbage, _note, _capitals, _space, _longer, _not_text, _directory, _link])
+@pytest.mark.parametrize("garbage", [0, 1, 4, 12])
+def test_listings_tell_the_same_of_known_objects(
+    store: DirectoryStore, change: Callable[[Path], None], garbage: int
+) -> None:
+    place = Path(store.path) / "ab"
+    place.mkdir()
+    names = ["ab" + digest_bytes(b"%d" % number).hex()[2:] for number in range(12)]
+    for number, name in enumerate(names):
+        (place / name[2:]).write_bytes(bytes(number))
+    change(place)
+    known = {bytes.fromhex(name): 5 for name in names[garbage:]} | {digest_bytes(b"nowhere"): 5}
+    plain, told = list(listings(store)), list(listings(store, known))
+    assert [list(listing.others) for listing in told] == [list(listing.others) for listing in plain]
+    for one, other in zip(told, plain, strict=True):
+        assert set(one.known) <= known.keys()
+        assert sorted([*one.digests, *one.known]) == [*other.digests]
+        assert {*zip(*one[:4], strict=True)} <= {*zip(*other[:4], strict=True)}
+    if change is _garbage and garbage < 4:
+        assert len(told[0].known) == 12 - garbage

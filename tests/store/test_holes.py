@@ -15,9 +15,10 @@ from cfstools import native
 from cfstools.api.build import build
 from cfstools.linux import files
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.fsck import fsck
-from cfstools.store.repair import RepairOptions, repair
-from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd
+from cfstools.store.care.fsck import fsck
+from cfstools.store.care.repair import RepairOptions, repair
+from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity.files import hash_fd
 from tests import requirements
 from tests.mkcfs import mkcfs
 from tests.store.conftest import assert_whole, loop_mount

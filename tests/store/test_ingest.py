@@ -13,8 +13,8 @@ import pytest
 
 from cfstools.errors import CfsError, Exhausted, InputError, SourceChanged, StoreError, UsageError
 from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, stamp
-from cfstools.store.ingest import ingest
-from cfstools.tree import Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
+from cfstools.store.write.ingest import ingest
+from cfstools.tree import Content, Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
 from tests.store.conftest import assert_whole, names_in
 
@@ -54,7 +54,7 @@ def tree_of(contents: dict[bytes, bytes], directory: Path) -> Directory:
     return root
 
 
-def content_of(root: Directory, name: bytes) -> bytes | External | Unread:
+def content_of(root: Directory, name: bytes) -> Content:
     entry = root.entries[name]
     assert isinstance(entry, RegularFile)
     return entry.content

@@ -15,10 +15,9 @@ import pytest
 from cfstools.errors import StoreBusy, StoreError
 from cfstools.linux import files, locks
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.gc import gc
-from cfstools.store.locking import in_turn
+from cfstools.store.care.gc import gc
+from cfstools.store.locking import Waiting, in_turn
 from cfstools.store.sharing import share_with_writers
-from cfstools.store.waiting import Waiting
 from tests.requirements import need_command
 from tests.store.conftest import as_nobody, loop_mount
 
@@ -86,7 +85,7 @@ def test_readers_cannot_keep_anyone_out(store: DirectoryStore, tmp_path: Path) -
                     os.open(lock_of(store), flags)
         with StoreWriter(store) as writer:
             writer.add_bytes(DATA)
-        assert len(gc(store, set, now=0.0, grace=0.0).removed) == 1
+        assert len(gc(store, dict, now=0.0, grace=0.0).removed) == 1
         os.close(fd)
     finally:
         os.close(holding)
@@ -302,7 +301,7 @@ def test_on_a_read_only_file_system(tmp_path: Path) -> None:
 
 
 def test_other_tools_and_checks_pass_it_over(store: DirectoryStore) -> None:
-    from cfstools.store.fsck import fsck
+    from cfstools.store.care.fsck import fsck
 
     with StoreWriter(store) as writer:
         digest = writer.add_bytes(DATA).digest

@@ -10,7 +10,7 @@ import pytest
 from cfstools.errors import StoreError, UsageError
 from cfstools.store import DirectoryStore, MemoryStore
 from cfstools.store.open import open_directory, open_store, open_stores, open_to_write
-from cfstools.store.place import local_path, split_places
+from cfstools.store.place import is_remote, local_path, split_places
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_paths_and_files(place: bytes, path: bytes) -> None:
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        (b"https://host/objects", "^https://host/objects: stores of the scheme https:// are not supported$"),
-        (b"s3://bucket", "scheme s3://"),
+        (b"ssh://host/objects", "^ssh://host/objects: a store of the scheme ssh:// cannot be used here$"),
+        (b"ftp://user:word@host/x?key", "^ftp://host/x: a store"),
         (b"x-a+b.c://y", r"scheme x-a\+b\.c://"),
         (b"file://objects", "needs an absolute path"),
         (b"file://host/objects", "needs an absolute path"),
@@ -48,6 +48,20 @@ def test_refused_places(place: bytes, why: str) -> None:
     for attempt in (local_path, split_places, open_directory):
         with pytest.raises(UsageError, match=why):
             attempt(place)
+
+
+@pytest.mark.parametrize("place", [b"https://host/objects", b"HTTP://h", b"s3://bucket/x", b"gs://b", b"az://c/d"])
+def test_places_over_a_network(place: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_remote(place)
+    assert split_places(place) == [place]
+    for attempt in (local_path, open_directory):
+        with pytest.raises(UsageError, match="cannot be used here"):
+            attempt(place)
+    monkeypatch.chdir(tmp_path)
+    os.makedirs(place)
+    assert split_places(place) == [b"./" + place]
+    for other in (b"x", b"file:///x", b"ssh://x", b"./https://x"):
+        assert not is_remote(other)
 
 
 def test_several_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,13 @@ from cfstools.errors import InputError, StoreBusy, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store import repair as repairing
-from cfstools.store.fsck import Fault, FsckResult, fsck
-from cfstools.store.repair import RepairOptions, repair
-from cfstools.store.scratch import Temporary
-from cfstools.store.waiting import Waiting
-from cfstools.store.workbench import Workbench
-from cfstools.verity import Algorithm, Params, digest_bytes, hash_fd
+from cfstools.store.care import repair as repairing
+from cfstools.store.care.fsck import Fault, FsckResult, fsck
+from cfstools.store.care.repair import RepairOptions, repair
+from cfstools.store.locking import Waiting
+from cfstools.store.write.scratch import Temporary, Workbench
+from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity.files import hash_fd
 from tests.store.conftest import as_nobody, assert_whole, listing, loop_mount
 
 SHA512 = Params(algorithm=Algorithm.SHA512)
@@ -139,7 +139,7 @@ def test_only_in_part(full: DirectoryStore, tmp_path: Path) -> None:
 
 
 def test_several_batches(full: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfstools.store.repair._BATCH_FILES", 2)
+    monkeypatch.setattr("cfstools.store.care.repair._BATCH_FILES", 2)
     syncs = []
     real = files.syncfs
 
@@ -235,7 +235,7 @@ def test_swapped_objects_find_back(full: DirectoryStore) -> None:
     swap(full)
     inodes = path_of(full, DIGESTS[3]).stat().st_ino, path_of(full, DIGESTS[5]).stat().st_ino
     result = mend(full)
-    assert outcomes(result) == ["replaced from its wrong place"] * 2
+    assert outcomes(result) == ["replaced from a misplaced file"] * 2
     assert is_clean(full)
     assert (path_of(full, DIGESTS[5]).stat().st_ino, path_of(full, DIGESTS[3]).stat().st_ino) == inodes
 
@@ -258,7 +258,7 @@ def test_misplaced_objects_go_to_their_place(full: DirectoryStore, name: str, *,
     if not there:
         right.unlink()
     result = mend(full)
-    assert outcomes(result) == ["removed: the object is in its place as well" if there else "moved there"]
+    assert outcomes(result) == ["removed: the object also exists under its own name" if there else "moved there"]
     assert not wrong.exists()
     assert is_clean(full)
 
@@ -271,7 +271,7 @@ def test_a_misplaced_object_whose_own_place_is_filled_again(full: DirectoryStore
     (tmp_path / "tree/file").write_bytes(CONTENTS[5])
     result = mend(full, tmp_path / "tree")
     assert {problem.digest: problem.outcome for problem in result.problems} == {
-        DIGESTS[3]: "replaced from its wrong place",
+        DIGESTS[3]: "replaced from a misplaced file",
         DIGESTS[5]: f"replaced from {tmp_path}/tree/file",
     }
     assert is_clean(full)
@@ -507,7 +507,7 @@ def test_no_more_is_written_than_there_is_room_for(tmp_path: Path) -> None:
             result = mend(store, tmp_path / "tree")
             by_digest = {problem.digest: problem for problem in result.problems}
             assert by_digest[digest].outcome is None
-            assert "cannot replace it: it takes 5242880 bytes, and " in by_digest[digest].what
+            assert "cannot replace it: it needs 5242880 bytes, but only " in by_digest[digest].what
             assert by_digest[DIGESTS[3]].outcome is not None
             assert os.statvfs(where).f_bavail >= free - 64
 
@@ -622,8 +622,8 @@ def test_contents_are_cloned_where_the_file_system_can(tmp_path: Path) -> None:
 PROGRAM = """
 import os, signal, sys
 from cfstools.store import DirectoryStore
-from cfstools.store.fsck import fsck
-from cfstools.store.repair import RepairOptions, repair
+from cfstools.store.care.fsck import fsck
+from cfstools.store.care.repair import RepairOptions, repair
 path, number, donors = sys.argv[1], int(sys.argv[2]), [os.fsencode(donor) for donor in sys.argv[3:]]
 real = {name: getattr(os, name) for name in ("rename", "unlink", "rmdir", "link")}
 count = 0

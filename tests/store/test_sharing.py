@@ -13,7 +13,7 @@ import pytest
 
 from cfstools.errors import StoreError
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.gc import gc
+from cfstools.store.care.gc import gc
 from cfstools.store.sharing import make_prefix
 from tests.requirements import need_command
 from tests.store.conftest import as_nobody
@@ -63,7 +63,7 @@ def test_all_who_may_write_can_add_and_remove(store: DirectoryStore, tmp_path: P
         with acting_as(user, GROUP, umask=umask), DirectoryStore(store.path) as other:
             fill(other, user)
     with acting_as(1003, GROUP), DirectoryStore(store.path) as other:
-        assert len(gc(other, set, now=0.0, grace=0.0).removed) == 180
+        assert len(gc(other, dict, now=0.0, grace=0.0).removed) == 180
         assert not list(other.objects())
 
 
@@ -75,7 +75,7 @@ def test_in_a_sticky_store_everybody_adds_and_removes_what_is_theirs(store: Dire
             fill(other, user)
     assert {stat.S_IMODE(path.stat().st_mode) for path in Path(store.path).glob("??")} == {0o1777}
     with acting_as(1002), DirectoryStore(store.path) as other, pytest.raises(StoreError, match="not permitted"):
-        gc(other, set, now=0.0, grace=0.0)
+        gc(other, dict, now=0.0, grace=0.0)
 
 
 @pytest.mark.root
@@ -98,7 +98,7 @@ def test_root_adds_directories_for_the_owner(store: DirectoryStore, tmp_path: Pa
     assert {path.stat().st_uid for path in Path(store.path).glob("??")} == {NOBODY}
     with as_nobody(tmp_path), DirectoryStore(store.path) as other:
         fill(other, 2)
-        assert len(gc(other, set, now=0.0, grace=0.0).removed) == 120
+        assert len(gc(other, dict, now=0.0, grace=0.0).removed) == 120
 
 
 @pytest.mark.root

@@ -15,7 +15,7 @@ import pytest
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, is_temporary
-from cfstools.store.ingest import ingest
+from cfstools.store.write.ingest import ingest
 from cfstools.tree import Directory, RegularFile
 from cfstools.verity import digest_bytes
 from tests.store.conftest import assert_whole, listing, loop_mount, names_in
@@ -239,7 +239,7 @@ def test_an_ordinary_user_who_may_not_write(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import cfstools.store.directory, cfstools.store.writer, cfstools.errors\n" + program,
+            "import cfstools.store.directory, cfstools.store.write.writer, cfstools.errors\n" + program,
             str(path),
         ],
         check=True,
@@ -254,7 +254,7 @@ def test_ingest_killed_midway(tmp_path: Path) -> None:
     program = """
 import sys
 from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter
-from cfstools.store.ingest import ingest
+from cfstools.store.write.ingest import ingest
 from cfstools.tree import Directory, RegularFile
 blobs, root = MemoryBlobs(), Directory(mode=0o40755)
 for number in range(500):

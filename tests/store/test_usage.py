@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from cfstools.store import DirectoryStore, StoreWriter
-from cfstools.store.usage import ImageUse, SizeClass, usage
-from cfstools.store.waiting import Waiting
+from cfstools.store.care.usage import ImageUse, SizeClass, usage
+from cfstools.store.locking import Waiting
 from cfstools.verity import Algorithm, Params, digest_bytes
 
 CONTENTS = [b"small", b"a" * 5000, b"b" * 100_000, bytes(2 << 20)]

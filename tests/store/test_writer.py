@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +18,17 @@ from cfstools.errors import Exhausted, InputError, StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
 from cfstools.native import _pure
-from cfstools.store import DirectoryStore, MemoryStore, StoreWriter, publisher
-from cfstools.store.scratch import Scratch
-from cfstools.store.stream import SMALL
+from cfstools.store import DirectoryStore, MemoryStore, StoreWriter
+from cfstools.store.write import publisher
+from cfstools.store.write.scratch import Scratch
+from cfstools.store.write.stream import SMALL
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, object_path
 from tests.store.conftest import assert_whole, listing, names_in
 
-SMALL_DATA = os.urandom(5000)
-LARGE_DATA = os.urandom(SMALL * 2 + 77)
+# The same in each run: now and then, digests of random data would share the directory of another test object.
+_RANDOM = random.Random(1)
+SMALL_DATA = _RANDOM.randbytes(5000)
+LARGE_DATA = _RANDOM.randbytes(SMALL * 2 + 77)
 
 
 @pytest.fixture(params=["anonymous", "named", "deferred"])
@@ -190,12 +195,7 @@ def test_names_come_after_the_sync(store: DirectoryStore, deferred: bool, monkey
 
     record("syncfs", "sync")
 
-    def rename_files(directory: int, renames: Sequence[tuple[bytes, int, bytes]]) -> list[int]:
-        real = [_pure.rename_files(directory, [one]) for one in renames]  # left to rename_noreplace(), one by one
-        return [number for one in real for number in one]
-
     monkeypatch.setattr(native, "link_files", link_files)
-    monkeypatch.setattr(native, "rename_files", rename_files)
     record("link_tmpfile", "name")
     record("rename_noreplace", "name")
     with StoreWriter(store, batch_files=2, deferred=deferred) as writer:
@@ -222,7 +222,7 @@ def test_an_error_drops_what_was_not_published(store: DirectoryStore, deferred: 
             writer.add_bytes(SMALL_DATA)
             stream = writer.open_stream()
             stream.write(LARGE_DATA)
-            stream.discard()
+            stream.close()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -667,6 +667,110 @@ def test_what_waits_is_written_before_the_commit(store: DirectoryStore, monkeypa
             writer.commit()
     assert calls[0] is not threading.current_thread()
     assert list(store.objects()) == []
+
+
+def test_batches_are_published_in_the_background(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is synced, more objects are added; what has been queued meanwhile is published next."""
+    monkeypatch.setattr(publisher, "_BEGIN_BYTES", 3)
+    syncing, go_on = threading.Event(), threading.Event()
+    calls = []
+
+    def syncfs(_fd: int) -> None:
+        calls.append(threading.current_thread())
+        syncing.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(files, "syncfs", syncfs)
+    with StoreWriter(store) as writer:
+        for number in range(3):
+            writer.add_bytes(b"%d" % number)
+        assert syncing.wait(60)
+        for number in range(5):
+            assert writer.add_bytes(b"%d" % number).new == (number >= 3)
+        assert list(store.objects()) == []
+        go_on.set()
+        assert writer.commit().objects_new == 5
+    assert assert_whole(store.path) == 5
+    # In the background: the contents of three. Here: those of the others, and all names.
+    here = threading.current_thread()
+    assert [thread is here for thread in calls] == [False, True, True]
+
+
+def test_an_error_in_the_background_stops_the_writer(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_BEGIN_BYTES", 1)
+
+    def syncfs(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "syncfs", syncfs)
+    message = "cannot bring objects to stable storage: Input/output error"
+    writer = StoreWriter(store)
+    writer.add_bytes(b"first")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=message):
+            writer.commit()
+    with pytest.raises(StoreError, match=message):
+        writer.add_bytes(b"second")
+    writer.close()
+    assert list(store.objects()) == []
+
+
+def test_without_a_thread_for_the_background_all_is_published(
+    store: DirectoryStore, deferred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "_BEGIN_BYTES", 1)
+    monkeypatch.setattr(publisher, "_WRITE_BACK_BYTES", 1)
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with StoreWriter(store, deferred=deferred) as writer:
+        for number in range(5):
+            writer.add_bytes(b"%d" % number)
+        writer.commit()
+    assert assert_whole(store.path) == 5
+
+
+def test_what_was_written_back_gets_names_while_the_rest_is_synced(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only contents that were complete before a sync began are durable after it."""
+    monkeypatch.setattr(publisher, "_WRITE_BACK_BYTES", 1)
+    real = files.rename_noreplace
+    begun = [threading.Event(), threading.Event()]
+    go_on = [threading.Event(), threading.Event()]
+    syncs: list[int] = []
+    named_during_last: list[object] = []
+
+    def syncfs(_fd: int) -> None:
+        number = len(syncs)
+        syncs.append(number)
+        if number < 2:
+            begun[number].set()
+            assert go_on[number].wait(60)
+
+    def rename_noreplace(*args: Any) -> None:
+        if len(syncs) == 2 and not go_on[1].is_set():
+            named_during_last.append(args)
+            if len(named_during_last) == 3:
+                go_on[1].set()
+        real(*args)
+
+    monkeypatch.setattr(files, "syncfs", syncfs)
+    monkeypatch.setattr(files, "rename_noreplace", rename_noreplace)
+    with StoreWriter(store, deferred=True) as writer:
+        monkeypatch.setattr(publisher, "_WRITE_BACK_BYTES", 3)
+        for number in range(3):
+            writer.add_bytes(b"%d" % number)
+        assert begun[0].wait(60)
+        for number in range(3, 5):  # these come too late for the first sync
+            writer.add_bytes(b"%d" % number)
+        go_on[0].set()
+        assert writer.commit().objects_new == 5
+    assert assert_whole(store.path) == 5
+    assert len(named_during_last) == 3
+    assert syncs == [0, 1, 2]
 
 
 def test_nothing_is_published_early_for_want_of_descriptors(

@@ -1,1 +1,1 @@
-"""The care of stores: the one check of objects, which whoever needs objects calls."""
+"""The care of a store: check, repair, garbage collection, usage."""

@@ -1,9 +1,8 @@
-"""Putting right what a check of a store found.
+"""Repair the problems that a check of a store found.
 
-Nothing that was there is given up before what takes its place is whole and durable: good contents are gathered in a
-directory of temporaries, a batch of them is made durable, then each replaces what has its name in one
-step. Objects in wrong places share their inode with the temporary, so that a repair that is killed between two
-renames leaves them there; the next one looks into what was left behind before it removes it.
+Files are only replaced by complete and durable ones: good contents are collected in a directory of temporaries, synced
+in batches, then renamed over the damaged objects. Temporaries of misplaced objects are hard links to them, so a killed
+repair leaves the objects where they were; the next repair searches its leftover temporaries before it removes them.
 """
 
 from __future__ import annotations
@@ -11,35 +10,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Self
 
 from cfstools.errors import InputError, StoreError, raise_exhausted
+from cfstools.lifetime import Closable
 from cfstools.linux import verity as kernel_verity
 from cfstools.progress import SILENT, Progress
 from cfstools.store.base import Sync, split_digest, store_error
 from cfstools.store.care.check import is_intact
-from cfstools.store.copying import NoRoomError, copy_contents
-from cfstools.store.directory import DirectoryStore
-from cfstools.store.donors import check_donor, search
-from cfstools.store.durability import Durability
-from cfstools.store.fsck import (
+from cfstools.store.care.donors import NoRoomError, check_donor, copy_contents, search
+from cfstools.store.care.fsck import (
     OBJECT_MODE,
+    EntryChecker,
     Fault,
-    FoundCheck,
+    FsckProblem,
     FsckResult,
-    Problem,
     classify,
     has_telling_contents,
     other_problem,
 )
-from cfstools.store.gc import remove_object
-from cfstools.store.locking import alone
-from cfstools.store.scratch import Temporary
-from cfstools.store.survey import Kind, is_stale, look, remove_temporary, temporaries
-from cfstools.store.waiting import PATIENT, Waiting
-from cfstools.store.workbench import Workbench
+from cfstools.store.care.gc import remove_object
+from cfstools.store.care.scan import EntryKind, is_stale, look_up, remove_temporary, temporaries
+from cfstools.store.directory import DirectoryStore
+from cfstools.store.locking import PATIENT, Waiting, alone
+from cfstools.store.open import StorePlace
+from cfstools.store.write.durability import Durability
+from cfstools.store.write.scratch import Temporary, Workbench
 from cfstools.values import Value
-from cfstools.verity import ObjectId, hash_fd
+from cfstools.verity import ObjectId
+from cfstools.verity.files import hash_fd
 
 _BATCH_FILES = 3000
 _BATCH_BYTES = 256 << 20
@@ -47,17 +45,16 @@ _CONTENTS = frozenset({Fault.DAMAGED, Fault.MISPLACED, Fault.ODD})
 
 
 class RepairOptions(Value):
-    """What may be done to a store.
+    """What a repair may do to a store.
 
-    ``replace``: put good contents in the place of damaged ones and objects where they belong; *donors* are directories
-    to look for contents in. ``remove_damaged``: take away what is damaged and was not replaced.
-    ``remove_temporaries``: take away what killed writers left behind. ``sync`` says how what is put there is brought to
-    stable storage.
+    ``replace``: replace damaged objects by good contents and move misplaced objects to their names; *donors* are
+    directories to search for contents. ``remove_damaged``: remove damaged objects that were not replaced.
+    ``remove_temporaries``: remove the temporaries of killed writers. ``sync`` says how new files are made durable.
     """
 
     replace: bool = False
     sync: Sync = "batch"
-    donors: Sequence[bytes] = ()
+    donors: Sequence[StorePlace] = ()
     remove_damaged: bool = False
     remove_temporaries: bool = False
 
@@ -71,10 +68,10 @@ def repair(
     waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> None:
-    """Do what *options* ask for about the problems in *result*, which are looked at again and get their outcome.
+    """Repair the problems in *result* as *options* say: check each again, and record its outcome.
 
-    Locks the store alone; *waiting* says how long to wait for others before ``StoreBusy`` is raised.
-    Raises ``InputError`` for a donor that is no directory, ``StoreError``; the store's objects are whole then, too.
+    Locks the store exclusively; *waiting* says how long to wait for other processes before ``StoreBusy`` is raised.
+    Raises ``InputError`` for a donor that is not a directory, and ``StoreError``; every object stays complete then.
     """
     for donor in options.donors:
         check_donor(donor)
@@ -90,12 +87,12 @@ def repair(
     result.problems.sort(key=lambda problem: problem.path)
 
 
-def _look_again(store: DirectoryStore, result: FsckResult) -> list[Problem]:
-    """What is wrong with objects by now. What is not so any more is no problem, what has gone neither."""
-    check = FoundCheck(store)
-    fresh: list[Problem] = []
+def _look_again(store: DirectoryStore, result: FsckResult) -> list[FsckProblem]:
+    """Check the objects with problems again; drop problems that are gone."""
+    check = EntryChecker(store)
+    fresh: list[FsckProblem] = []
     for problem in filter(_is_about_object, result.problems):
-        found = look(store, problem.path)
+        found = look_up(store, problem.path)
         if found is None:
             continue
         if has_telling_contents(found):
@@ -107,15 +104,15 @@ def _look_again(store: DirectoryStore, result: FsckResult) -> list[Problem]:
     return list(filter(_is_about_object, fresh))
 
 
-def _is_about_object(problem: Problem) -> bool:
-    """Whether something may be done about it here: a file or what is in the place of one, not a whole directory."""
+def _is_about_object(problem: FsckProblem) -> bool:
+    """Whether the problem can be repaired here: it concerns an object's file, not a whole prefix directory."""
     return problem.fault in _CONTENTS and (problem.digest is not None or problem.actual is not None)
 
 
-class _Replacing:
-    """Gathers good contents and puts them in place; a context manager."""
+class _Replacing(Closable):
+    """Collects good contents and publishes them as objects; closing drops the unpublished ones."""
 
-    def __init__(self, store: DirectoryStore, problems: list[Problem], sync: Sync, progress: Progress) -> None:
+    def __init__(self, store: DirectoryStore, problems: list[FsckProblem], sync: Sync, progress: Progress) -> None:
         self._store = store
         self._durability = Durability(store, sync)
         self._problems = problems
@@ -123,26 +120,24 @@ class _Replacing:
         self._exit = ExitStack()
         self._benches: dict[tuple[int, bool], Workbench] = {}
         self._sealed: set[bytes] = set()
-        # Digests to find, with the size their contents may have.
+        # Digests to find, with the probable size of their contents.
         self._wanted: dict[bytes, int | None] = {}
         self._waiting: dict[bytes, tuple[Workbench, Temporary]] = {}
         self._waiting_bytes = 0
-        # Where each object came from that has its place by now.
+        # The origin of each object that was published, by digest.
         self._placed: dict[bytes, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Drop unpublished temporaries."""
         for bench, temporary in self._waiting.values():
             bench.drop(temporary)
         self._exit.close()
 
-    def run(self, donors: Sequence[bytes]) -> None:
-        """Replace what can be replaced and tell the outcomes."""
+    def run(self, donors: Sequence[StorePlace]) -> None:
+        """Replace what can be replaced and record the outcomes."""
         self._want()
-        # Before a directory of our own is made there.
-        left_behind = [found.path for found in temporaries(self._store) if found.kind is Kind.STAGE]
+        # Listed before this repair makes its own directory of temporaries.
+        left_behind = [found.path for found in temporaries(self._store) if found.kind is EntryKind.STAGE]
         self._take_misplaced()
         self._flush()
         inside = os.fsencode(self._store.path)
@@ -166,7 +161,7 @@ class _Replacing:
                     self._wanted[problem.actual] = problem.size
 
     def _is_sealed(self, digest: bytes) -> bool:
-        """Whether what is there has fs-verity: its replacement is to have it as well."""
+        """Whether the object has fs-verity enabled; its replacement must have it too."""
         try:
             found = self._store.open(digest)
         except StoreError:
@@ -191,7 +186,7 @@ class _Replacing:
         return bench
 
     def _take_misplaced(self) -> None:
-        """Give objects in wrong places a second name among the temporaries."""
+        """Hard-link misplaced objects as temporaries."""
         for problem in self._problems:
             actual = problem.actual
             if problem.fault is not Fault.MISPLACED or actual not in self._wanted:
@@ -207,9 +202,9 @@ class _Replacing:
                 continue
             with suppress(InputError):
                 if hash_fd(temporary.fd, ObjectId.of(actual).params)[0] == actual:
-                    with suppress(OSError):  # nothing was written through it
+                    with suppress(OSError):  # nothing was written through this descriptor
                         temporary.close()
-                    self._put(actual, bench, temporary, "its wrong place")
+                    self._put(actual, bench, temporary, "a misplaced file")
                     continue
             bench.drop(temporary)
 
@@ -221,7 +216,7 @@ class _Replacing:
         with self._store.prefix_fd(prefix) as fd:
             yield fd
 
-    def _take_from(self, path: bytes) -> None:
+    def _take_from(self, path: StorePlace) -> None:
         for found in search(path, self._wanted, progress=self._progress):
             bench = self._bench(found.digest)
             try:
@@ -254,7 +249,7 @@ class _Replacing:
         self._placed[digest] = origin
 
     def _flush(self) -> None:
-        """Make what waits durable and put it in place."""
+        """Sync the queued temporaries and rename them to their object names."""
         if not self._waiting:
             return
         self._durability.contents(list(self._waiting.values()))
@@ -264,7 +259,7 @@ class _Replacing:
             prefix, name = split_digest(digest)
             try:
                 with suppress(FileNotFoundError, NotADirectoryError), self._store.prefix_fd(prefix) as directory:
-                    # Only a directory without contents can go; a link does not count as one.
+                    # Removes only an empty directory; rename(2) replaces everything else.
                     os.rmdir(name, dir_fd=directory)
                 bench.replace(temporary, prefix, name)
             except OSError as error:
@@ -280,7 +275,7 @@ class _Replacing:
                 problem.what += why
 
     def _settle(self) -> None:
-        """Say what was done, and take away the wrong names of objects that are in their place now."""
+        """Record the outcomes, and remove the wrong names of objects that now have the right one."""
         for problem in self._problems:
             if problem.digest in self._placed:
                 problem.outcome = f"replaced from {self._placed[problem.digest]}"
@@ -291,7 +286,7 @@ class _Replacing:
                     problem.outcome = "moved there"
                 elif is_intact(self._store, problem.actual):
                     self._remove_name(problem.path)
-                    problem.outcome = "removed: the object is in its place as well"
+                    problem.outcome = "removed: the object also exists under its own name"
 
     def _remove_name(self, path: bytes) -> None:
         prefix, _, name = path.rpartition(b"/")
@@ -304,7 +299,7 @@ class _Replacing:
             ) from error
 
 
-def _remove_damaged(store: DirectoryStore, problems: list[Problem]) -> None:
+def _remove_damaged(store: DirectoryStore, problems: list[FsckProblem]) -> None:
     for problem in problems:
         if problem.outcome is None and problem.digest is not None and problem.fault is not Fault.MISPLACED:
             try:

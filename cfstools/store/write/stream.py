@@ -1,23 +1,23 @@
-"""Contents of one object that arrive piece by piece."""
+"""Add the contents of one object that arrive in pieces."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from cfstools.store.publisher import Publisher, StoredObject
-from cfstools.store.scratch import Temporary
+from cfstools.lifetime import Closable
+from cfstools.store.write.publisher import Publisher, StoredObject
+from cfstools.store.write.scratch import Temporary
 from cfstools.verity import MerkleHasher, Params, digest_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Contents up to this size are held in memory, so that nothing is written for an object that is there already.
+# Contents up to this size are buffered, so that nothing is written for an object that exists already.
 SMALL = 1 << 20
 
 
 def add_small(publisher: Publisher, data: Buffer, params: Params) -> StoredObject:
-    """Add contents that are in memory."""
+    """Add contents in memory."""
     digest = digest_bytes(data, params)
     size = memoryview(data).nbytes
     if publisher.seen(digest, size):
@@ -31,11 +31,10 @@ def add_small(publisher: Publisher, data: Buffer, params: Params) -> StoredObjec
     return publisher.accept(temporary, digest, looked_up=True)
 
 
-class ObjectStream:
-    """Contents of one object, written piece by piece; made by :meth:`StoreWriter.open_stream`.
+class ObjectStream(Closable):
+    """The contents of one object, written in pieces; made by :meth:`StoreWriter.open_stream`. Not thread-safe.
 
-    Up to 1 MiB is held in memory, more goes into a temporary as it comes. Leaving a ``with`` block without
-    :meth:`finish` discards. Not for several threads at once.
+    Up to 1 MiB is buffered in memory, more goes to a temporary. Closing it before :meth:`finish` drops the contents.
     """
 
     def __init__(self, publisher: Publisher, params: Params) -> None:
@@ -44,14 +43,6 @@ class ObjectStream:
         self._memory = bytearray()
         self._hasher: MerkleHasher | None = None
         self._temporary: Temporary | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
 
     @property
     def size(self) -> int:
@@ -68,7 +59,7 @@ class ObjectStream:
         self._publisher.write(temporary, data)
 
     def write_hole(self, size: int) -> None:
-        """Append *size* zeros, which take no room in the store."""
+        """Append *size* zeros as a hole."""
         if self._hasher is None and len(self._memory) + size <= SMALL:
             self._memory += bytes(size)
             return
@@ -77,7 +68,7 @@ class ObjectStream:
         temporary.skip(size)
 
     def _spill(self) -> tuple[MerkleHasher, Temporary]:
-        """Begin the temporary, with what was held in memory."""
+        """Move the buffered contents to a temporary."""
         if self._hasher is None or self._temporary is None:
             self._hasher, self._temporary = MerkleHasher(self._params), self._publisher.create()
             if self._memory:
@@ -86,16 +77,20 @@ class ObjectStream:
                 self._memory = bytearray()
         return self._hasher, self._temporary
 
+    def digest(self) -> bytes:
+        """The digest of what was written so far."""
+        return digest_bytes(self._memory, self._params) if self._hasher is None else self._hasher.digest()
+
     def finish(self) -> StoredObject:
-        """The contents are complete: add them."""
+        """Add the complete contents."""
         if self._hasher is None:
             return add_small(self._publisher, self._memory, self._params)
         temporary, self._temporary = self._temporary, None
         assert temporary is not None
         return self._publisher.accept(temporary, self._hasher.digest())
 
-    def discard(self) -> None:
-        """Drop the contents; nothing happens after :meth:`finish`."""
+    def close(self) -> None:
+        """Drop the contents, unless :meth:`finish` has added them."""
         if self._temporary is not None:
             self._publisher.drop(self._temporary)
             self._temporary = None

@@ -1,4 +1,4 @@
-"""Whether everything in a store is what its name says."""
+"""Check every object of a store against its digest, and report everything else found there."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from cfstools.errors import InputError, StoreError, raise_exhausted
 from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.store.base import FileObject, split_digest
 from cfstools.store.care.check import SmallFiles, digest_object, gather_batches, measured
+from cfstools.store.care.scan import Entry, EntryKind, is_stale, scan, temporaries
 from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
-from cfstools.store.locking import in_turn
-from cfstools.store.survey import Found, Kind, is_stale, survey, temporaries
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.store.locking import PATIENT, Waiting, in_turn
+from cfstools.threadpool import map_ahead
 from cfstools.verity import Algorithm, ObjectId, Params, object_path
-from cfstools.workers import map_ahead
 
 OBJECT_MODE = 0o644
-_TASKS_AHEAD = 8  # not all at once: a store may hold millions
+_TASKS_AHEAD = 8  # tasks queued for each thread: a store may hold millions of objects
 
-# A file name that holds all of a digest but perhaps its first two digits, in whatever case: an object gone astray.
+# A file name that contains a digest, perhaps without its first two digits: a misplaced object.
 _ASTRAY = re.compile(rb"[0-9a-fA-F]{62,}")
 
 
 class Fault(Enum):
-    """What is wrong with something in a store."""
+    """What is wrong with a file in a store."""
 
-    DAMAGED = "damaged"  # the contents are not those of the name
-    MISPLACED = "misplaced"  # the contents are those of another object, which is not in its place
-    ODD = "not-a-file"  # something else than a regular file is in an object's place
-    FOREIGN = "foreign"  # the name is not that of an object
+    DAMAGED = "damaged"  # the contents do not match the digest
+    MISPLACED = "misplaced"  # the contents are those of another object, which is missing
+    ODD = "not-a-file"  # not a regular file, but with an object's name
+    FOREIGN = "foreign"  # not an object's name
     TEMPORARY = "temporary"  # left behind by a writer that was killed
     UNREADABLE = "unreadable"
-    # These two are told but are no problems.
+    # Reported as notes; not counted as problems.
     MODE = "mode"
     IN_USE = "in-use"
 
@@ -48,10 +47,10 @@ NOTES = frozenset({Fault.MODE, Fault.IN_USE})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Problem:
-    """One fault: ``path`` below the store, ``digest`` the one that the name says, ``actual`` that of the contents.
+class FsckProblem:
+    """One fault: ``path`` is below the store, ``digest`` from the name, ``actual`` the digest of the contents.
 
-    ``size`` is that of the file there. ``outcome`` says what was done about it; without one the problem remains.
+    ``size`` is the file's, in bytes. ``outcome`` says how it was repaired; without one the problem remains.
     """
 
     fault: Fault
@@ -64,25 +63,25 @@ class Problem:
 
     @property
     def remains(self) -> bool:
-        """Whether this is a problem that is still there."""
+        """Whether this is a problem (not a note) that was not repaired."""
         return self.outcome is None and self.fault not in NOTES
 
 
 @dataclass(slots=True)
 class FsckResult:
-    """How many objects were checked, with how many bytes, how many of them by the kernel, and all problems by path.
+    """Objects checked, their bytes, how many the kernel measured, and all problems sorted by path.
 
-    ``modes`` counts objects with another mode than :data:`OBJECT_MODE`; the first of them are among the problems.
+    ``modes`` counts objects with another mode than :data:`OBJECT_MODE`; the first 1000 are also listed as notes.
     """
 
     objects: int = 0
     bytes: int = 0
     measured: int = 0
     modes: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FsckProblem] = field(default_factory=list)
 
     def add(self, other: FsckResult) -> None:
-        """Take in the result of another part of the store."""
+        """Add the result of another part of the store."""
         self.objects += other.objects
         self.bytes += other.bytes
         self.measured += other.measured
@@ -100,20 +99,21 @@ def fsck(
     waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> FsckResult:
-    """Compute the digest of every object and look at everything else; nothing is changed.
+    """Compute the digest of every object and look at everything else in the store; change nothing.
 
-    The algorithm is told by the length of the name. With *measure* the kernel's word is taken for files that fs-verity
-    guards; by default they are read as all others. Objects may be added meanwhile; *waiting* says how long to wait for
-    someone who removes them before ``StoreBusy`` is raised. *now* tells how old the C tools' temporaries
-    are. ``threads`` is by default the number of usable processors; ``progress`` is in bytes. Raises ``StoreError``.
+    The length of the name tells the hash algorithm. With *measure*, trust the kernel's digest of files that have
+    fs-verity enabled; by default read them too. Other processes may add objects meanwhile; *waiting* says how long to
+    wait for one that removes objects before ``StoreBusy`` is raised. *now* (seconds since the epoch) determines the age
+    of the C tools' temporaries. ``threads`` defaults to the number of usable processors; ``progress`` is in bytes.
+    Raises ``StoreError``.
     """
     stale = _stale_stages(store)
     result = FsckResult()
     with in_turn(store, exclusive=False, waiting=waiting):
         # The total costs an extra walk, so compute it only when progress is shown.
-        total = None if progress is SILENT else sum(found.status.st_size for found in survey(store))
+        total = None if progress is SILENT else sum(found.status.st_size for found in scan(store))
         with running_stage(progress, "check", total, "B") as stage:
-            check = FoundCheck(store, measure=measure, progress=stage)
+            check = EntryChecker(store, measure=measure, progress=stage)
             tasks = gather_batches(_to_hash(store, result.problems, now, stale), _size)
             threads = threads or len(os.sched_getaffinity(0))
             for part in map_ahead(check, tasks, threads=threads, ahead=_TASKS_AHEAD, name="fsck"):
@@ -123,46 +123,48 @@ def fsck(
     return result
 
 
-def _to_hash(store: DirectoryStore, problems: list[Problem], now: float, stale: frozenset[bytes]) -> Iterator[Found]:
-    """The files whose contents tell something; what is wrong with anything else is added to *problems*."""
-    for found in survey(store):
+def _to_hash(
+    store: DirectoryStore, problems: list[FsckProblem], now: float, stale: frozenset[bytes]
+) -> Iterator[Entry]:
+    """Yield the files to hash; add the problems of all other entries to *problems*."""
+    for found in scan(store):
         if has_telling_contents(found):
             yield found
         else:
             problems.append(other_problem(found, now, alone=found.path in stale))
 
 
-def has_telling_contents(found: Found) -> bool:
-    """Whether it takes a digest to judge this: an object, or a file that may be one under another name."""
-    return found.kind is Kind.OBJECT or (found.kind is Kind.FOREIGN and _astray_params(found) is not None)
+def has_telling_contents(found: Entry) -> bool:
+    """Whether the entry must be hashed: an object, or a file that may be one under another name."""
+    return found.kind is EntryKind.OBJECT or (found.kind is EntryKind.FOREIGN and _astray_params(found) is not None)
 
 
-def _size(found: Found) -> int:
+def _size(found: Entry) -> int:
     return found.status.st_size
 
 
 def _stale_stages(store: DirectoryStore) -> frozenset[bytes]:
-    """The directories of temporaries that no writer uses; none when the store cannot be locked right now or by us."""
+    """The stale directories of temporaries; none if the store cannot be locked exclusively right now."""
     try:
         with store.locked(exclusive=True, wait=False) as held:
-            return frozenset(found.path for found in temporaries(store) if held and found.kind is Kind.STAGE)
+            return frozenset(found.path for found in temporaries(store) if held and found.kind is EntryKind.STAGE)
     except StoreError:
         return frozenset()
 
 
-def other_problem(found: Found, now: float, *, alone: bool) -> Problem:
-    """The problem with something that is no object."""
+def other_problem(found: Entry, now: float, *, alone: bool) -> FsckProblem:
+    """The problem of an entry that is not an object."""
     if found.is_temporary:
         if is_stale(found, now=now, alone=alone):
-            return Problem(fault=Fault.TEMPORARY, path=found.path, what="left behind by a writer")
-        return Problem(fault=Fault.IN_USE, path=found.path, what="temporaries that may be in use")
+            return FsckProblem(fault=Fault.TEMPORARY, path=found.path, what="left behind by a killed writer")
+        return FsckProblem(fault=Fault.IN_USE, path=found.path, what="temporaries that may be in use")
     kind = _kind_name(found.status.st_mode)
-    if found.kind is Kind.CLOSED:
-        return Problem(fault=Fault.UNREADABLE, path=found.path, what=f"cannot list the directory: {found.why}")
-    if found.kind is Kind.FOREIGN:
-        return Problem(fault=Fault.FOREIGN, path=found.path, what=f"{kind} that is no object")
+    if found.kind is EntryKind.CLOSED:
+        return FsckProblem(fault=Fault.UNREADABLE, path=found.path, what=f"cannot list the directory: {found.why}")
+    if found.kind is EntryKind.FOREIGN:
+        return FsckProblem(fault=Fault.FOREIGN, path=found.path, what=f"{kind} that is not an object")
     place = "an object" if found.digest else "a directory of objects"
-    return Problem(fault=Fault.ODD, path=found.path, digest=found.digest, what=f"{kind} in the place of {place}")
+    return FsckProblem(fault=Fault.ODD, path=found.path, digest=found.digest, what=f"{kind} instead of {place}")
 
 
 _KINDS = {
@@ -180,22 +182,22 @@ def _kind_name(mode: int) -> str:
     return _KINDS[stat.S_IFMT(mode)]
 
 
-def _astray_params(found: Found) -> Params | None:
-    """The parameters to hash a foreign file with to see whether it is the object that its name suggests."""
+def _astray_params(found: Entry) -> Params | None:
+    """How to hash a foreign file whose name suggests an object; ``None`` if it does not."""
     match = _ASTRAY.search(found.path.rpartition(b"/")[2])
     if match is None or not stat.S_ISREG(found.status.st_mode):
         return None
-    long = len(match[0]) >= 2 * Algorithm.SHA512.digest_size - 2
-    return Params(algorithm=Algorithm.SHA512 if long else Algorithm.SHA256)
+    fitting = [one for one in Algorithm if len(match[0]) >= 2 * one.digest_size - 2]
+    return Params(algorithm=max(fitting, key=lambda one: one.digest_size))
 
 
 def suggests(path: bytes, digest: bytes) -> bool:
-    """Whether the file name in *path* holds what is the file name of the object *digest*."""
+    """Whether the file name in *path* contains the file name of the object *digest*."""
     return split_digest(digest)[1] in path.rpartition(b"/")[2].lower()
 
 
-class FoundCheck:
-    """Checks lists of what a survey found; may be called from several threads."""
+class EntryChecker:
+    """Checks lists of store entries; thread-safe."""
 
     def __init__(self, store: DirectoryStore, *, measure: bool = False, progress: Stage = SILENT) -> None:
         self._store = store
@@ -203,22 +205,22 @@ class FoundCheck:
         self._progress = progress
         self._small = {algorithm: SmallFiles(store, Params(algorithm=algorithm)) for algorithm in Algorithm}
 
-    def __call__(self, objects: Iterable[Found]) -> FsckResult:
-        """Check *objects*."""
+    def __call__(self, objects: Iterable[Entry]) -> FsckResult:
+        """Check the entries *objects*."""
         result = FsckResult()
         for found in objects if self._measure else self._pass_good(objects, result):
             try:
                 self._check(found, result)
             except FileNotFoundError:
-                continue  # someone else's name was taken away meanwhile; objects are not, under the lock
+                continue  # a foreign file was removed meanwhile; the lock keeps objects from being removed
             except (InputError, OSError) as error:
                 result.problems.append(_unreadable(found, error))
         return result
 
-    def _pass_good(self, objects: Iterable[Found], result: FsckResult) -> list[Found]:
-        """Hash the small ones among *objects* at once; returns those that were not found right this way."""
-        left: list[Found] = []
-        named: dict[int, list[Found]] = {}
+    def _pass_good(self, objects: Iterable[Entry], result: FsckResult) -> list[Entry]:
+        """Hash small objects in batches; return the entries that still need a check."""
+        left: list[Entry] = []
+        named: dict[int, list[Entry]] = {}
         for found in objects:
             if found.digest is None:
                 left.append(found)
@@ -237,17 +239,17 @@ class FoundCheck:
         return left
 
     @staticmethod
-    def _count(found: Found, size: int, result: FsckResult) -> None:
-        """An object was read; note its mode, which has nothing to do with its contents."""
+    def _count(found: Entry, size: int, result: FsckResult) -> None:
+        """Count an object that was read, and note an unusual mode."""
         result.objects += 1
         result.bytes += size
         mode = stat.S_IMODE(found.status.st_mode)
         if mode != OBJECT_MODE:
             result.modes += 1
             what = f"mode {mode:04o} instead of {OBJECT_MODE:04o}"
-            result.problems.append(Problem(fault=Fault.MODE, path=found.path, what=what))
+            result.problems.append(FsckProblem(fault=Fault.MODE, path=found.path, what=what))
 
-    def _check(self, found: Found, result: FsckResult) -> None:
+    def _check(self, found: Entry, result: FsckResult) -> None:
         prefix, _, name = found.path.rpartition(b"/")
         if prefix:
             with self._store.prefix_fd(prefix) as directory:
@@ -265,7 +267,7 @@ class FoundCheck:
         self._count(found, size, result)
         if actual != found.digest:
             result.problems.append(
-                Problem(
+                FsckProblem(
                     fault=Fault.DAMAGED,
                     path=found.path,
                     what=f"its digest is {actual.hex()}" if size else "it is empty",
@@ -275,8 +277,8 @@ class FoundCheck:
                 )
             )
 
-    def _digest(self, opened: FileObject, found: Found, result: FsckResult) -> tuple[bytes, int]:
-        """Digest and size of the contents. Raises ``InputError`` and ``OSError``."""
+    def _digest(self, opened: FileObject, found: Entry, result: FsckResult) -> tuple[bytes, int]:
+        """Digest and size of an entry's contents. Raises ``InputError`` and ``OSError``."""
         if found.digest is None:
             params = _astray_params(found)
             assert params is not None
@@ -284,14 +286,14 @@ class FoundCheck:
             wanted = ObjectId.of(found.digest)
             params = wanted.params
             if self._measure and measured(opened.fileno(), wanted):
-                # Another block size or salt gives another digest without anything being wrong: those are read.
+                # Files sealed with another block size or salt have another digest but may be intact: they are read.
                 result.measured += 1
                 self._progress.advance(opened.size)
                 return found.digest, opened.size
         return digest_object(opened, opened.size, params, progress=self._progress)
 
     @staticmethod
-    def _judge_foreign(found: Found, actual: bytes, result: FsckResult) -> None:
+    def _judge_foreign(found: Entry, actual: bytes, result: FsckResult) -> None:
         problem = other_problem(found, 0, alone=False)
         if suggests(found.path, actual):
             problem.fault, problem.actual, problem.size = Fault.MISPLACED, actual, found.status.st_size
@@ -299,21 +301,21 @@ class FoundCheck:
         result.problems.append(problem)
 
 
-def _unreadable(found: Found, error: InputError | OSError) -> Problem:
+def _unreadable(found: Entry, error: InputError | OSError) -> FsckProblem:
     if isinstance(error, OSError):
         raise_exhausted(error, "cannot open", os.fsdecode(found.path))
     why = str(error) if isinstance(error, InputError) else f"cannot open: {error.strerror or error}"
-    # What may be read but gives errors is as good as damaged: fs-verity and failing disks answer so.
+    # A read error means damage: fs-verity and failing disks report it that way.
     fault = Fault.DAMAGED if isinstance(error, InputError) and found.digest else Fault.UNREADABLE
-    return Problem(fault=fault, path=found.path, digest=found.digest, what=why, size=found.status.st_size)
+    return FsckProblem(fault=fault, path=found.path, digest=found.digest, what=why, size=found.status.st_size)
 
 
 def _belongs_to(digest: bytes) -> str:
     return f"belongs at {object_path(digest).decode()}"
 
 
-def classify(store: DirectoryStore, problems: Iterable[Problem]) -> None:
-    """Tell objects that are in the wrong place from damaged ones, by what other objects are."""
+def classify(store: DirectoryStore, problems: Iterable[FsckProblem]) -> None:
+    """Tell misplaced objects from damaged ones, by comparing with all other objects."""
     mismatched = [problem for problem in problems if problem.fault is Fault.DAMAGED]
     broken = {problem.digest for problem in problems if problem.fault in (Fault.DAMAGED, Fault.ODD)}
     for problem in mismatched:

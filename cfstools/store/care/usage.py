@@ -1,25 +1,25 @@
-"""What a store holds, and how the objects of several images share it."""
+"""Count what a store holds, and how several images share its objects."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
+from cfstools.store.care.scan import Listing, listings
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.locking import in_turn
-from cfstools.store.survey import Kind, survey
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.store.locking import PATIENT, Waiting, in_turn
 from cfstools.verity import Algorithm
 
-# Upper bounds of the classes of sizes; the last class has none.
+# Upper bounds of the size classes in bytes; the last class has none.
 SIZE_BOUNDS = (0, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
 _BLOCK = 512  # the unit of st_blocks
 
 
 class SizeClass(Report):
-    """Objects of up to ``limit`` bytes and more than the class before; ``None`` for all larger ones."""
+    """Objects up to ``limit`` bytes, and larger than the class before; ``None``: no upper limit."""
 
     limit: int | None
     objects: int
@@ -27,9 +27,9 @@ class SizeClass(Report):
 
 
 class ImageUse(Report):
-    """What one image takes of a store.
+    """The objects of one image in a store. Sizes are in bytes.
 
-    ``exclusive`` objects are there and not needed by any other of the images: what removing the image would free.
+    ``exclusive`` objects exist and no other of the images needs them: removing the image would free them.
     """
 
     objects: int
@@ -41,10 +41,11 @@ class ImageUse(Report):
 
 
 class StoreUsage(Report):
-    """What a store holds. Sizes are in bytes; ``bytes_allocated`` is what the file system spends on the objects.
+    """What a store holds. Sizes are in bytes; ``bytes_allocated`` is the disk space of the objects.
 
-    ``algorithms`` counts objects by that of their digests. ``images`` are in the order given. ``sharing`` says how
-    many of the objects are needed by how many of the images; ``unused`` ones by none (0 when no image was given).
+    ``algorithms`` counts objects by hash algorithm. ``images`` are in the order given. ``sharing`` maps a number of
+    images to the number of objects that so many images need; ``unused`` objects are needed by none (0 if no image was
+    given).
     """
 
     objects: int
@@ -67,9 +68,9 @@ def usage(
     waiting: Waiting = PATIENT,
     progress: Progress = SILENT,
 ) -> StoreUsage:
-    """Count what is in the store. Each of *images* says which digests it needs, with their sizes.
+    """Count the entries of the store. Each of *images* maps the digests it needs to their sizes.
 
-    Waits while someone removes objects, as *waiting* says. Raises ``StoreError``.
+    *waiting* says how long to wait for a process that removes objects. Raises ``StoreError``.
     """
     needed = Counter(digest for image in images for digest in image)
     count = _Count(needed, asked=bool(images))
@@ -77,15 +78,12 @@ def usage(
         in_turn(store, exclusive=False, waiting=waiting),
         running_stage(progress, "count", None, "object") as stage,
     ):
-        for found in survey(store):
-            if found.kind is Kind.OBJECT:
-                assert found.digest is not None
-                count.take(found.digest, found.status.st_size, found.status.st_blocks * _BLOCK)
-            elif found.is_temporary:
-                count.temporaries += 1
-            else:
-                count.foreign += 1
-            stage.advance(1)
+        for listing in listings(store):
+            count.take(listing)
+            temporaries = sum(found.is_temporary for found in listing.others)
+            count.temporaries += temporaries
+            count.foreign += len(listing.others) - temporaries
+            stage.advance(len(listing.digests))
     return count.report(images)
 
 
@@ -101,21 +99,27 @@ class _Count:
         self.temporaries = 0
         self.foreign = 0
 
-    def take(self, digest: bytes, size: int, allocated: int) -> None:
-        """Count one object."""
-        self._algorithms[len(digest)] += 1
-        self._allocated += allocated
-        counted = self._classes[sum(size > limit for limit in SIZE_BOUNDS)]
-        counted[0] += 1
-        counted[1] += size
-        if digest in self._needed:
-            self._there[digest] = size
-        elif self._asked:
-            self._unused[0] += 1
-            self._unused[1] += size
+    def take(self, listing: Listing) -> None:
+        """Count the objects of one directory."""
+        self._algorithms.update(map(len, listing.digests))
+        self._allocated += sum(listing.blocks) * _BLOCK
+        sizes = sorted(listing.sizes)
+        start = 0
+        for counted, bound in zip(self._classes, (*SIZE_BOUNDS, sizes[-1] if sizes else 0), strict=True):
+            end = bisect_right(sizes, bound, start)
+            counted[0] += end - start
+            counted[1] += sum(sizes[start:end])
+            start = end
+        if self._asked:
+            for digest, size in zip(listing.digests, listing.sizes, strict=True):
+                if digest in self._needed:
+                    self._there[digest] = size
+                else:
+                    self._unused[0] += 1
+                    self._unused[1] += size
 
     def report(self, images: Sequence[Mapping[bytes, int]]) -> StoreUsage:
-        """The sums."""
+        """The totals."""
         sharing = Counter(self._needed[digest] for digest in self._there)
         return StoreUsage(
             objects=sum(count for count, _ in self._classes),

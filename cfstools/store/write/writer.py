@@ -6,19 +6,21 @@ import os
 import stat
 from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cfstools.errors import InputError, os_error
+from cfstools.lifetime import Closable
 from cfstools.linux import files
 from cfstools.progress import SILENT, Stage
 from cfstools.store.base import FsVerity, Store, Sync, store_error
-from cfstools.store.batch import digest_many
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.publisher import Publisher, StoredObject, StoreReport
-from cfstools.store.scratch import Scratch, Temporary
-from cfstools.store.stream import SMALL, ObjectStream, add_small
-from cfstools.store.waiting import PATIENT, Waiting
-from cfstools.verity import DEFAULT, CopyFailed, Params, hash_fd
+from cfstools.store.locking import PATIENT, Waiting
+from cfstools.store.write.batch import digest_many
+from cfstools.store.write.publisher import Publisher, StoredObject, StoreReport
+from cfstools.store.write.scratch import Scratch, Temporary
+from cfstools.store.write.stream import SMALL, ObjectStream, add_small
+from cfstools.verity import DEFAULT, Params
+from cfstools.verity.files import CopyFailed, hash_fd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -27,16 +29,15 @@ BATCH_FILES = 3000
 BATCH_BYTES = 256 << 20
 
 
-class StoreWriter:
-    """Adds objects to *store*; may be used from several threads.
+class StoreWriter(Closable):
+    """Adds objects to *store*; thread-safe.
 
-    Contents that any of *others* has are not added, an object there with another length than the contents counts
-    as absent. ``deferred`` publishes nothing before :meth:`commit`, which may then choose. *sync* says how objects are
-    brought to stable storage.
-    Leaving a ``with`` block commits (unless ``deferred``); an error drops what was not published yet.
-    All of these stores are locked shared until the end, so that nobody removes objects meanwhile; *waiting* says how
-    long to wait for someone who does.
-    All methods raise ``StoreError`` for the store, ``InputError`` for the contents read.
+    Objects that one of *others* has are not added again; an object there whose length differs counts as missing.
+    ``deferred`` publishes nothing before :meth:`commit`, which may then select objects. *sync* says how objects are
+    made durable. The end of a ``with`` block commits (unless ``deferred``); an exception drops unpublished objects.
+    All these stores stay locked (shared) until :meth:`close`, so that no process removes objects meanwhile; *waiting*
+    says how long to wait for one that does. All methods raise ``StoreError`` for errors of the store and ``InputError``
+    for errors of the contents.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class StoreWriter:
         self.store = store
         self.params = params
         self._deferred = deferred
-        # Whether clones work between a source's file system and the store's.
+        # Whether reflinks work from a device to the store's file system.
         self._clones: dict[int, bool] = {}
         scratch = Scratch(store, named=deferred, mode=object_mode, fs_verity=fs_verity, params=params)
         self._publisher = Publisher(
@@ -70,9 +71,6 @@ class StoreWriter:
             waiting=waiting,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -80,11 +78,11 @@ class StoreWriter:
             if kind is None and not self._deferred:
                 self.commit()
         finally:
-            self.close()
+            super().__exit__(kind, error, trace)
 
     @property
     def report(self) -> StoreReport:
-        """What was done so far; objects count as new once they are published."""
+        """The totals so far; objects count as new once they are published."""
         return self._publisher.report
 
     def add_bytes(self, data: Buffer) -> StoredObject:
@@ -92,29 +90,29 @@ class StoreWriter:
         return add_small(self._publisher, data, self.params)
 
     def add_many(self, contents: Sequence[bytes]) -> list[bytes]:
-        """Add contents that are not empty, up to about a megabyte in all; returns their digests."""
+        """Add non-empty contents, about a megabyte in all; return their digests."""
         params = self.params
         arena, results = digest_many(contents, params, self.store)
         self.add_hashed(arena, [result for result in results if result is not None])
-        # What is left has a damaged object, which is said now.
+        # The rest have a damaged object in the store: add_bytes() raises the error.
         return [
             result[0] if result is not None else self.add_bytes(data).digest
             for result, data in zip(results, contents, strict=True)
         ]
 
     def count_shared(self, objects: int, size: int) -> None:
-        """So many contents with so many bytes were wanted that the store has."""
+        """Count *objects* with *size* bytes in all as found in the store."""
         self._publisher.count_many_shared(objects, size)
 
     @property
     def lookup(self) -> DirectoryStore:
-        """The store in which :meth:`add_hashed` expects that objects were looked up."""
+        """The store in which objects must be looked up before :meth:`add_hashed`."""
         return self.store
 
     def add_hashed(self, arena: bytearray, objects: Sequence[tuple[bytes, int, int]]) -> None:
-        """Add contents that lie in *arena*: (digest, size, offset), -1 for those found in the store.
+        """Add many small contents that lie in *arena*, given as (digest, size, offset).
 
-        The digests are taken as they are. Used for many small contents at once.
+        Offset -1 means that the store has the object. The digests are trusted.
         """
         publisher = self._publisher
         shared = [size for _, size, offset in objects if offset < 0]
@@ -131,19 +129,18 @@ class StoreWriter:
         written = publisher.write_many(arena, list(missing.values()))
         digests = list(missing)
         publisher.accept_many(dict(zip(digests, written, strict=False)))
-        # What could not be written that way is written, or refused, one at a time.
+        # Fall back for what could not be written in the batch: write it, or raise the error, one at a time.
         with memoryview(arena) as view:
             for digest in digests[len(written) :]:
                 offset, size = missing[digest]
                 add_small(publisher, view[offset : offset + size], self.params)
 
     def add_fd(self, fd: int, *, threads: int = 1, progress: Stage = SILENT) -> StoredObject:
-        """Add what *fd* holds from its start (a pipe: from where it stands) to its end.
+        """Add the contents of *fd*: a regular file from its start, anything else from the current position.
 
-        A regular file is cloned where the file systems can; else its contents are read once when they are small or
-        probably new, and hashed before they are copied when most contents so far were in the store. The result
-        tells what was stored, whatever happened to the file meanwhile. A large file is hashed by *threads* at once.
-        ``progress`` is advanced in bytes.
+        A large regular file is reflinked if the file systems allow it. Else it is read once, or twice (hashed, then
+        copied) if most contents so far were already in the store. The result describes what was stored, even if the
+        file changed meanwhile. A large file is hashed by *threads* threads. ``progress`` is advanced in bytes.
         """
         try:
             status = os.fstat(fd)
@@ -157,11 +154,20 @@ class StoreWriter:
         if len(data) == status.st_size:
             progress.advance(len(data))
             return self.add_bytes(data)
-        # A short read, or the file is not as long as it said: take it as it comes.
+        # A short read, or another length than stat(2) said: read until the end.
         return self._copy(fd, progress, seekable=True)
 
+    def add_unnamed(self, fd: int, size: int, digest: bytes) -> StoredObject:
+        """Add the file without a name *fd*, made with ``open_tmpfile`` in the store; takes over the descriptor.
+
+        It has *size* bytes, and its *digest* is trusted. No other descriptor may be able to write to it.
+        """
+        temporary = Temporary(fd, None)
+        temporary.size = size
+        return self._publisher.accept(temporary, digest)
+
     def open_stream(self) -> ObjectStream:
-        """Contents that arrive piece by piece."""
+        """Add contents that arrive in pieces."""
         return ObjectStream(self._publisher, self.params)
 
     def _add_large(self, fd: int, status: os.stat_result, threads: int, progress: Stage) -> StoredObject:
@@ -179,7 +185,7 @@ class StoreWriter:
     def _add_temporary(
         self, temporary: Temporary, fd: int, copy_fd: int, threads: int, progress: Stage
     ) -> StoredObject:
-        """Add a temporary that holds the contents of *fd*, or is given them while they are hashed."""
+        """Hash *fd*, copying it to *copy_fd* unless that is -1, and add the temporary."""
         try:
             digest, temporary.size = hash_fd(fd, self.params, threads=threads, copy_fd=copy_fd, progress=progress)
             if os.fstat(temporary.fd).st_size != temporary.size:
@@ -222,16 +228,27 @@ class StoreWriter:
                 progress.advance(got)
 
     def discard(self, digest: bytes) -> bool:
-        """Drop an object that is not wanted after all; ``False`` when it is not waiting (published or never new)."""
+        """Drop an object that is not wanted after all; ``False`` if it is not queued (published or never new)."""
         return self._publisher.discard(digest)
 
-    def commit(self, keep: Collection[bytes] | None = None) -> StoreReport:
-        """Publish what is waiting, make it durable, and say what was done; more may be added afterwards.
+    def has(self, digest: bytes, size: int) -> bool:
+        """Whether an object is in one of the stores, or on its way there. Raises ``StoreError`` if it is damaged."""
+        return self._publisher.seen(digest, size)
 
-        With *keep*, objects waiting whose digest is not in it are dropped (of use with ``deferred``).
+    def publish(self, digests: Collection[bytes]) -> None:
+        """Publish those of *digests* that are waiting, whatever becomes of the others (of use with ``deferred``).
+
+        :meth:`commit` makes their names durable.
+        """
+        self._publisher.publish(digests)
+
+    def commit(self, keep: Collection[bytes] | None = None) -> StoreReport:
+        """Publish the queued objects durably and return the totals; more may be added afterwards.
+
+        With *keep*, queued objects whose digest is not in it are dropped (useful with ``deferred``).
         """
         return self._publisher.commit(keep)
 
     def close(self) -> None:
-        """Drop what was not published and let go of the store's lock."""
+        """Drop unpublished objects and release the locks."""
         self._publisher.close()

@@ -1,9 +1,9 @@
-"""The files of the digest cache: one for each mounted volume and digest algorithm, in a directory of the user's own.
+"""The files of the digest cache: one for each mounted volume and digest algorithm, in a private directory.
 
-A file is a header and, by rising inode number, a record (``native.KNOWN_RECORD``) and a digest for each file
-remembered. It is read whole, written whole beside the old one, and renamed. It means nothing after the next boot, so
-it is in the machine's byte order and never synced. What another user could have made or could change is passed over, as
-is whatever has not the form of a cache; nothing here waits for anyone for long.
+A cache file has a header, then a record (``native.KNOWN_RECORD``) and a digest for each cached file, in ascending order
+of inode numbers. It is read whole, and replaced by rename. It is useless after a reboot, so it is in native byte order
+and never synced. Files that another user could have made or could change are ignored, as are malformed ones. Nothing
+here blocks for long.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from cfstools.linux.volume import Volume
     from cfstools.verity import Algorithm
 
-# Magic and version, checksum of all that follows, number of the algorithm; the volume: id of the boot, kind, device,
-# fsid, instance; the offset of the clock; how many records.
+# Magic and version, checksum of all that follows, algorithm number; the volume: boot id, kind, device, fsid, instance;
+# clock offset; number of records.
 _HEADER = struct.Struct("=8sII36s4xQQQQqQ")
-_CHECKED = 12  # where the checksum, and all that it covers, begins and ends
-_MAGIC = b"cfsdgst3"
+_CHECKED = 12  # the checksum covers everything from this offset on
+_MAGIC = b"cfsdgst4"
 _NAME = re.compile(rb"([0-9a-f-]{36})\.[0-9a-f.]{1,70}\.[0-9]{1,3}")
 _TEMPORARY = re.compile(rb"\.tmp-[0-9a-f]{16}")
 
 MAX_RECORDS = 1 << 21
-# What all files together may take, how many there may be, and how long those of another boot (of another machine with
-# the same home, or a container that has its own) and of killed writers stay.
+# Limits of all cache files together: bytes, number, and age of those from another boot (another machine with the same
+# home directory, or a container with a boot id of its own) and of temporaries of killed writers.
 _MAX_BYTES = 512 << 20
 _MAX_FILES = 64
 _FOREIGN_NS = 7 * 86_400 * 10**9
@@ -47,11 +47,11 @@ _LOCK_PAUSE = 0.01
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Shelf(NamedTuple):
-    """Whose records are meant: those of one volume and algorithm."""
+    """The key of a cache file: volume and digest algorithm."""
 
     volume: Volume
     algorithm: Algorithm
@@ -64,24 +64,24 @@ class Shelf(NamedTuple):
 
     @property
     def record_size(self) -> int:
-        """The bytes that a file remembered takes."""
+        """The size in bytes of a record with its digest."""
         return native.KNOWN_RECORD.size + self.algorithm.digest_size
 
 
 class Records(NamedTuple):
-    """Records as ``native.match_stamps`` takes them, and the highest offset the clock had when one of them was made."""
+    """Records as ``native.merge_records`` takes them, and the largest clock offset at which one of them was made."""
 
     clock: int
     data: memoryview[int]
 
 
 def open_directory(path: bytes) -> int | None:
-    """The directory at *path*, made, with the one it lies in, if it is not there; ``None`` if it is not ours alone.
+    """Open the directory *path*, creating it and its parent if missing; ``None`` if other users can write to it.
 
     Raises ``OSError``.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    path = path.rstrip(b"/") or b"/"  # a link with a slash behind it would be followed
+    path = path.rstrip(b"/") or b"/"  # a trailing slash would follow a link
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
@@ -96,16 +96,16 @@ def open_directory(path: bytes) -> int | None:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether nobody but this user (and root) can have written to it. Access lists show in the bits of the group."""
+    """Whether only this user (and root) could write to it. ACLs show in the group bits."""
     return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
 
 
 def read(directory: int, shelf: Shelf, clock: int) -> Records | None:
-    """The records on the *shelf*; ``None`` if there are none that can be believed. *clock* is its offset now.
+    """Read the records of *shelf*; ``None`` if there are no valid ones. *clock* is the clock offset now.
 
     Raises ``OSError``.
     """
-    data = _read_file(directory, shelf)
+    data = read_own(directory, shelf.name, _HEADER.size, _HEADER.size + MAX_RECORDS * shelf.record_size)
     if data is None:
         return None
     magic, checksum, algorithm, *volume, made, count = _HEADER.unpack_from(data)
@@ -116,30 +116,34 @@ def read(directory: int, shelf: Shelf, clock: int) -> Records | None:
     if records.nbytes != count * shelf.record_size or zlib.crc32(view[_CHECKED:]) != checksum:
         return None
     if not is_credible(made, clock):
-        # Nor ever again: changes may have been made meanwhile, at times that were there before.
+        # The clock was set back: files may have changed at times that occurred before, so drop the records for good.
         os.unlink(shelf.name, dir_fd=directory)
         return None
     return Records(made, records)
 
 
 def is_credible(made: int, clock: int) -> bool:
-    """Whether what was remembered at the offset *made* of the clock can be believed at its offset *clock*.
+    """Whether records made at clock offset *made* are valid at clock offset *clock*.
 
-    A leap second may come in between: it is less than by how much files must be older than the time they were read.
+    Tolerates a leap second, which is less than the minimum age of cached files.
     """
     return clock >= made - 1_500_000_000
 
 
-def _read_file(directory: int, shelf: Shelf) -> bytes | None:
+def read_own(directory: int, name: bytes, least: int, most: int) -> bytes | None:
+    """What a file of *least* to *most* bytes holds, if only this user can have written it, else ``None``.
+
+    Raises ``OSError``.
+    """
     try:
-        fd = os.open(shelf.name, _READ, dir_fd=directory)
+        fd = os.open(name, _READ, dir_fd=directory)
     except FileNotFoundError:
         return None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or not _is_ours(status) or status.st_nlink != 1:
             return None
-        if not _HEADER.size <= status.st_size <= _HEADER.size + MAX_RECORDS * shelf.record_size:
+        if not least <= status.st_size <= most:
             return None
         data = os.pread(fd, status.st_size, 0)
         return data if len(data) == status.st_size else None
@@ -148,13 +152,13 @@ def _read_file(directory: int, shelf: Shelf) -> bytes | None:
 
 
 def write(directory: int, shelf: Shelf, records: Records) -> None:
-    """Put *records* onto the *shelf*, in one step, and drop what is old of all shelves. Raises ``OSError``."""
+    """Replace the records of *shelf* atomically, and remove outdated cache files. Raises ``OSError``."""
     _tidy(directory, shelf, _HEADER.size + records.data.nbytes)
     count = records.data.nbytes // shelf.record_size
     header = _HEADER.pack(_MAGIC, 0, shelf.algorithm.number, *shelf.volume, records.clock, count)
     checksum = zlib.crc32(records.data, zlib.crc32(header[_CHECKED:]))
     name = b".tmp-" + os.urandom(8).hex().encode()
-    fd = os.open(name, _WRITE, 0o600, dir_fd=directory)
+    fd = os.open(name, WRITE, 0o600, dir_fd=directory)
     try:
         try:
             write_all(fd, header[:8] + struct.pack("=I", checksum) + header[_CHECKED:])
@@ -170,14 +174,14 @@ def write(directory: int, shelf: Shelf, records: Records) -> None:
 
 @contextmanager
 def alone(directory: int) -> Iterator[None]:
-    """Keep other builds from writing, if they leave off soon; else go on: at worst what they remember is lost."""
+    """Lock the cache against other writers; go on without the lock after 0.2 s: at worst their entries are lost."""
     for _ in range(_LOCK_TRIES):
         try:
             lock(directory, exclusive=True, wait=False)
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE)
         except OSError:
-            break  # without a lock
+            break  # go on without a lock
         else:
             break
     try:
@@ -188,13 +192,13 @@ def alone(directory: int) -> Iterator[None]:
 
 
 def _tidy(directory: int, shelf: Shelf, size: int) -> None:
-    """Remove files of other boots and of killed writers, then the oldest, until *size* more bytes fit for *shelf*."""
+    """Remove files of other boots and killed writers, then the oldest, until *size* more bytes fit."""
     now = time.time_ns()
     kept: list[tuple[int, int, bytes]] = []
     for name in map(os.fsencode, os.listdir(directory)[:_MAX_NAMES]):
         is_cache = _NAME.fullmatch(name)
         if name == shelf.name or not (is_cache or _TEMPORARY.fullmatch(name)):
-            continue  # what else is there is none of ours
+            continue  # not a cache file
         with suppress(OSError):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             lasting = _TEMPORARY_NS if is_cache is None else _FOREIGN_NS
@@ -203,13 +207,30 @@ def _tidy(directory: int, shelf: Shelf, size: int) -> None:
                 os.unlink(name, dir_fd=directory)
             else:
                 kept.append((status.st_mtime_ns, status.st_size, name))
+    evict(directory, kept, size, _MAX_BYTES, _MAX_FILES)
+
+
+def evict(directory: int, kept: list[tuple[int, int, bytes]], size: int, most_bytes: int, most_files: int) -> None:
+    """Remove the oldest of the files *kept* (time, size, name) until *size* more bytes and one more file fit."""
     kept.sort()
     total = size + sum(one[1] for one in kept)
-    while kept and (total > _MAX_BYTES or len(kept) >= _MAX_FILES):
+    while kept and (total > most_bytes or len(kept) >= most_files):
         _, freed, name = kept.pop(0)
         total -= freed
         with suppress(OSError):
             os.unlink(name, dir_fd=directory)
 
 
-__all__ = ["MAX_RECORDS", "Records", "Shelf", "alone", "is_credible", "open_directory", "read", "write"]
+__all__ = [
+    "MAX_RECORDS",
+    "WRITE",
+    "Records",
+    "Shelf",
+    "alone",
+    "evict",
+    "is_credible",
+    "open_directory",
+    "read",
+    "read_own",
+    "write",
+]

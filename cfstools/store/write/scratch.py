@@ -1,9 +1,9 @@
-"""Temporaries of a store: where an object's contents lie until they are whole, durable and given their name.
+"""Temporaries of a store, which hold an object's contents until they are complete, durable and get their name.
 
-Two kinds. *Anonymous* ones (``O_TMPFILE``) have no name, cost a descriptor each, and vanish with the process.
-*Named* ones lie in a private directory ``.mkcfs-tmp-XXXXXXXX`` of the store; they are used where files without
-names are not supported and for objects whose publication is decided late, and they cost no descriptor. A process
-that is killed leaves the directory behind; it is stale when the store can be locked exclusively.
+*Anonymous* temporaries (``O_TMPFILE``) have no name, need a descriptor each, and vanish with the process. *Named* ones
+lie in a private directory ``.mkcfs-tmp-XXXXXXXX`` of the store and need no descriptor; they are used if the file system
+has no anonymous files, and for objects whose publication is decided late. A killed process leaves the directory behind;
+it is stale if the store can be locked exclusively.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cfstools import native
 from cfstools.errors import StoreError
 from cfstools.linux import files
 from cfstools.linux import verity as kernel_verity
-from cfstools.linux.places import make_directory
+from cfstools.linux.paths import make_directory
 from cfstools.store.base import STAGE_PREFIX, FsVerity, store_error
-from cfstools.store.directory import DirectoryStore
+from cfstools.store.directory import OBJECT_FLAGS, DirectoryStore
 from cfstools.verity import Params
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# What the composefs C tools leave behind when they are killed.
+# Left behind by killed composefs C tools.
 FOREIGN_TEMPORARY_PREFIX = b".tmp"
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_temporary(name: bytes) -> bool:
-    """Whether *name*, directly below a store, is that of temporaries: ours, or the C tools' ``.tmpXXXXXX``."""
+    """Whether *name* at the top of a store belongs to temporaries: ours, or the C tools' ``.tmpXXXXXX``."""
     return name.startswith(STAGE_PREFIX) or (name.startswith(FOREIGN_TEMPORARY_PREFIX) and len(name) == 10)
 
 
 class Temporary:
-    """Contents on their way: an open descriptor, or (sealed, named) a name in the private directory."""
+    """Contents without an object name yet: an open descriptor, or, sealed, a name in the private directory."""
 
-    __slots__ = ("_is_short", "fd", "name", "size")
+    __slots__ = ("_is_short", "fd", "is_durable", "name", "size")
 
     def __init__(self, fd: int, name: bytes | None) -> None:
         self.fd = fd
         self.name = name
         self.size = 0
-        self._is_short = False  # as a hole at the end was not written
+        self.is_durable = False  # synced after it was sealed
+        self._is_short = False  # the file lacks a hole at its end
 
     def write(self, data: Buffer) -> None:
         """Append *data*; long runs of zeros become holes. Raises ``OSError``."""
@@ -90,7 +93,7 @@ class Scratch:
         self._mode_is_right: bool | None = None
 
     def create(self) -> Temporary:
-        """A new, empty temporary, open for reading and writing. ``OSError`` only for too many open files."""
+        """Create a temporary, open for reading and writing. Raises ``OSError`` only for too many open files."""
         try:
             if not self.named:
                 fd = files.open_tmpfile(self._store.fd, self._mode)
@@ -116,13 +119,13 @@ class Scratch:
                 raise OSError(errno.EBADF, "the writer is closed")
             if self._stage_fd < 0:
                 name = STAGE_PREFIX + os.urandom(8).hex().encode()
-                # Who else may write to the store could put another directory in its place, whose files would go.
+                # make_directory() checks that no other writer has replaced the directory, whose files close() deletes.
                 self._stage_fd = make_directory(self._store.fd, name)
                 self._stage_name = name
             return self._stage_fd
 
     def seal(self, temporary: Temporary) -> None:
-        """The contents are complete: set the mode, turn on fs-verity where asked, close what need not stay open."""
+        """Finish complete contents: set the mode, enable fs-verity if wanted, close a named temporary."""
         try:
             temporary.complete()
             if self._mode_is_right is None:
@@ -137,7 +140,7 @@ class Scratch:
             raise store_error(error, "cannot complete an object", self._store.path) from error
 
     def _enable_verity(self, temporary: Temporary) -> None:
-        """The kernel refuses while anyone can write to the file, so it is opened again, for reading only."""
+        """Enable fs-verity; the kernel requires that no descriptor can write, so reopen the file for reading."""
         reader = os.open(f"/proc/self/fd/{temporary.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             temporary.close()
@@ -154,7 +157,7 @@ class Scratch:
                     hint="the file system must have the verity feature",
                 ) from error
             if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                # Not on this file system: do not try again.
+                # Not supported by this file system: do not try again.
                 self._fs_verity = "off"
 
     def sync(self, temporary: Temporary) -> None:
@@ -170,13 +173,13 @@ class Scratch:
             files.close(fd)
 
     def create_many(self, arena: bytearray, spans: Sequence[tuple[int, int]]) -> list[Temporary]:
-        """Temporaries that hold these spans (offset, size) of *arena*; fewer when one could not be made this way."""
+        """Write each span (offset, size) of *arena* to a temporary; the list is shorter if one failed."""
         directory, number = self._store.fd, -1
         if self.named:
             try:
                 directory = self._stage()
             except OSError:
-                return []  # found out once more, and named, one at a time
+                return []  # fall back: the one-by-one path reports the error
             with self._lock:
                 number, self._number = self._number, self._number + len(spans)
         temporaries = []
@@ -188,19 +191,18 @@ class Scratch:
         return temporaries
 
     def publish(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
-        """Give each temporary its place ``prefix/name``; for each what went wrong. They are used up.
+        """Name each temporary ``prefix/name``; return an error or ``None`` for each. The temporaries are consumed.
 
-        ``FileExistsError`` when something has the place already. The contents must be durable by now.
+        An existing name gives ``FileExistsError``. The contents must be durable.
         """
         try:
             if self._store.keeps_prefixes and all(temporary.name is None for temporary, _, _ in objects):
                 return self._link_all(objects)
-            if self._store.keeps_prefixes and all(temporary.name is not None for temporary, _, _ in objects):
-                return self._rename_all(objects)
-            return [self._publish(*one) for one in objects]
+            return self._publish_each(objects)
         finally:
             for temporary, _, _ in objects:
-                self.drop(temporary)
+                if temporary.fd >= 0 or temporary.name is not None:
+                    self.drop(temporary)
 
     def _link_all(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
         links = []
@@ -209,49 +211,39 @@ class Scratch:
                 with self._store.prefix_fd(prefix, create=True) as directory:
                     links.append((temporary.fd, directory, name))
             except OSError:
-                # One at a time, to say which object it is.
-                return [self._publish(*one) for one in objects]
+                # Fall back to one at a time, which reports the object that failed.
+                return self._publish_each(objects)
         numbers = native.link_files(links)
         return [None if not number else OSError(number, os.strerror(number)) for number in numbers]
 
-    def _rename_all(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
-        renames = []
-        for temporary, prefix, name in objects:
+    def _publish_each(self, objects: Sequence[tuple[Temporary, bytes, bytes]]) -> list[OSError | None]:
+        results: list[OSError | None] = []
+        for prefix, some in groupby(objects, itemgetter(1)):  # they are sorted
+            together = list(some)
             try:
                 with self._store.prefix_fd(prefix, create=True) as directory:
-                    renames.append((temporary.name or b"", directory, name))
-            except OSError:
-                return [self._publish(*one) for one in objects]
-        errors: list[OSError | None] = []
-        for one, number in zip(objects, native.rename_files(self._stage_fd, renames), strict=True):
-            if number == 0:
-                one[0].name = None
-                errors.append(None)
-            elif number == errno.EEXIST:
-                errors.append(FileExistsError(number, os.strerror(number)))
-            else:
-                # Not every file system can do it that way.
-                errors.append(self._publish(*one))
-        return errors
+                    results += [self._publish(temporary, directory, name) for temporary, _, name in together]
+            except OSError as error:
+                results += [error] * len(together)
+        return results
 
-    def _publish(self, temporary: Temporary, prefix: bytes, name: bytes) -> OSError | None:
+    def _publish(self, temporary: Temporary, directory: int, name: bytes) -> OSError | None:
         try:
-            with self._store.prefix_fd(prefix, create=True) as directory:
-                if temporary.name is None:
-                    files.link_tmpfile(temporary.fd, directory, name)
-                else:
-                    files.rename_noreplace(self._stage_fd, temporary.name, directory, name)
-                    temporary.name = None
+            if temporary.name is None:
+                files.link_tmpfile(temporary.fd, directory, name)
+            else:
+                files.rename_noreplace(self._stage_fd, temporary.name, directory, name)
+                temporary.name = None
         except OSError as error:
             return error
         return None
 
     def drop(self, temporary: Temporary) -> None:
-        """Forget the temporary and its contents."""
+        """Remove the temporary and its contents."""
         with suppress(OSError):
             temporary.close()
         if temporary.name is not None:
-            # A stage that is left behind is recognised as stale later; nothing to report now.
+            # No error here: a directory left behind is recognised as stale later.
             self._remove(temporary.name)
             temporary.name = None
 
@@ -260,11 +252,11 @@ class Scratch:
             os.unlink(name, dir_fd=self._stage_fd)
 
     def close(self) -> None:
-        """Remove the private directory with whatever is left in it."""
+        """Remove the private directory and its contents."""
         with self._lock:
             self._closed = True
             if self._stage_fd >= 0:
-                # What cannot be removed now is recognised as stale later.
+                # No error here: a directory left behind is recognised as stale later.
                 with suppress(OSError):
                     for name in os.listdir(self._stage_fd):
                         self._remove(name)
@@ -272,3 +264,37 @@ class Scratch:
                 self._stage_fd = -1
                 with suppress(OSError):
                     os.rmdir(self._stage_name, dir_fd=self._store.fd)
+
+
+class Workbench(Scratch):
+    """Named temporaries that can share an inode with an existing file and replace one: only for repairs.
+
+    The store must be locked exclusively.
+    """
+
+    def __init__(self, store: DirectoryStore, *, mode: int, fs_verity: FsVerity, params: Params) -> None:
+        super().__init__(store, named=True, mode=mode, fs_verity=fs_verity, params=params)
+
+    def adopt(self, directory: int, name: bytes) -> Temporary:
+        """Hard-link *name* in *directory* as a temporary, open for reading. Raises ``OSError``."""
+        own = self._new_name()
+        stage = self._stage()
+        os.link(name, own, src_dir_fd=directory, dst_dir_fd=stage, follow_symlinks=False)
+        try:
+            return Temporary(os.open(own, OBJECT_FLAGS, dir_fd=stage), own)
+        except BaseException:
+            self._remove(own)
+            raise
+
+    def replace(self, temporary: Temporary, prefix: bytes, name: bytes) -> None:
+        """Rename a temporary to ``prefix/name``, replacing an existing file. The temporary is consumed.
+
+        Raises plain ``OSError``. The contents must be durable.
+        """
+        assert temporary.name is not None
+        try:
+            with self._store.prefix_fd(prefix, create=True) as directory:
+                os.rename(temporary.name, name, src_dir_fd=self._stage_fd, dst_dir_fd=directory)
+        finally:
+            # rename(2) keeps both names of one inode, so always remove ours.
+            self.drop(temporary)

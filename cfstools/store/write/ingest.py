@@ -1,110 +1,53 @@
-"""From files not read yet to digests, inline contents and objects."""
+"""Read the unread files of a tree: compute digests, keep small contents inline, store the rest as objects."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfstools import native
-from cfstools.errors import InputError, SourceChanged, UsageError, naming, os_error
+from cfstools.errors import InputError, SourceChanged, StoreError, UsageError, naming, os_error
+from cfstools.lifetime import Closable
 from cfstools.linux.files import close
 from cfstools.progress import SILENT, Progress, Stage, running_stage
-from cfstools.store.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
+from cfstools.store.write.batch import ARENA_BYTES, BATCH_FILES, SMALL, BatchReader
+from cfstools.store.write.blobs import Blobs, DatedBlobs, RootedBlobs
 from cfstools.text import counted
-from cfstools.tree.model import KINDS, Content, Directory, External, RegularFile, Stamp, Unread
+from cfstools.threadpool import Call, ThreadPool
+from cfstools.tree.model import Content, Directory, External, RegularFile, Unread
 from cfstools.tree.walk import iter_inodes
-from cfstools.verity import DEFAULT, Params, digest_bytes, hash_fd, object_path
-from cfstools.workers import Call, Workers
+from cfstools.verity import DEFAULT, Params, digest_bytes, object_path
+from cfstools.verity.files import hash_fd
 
 if TYPE_CHECKING:
-    from cfstools.store.cache import DigestCache, Met
-    from cfstools.store.writer import StoreWriter
+    from cfstools.store.cache.digest_cache import DigestCache, Met
+    from cfstools.store.cache.recall import Taken
+    from cfstools.store.write.writer import StoreWriter
 
-# Files of up to this size are kept inside the image (composefs format, section 5.2).
+# Files up to this size, in bytes, are kept inside the image (composefs format, section 5.2).
 INLINE_THRESHOLD = 64
 
-# What was found out about a file: its contents, those of the tree or as ``native.digest_files`` says; or nothing.
+# Objects of recalled files that are looked up together.
+_CONFIRM_TOGETHER = 4096
+
+# Recalled files of a directory: what their paths begin with, their names, and the files.
+Group = tuple[bytes, Sequence[bytes], Sequence[RegularFile]]
+
+# The result for a file: contents of a tree, a result of ``native.digest_files``, or None if not read yet.
 Result = Content | tuple[bytes, int, int] | None
 
 
-class Blobs(Protocol):
-    """Where contents that are still unread come from. Used from several threads."""
-
-    def open(self, unread: Unread) -> int:
-        """A descriptor of the regular file, at its start, which the caller closes. Raises ``CfsError``."""
-
-    def name(self, unread: Unread) -> str:
-        """What messages call the file: a path that other programs take as well, where it has one."""
-
-
-@runtime_checkable
-class RootedBlobs(Blobs, Protocol):
-    """Blobs that lie at their paths below one directory, where they may be read without :meth:`open`."""
-
-    root_fd: int
-
-
-@runtime_checkable
-class DatedBlobs(Blobs, Protocol):
-    """Blobs on file systems that may make times up."""
-
-    def times_matter(self, fd: int) -> bool:
-        """Whether the file *fd* has changed if its times have."""
-
-
-class MemoryBlobs:
-    """Contents held in memory files, one descriptor each: for trees a program makes up, and for tests."""
-
-    def __init__(self) -> None:
-        self._files: dict[bytes, int] = {}
-
-    def add(self, path: bytes, data: bytes) -> Unread:
-        """Keep *data* as the contents of *path*; the result goes into a ``RegularFile``."""
-        try:
-            fd = os.memfd_create("contents", os.MFD_CLOEXEC)
-            self._files[path] = fd
-            with open(os.dup(fd), "wb") as file:
-                file.write(data)
-            return Unread(path, stamp(os.fstat(fd)))
-        except OSError as error:
-            raise os_error(error, "cannot keep contents in memory") from error
-
-    def open(self, unread: Unread) -> int:
-        """A new descriptor of the contents."""
-        fd = self._files.get(unread.path)
-        if fd is None:
-            raise InputError("no such contents", subject=self.name(unread))
-        try:
-            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise os_error(error, "cannot open", subject=self.name(unread)) from error
-
-    def name(self, unread: Unread) -> str:
-        """The path that was given with the contents."""
-        return os.fsdecode(unread.path)
-
-    def close(self) -> None:
-        """Let go of all contents."""
-        while self._files:
-            close(self._files.popitem()[1])
-
-
 class IngestReport(NamedTuple):
-    """Regular files that were read, by where their contents went; what the store did is in the writer's report."""
+    """Regular files read, by where their contents went; the writer's report has what was stored."""
 
     empty_files: int
     inline_files: int
     inline_bytes: int
     external_files: int
     external_bytes: int
-
-
-def stamp(status: os.stat_result) -> Stamp:
-    """The stamp of a file with this *status*."""
-    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def ingest(
@@ -117,13 +60,12 @@ def ingest(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> IngestReport:
-    """Read every file of the tree that is unread: its ``content`` becomes inline bytes or ``External``.
+    """Read every unread file of the tree: its ``content`` becomes inline bytes or ``External``.
 
-    Without *writer* only digests are computed. Objects are queued with the writer; committing it is left to the
-    caller. ``threads`` is by default the number of usable processors. The result does not depend on it, and of
-    several errors the one of the first file in tree order is raised: ``SourceChanged`` when a file is not as it
-    was when it was met, ``InputError`` when it cannot be read, ``StoreError``. After an error the tree is partly
-    read.
+    Without *writer*, only compute digests; else queue objects with the writer, which the caller commits. ``threads``
+    defaults to the number of usable processors and does not change the result. Of several errors, the one for the
+    first file in tree order is raised: ``SourceChanged`` if a file has changed since the walk, ``InputError`` if it
+    cannot be read, or ``StoreError``. After an error the tree is partly read.
     """
     with Ingest(
         blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, progress=progress
@@ -133,13 +75,12 @@ def ingest(
         return run.finish()
 
 
-class Ingest:
-    """Reads files as they are found: :func:`ingest` for a tree that is not whole yet.
+class Ingest(Closable):
+    """Reads files while a tree is still being walked; :func:`ingest` is for a complete tree.
 
-    Threads start with the first files, so that reading overlaps with whatever finds them; with one thread all is
-    read by :meth:`finish`. Errors are raised by :meth:`finish`, whenever they happen. Leaving the ``with`` block
-    stops what is not done; no thread is left then. Files known to *cache* whose objects are in the writer's store
-    are not opened.
+    Threads start with the first files, so that reading overlaps with the walk; with one thread, :meth:`finish` reads
+    everything. Errors are always raised by :meth:`finish`. Closing it skips the rest and waits for the threads. Files
+    found in *cache* whose objects are in the writer's store are not opened.
     """
 
     def __init__(
@@ -159,30 +100,43 @@ class Ingest:
         self._run = _Run(blobs, writer, params=params, inline_threshold=inline_threshold, threads=threads, cache=cache)
         self._block_size = params.block_size
         self._progress = progress
-        # One is the thread that finds the files: it reads as well once it has found all.
-        self._workers = Workers(threads - 1, "ingest") if threads > 1 else None
+        # The thread that walks the tree is one of them: finish() reads in it as well.
+        self._workers = ThreadPool(threads - 1, "ingest") if threads > 1 else None
         self._calls: list[Call[None]] = []
-        self._tasks: list[tuple[int, list[RegularFile]]] = []
+        self._tasks: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self._small: list[RegularFile] = []
         self._small_bytes = 0
         self._bytes = 0
+        self._recalled: list[Group] = []
+        is_of_use = cache is not None and writer is not None and _may_have_objects(writer)
+        self.recall = cache.recall(inline_threshold) if cache is not None and is_of_use else None
+        """What a walk may know of files without reading them; it calls :meth:`add_recalled` with these."""
 
-    def __enter__(self) -> Self:
-        return self
+    def add_recalled(self, prefix: bytes, names: Sequence[bytes], files: Sequence[RegularFile]) -> None:
+        """Take *files* with contents from :attr:`recall`; those whose objects the store has lost are read at the end.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        Their paths are *prefix* and one of *names*.
+        """
+        self._recalled.append((prefix, names, files))
+        if self.recall is not None and len(self.recall) >= _CONFIRM_TOGETHER:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        if self.recall is not None and self._recalled:
+            taken, groups = self.recall.take(), self._recalled
+            self._recalled = []
+            self._bytes += taken.size
+            self._submit(self._run.confirm, self._count, groups, taken, self.recall.device)
+            self._count += len(taken)
 
     def add(self, files: Iterable[RegularFile]) -> None:
-        """Read *files*, whose contents are unread; they are to be added in tree order."""
+        """Read *files*, whose contents are unread; files must be added in tree order."""
         files = list(files)
         sizes = [file.size for file in files]
         size = sum(sizes)
         self._bytes += size
-        # In the arena of a batch each file is padded to blocks.
+        # In a batch's buffer each file is padded to blocks.
         padded = self._small_bytes + size + len(files) * self._block_size
         if padded <= ARENA_BYTES and len(self._small) + len(files) <= BATCH_FILES and max(sizes, default=0) <= SMALL:
             self._small += files
@@ -195,7 +149,7 @@ class Ingest:
         size = file.size
         if size > SMALL:
             self._flush()
-            self._submit([file])
+            self._read([file])
             return
         padded = size + self._block_size
         if self._small_bytes + padded > ARENA_BYTES or len(self._small) >= BATCH_FILES:
@@ -205,38 +159,60 @@ class Ingest:
 
     def _flush(self) -> None:
         if self._small:
-            self._submit(self._small)
+            self._read(self._small)
             self._small, self._small_bytes = [], 0
 
-    def _submit(self, files: list[RegularFile]) -> None:
-        first = self._count
+    def _read(self, files: list[RegularFile]) -> None:
+        self._submit(self._run.read, self._count, files)
         self._count += len(files)
+
+    def _submit(self, task: Callable[..., None], *words: Any) -> None:
         if self._workers is not None:
-            self._calls.append(self._workers.submit(self._run.read, first, files))
+            self._calls.append(self._workers.submit(task, *words))
         else:
-            self._tasks.append((first, files))
+            self._tasks.append((task, words))
 
     def finish(self) -> IngestReport:
-        """All files were added: read what is left and say what was read; raises the first error in tree order."""
+        """Read the remaining files and return the totals; raises the first error in tree order.
+
+        Files whose objects the store has lost are the last.
+        """
         self._flush()
+        self._confirm()
         with running_stage(self._progress, "read", self._bytes, "B") as stage:
             self._run.progress.show(stage)
             try:
-                for first, files in self._tasks:
-                    self._run.read(first, files)
-                if self._workers is not None:
-                    self._workers.help()
-                for call in self._calls:
-                    call.result()
+                self._finish_tasks()
+                for file in self._run.lost_files():
+                    self._add(file)
+                self._flush()
+                self._finish_tasks()
             finally:
-                self.stop()
+                self.close()
             return self._run.report()
 
-    def stop(self) -> None:
-        """Leave out what is not done yet and wait for the threads."""
+    def _finish_tasks(self) -> None:
+        for task, words in self._tasks:
+            task(*words)
+        if self._workers is not None:
+            self._workers.help()
+        for call in self._calls:
+            call.result()
+        self._tasks, self._calls = [], []
+
+    def close(self) -> None:
+        """Skip what has not been read yet and wait for the threads."""
         self._run.stop(-1)
         if self._workers is not None:
-            self._workers.stop()
+            self._workers.close()
+
+
+def _may_have_objects(writer: StoreWriter) -> bool:
+    """Whether files may be recalled: of an empty store all of them would have to be read all the same."""
+    try:
+        return writer.lookup.has_prefixes()
+    except StoreError:  # who may not list a store may still use it
+        return True
 
 
 def _unread(file: RegularFile) -> Unread:
@@ -246,26 +222,37 @@ def _unread(file: RegularFile) -> Unread:
 
 
 def _false_size(met: int, size: int) -> InputError:
-    """The error for a file that is as it was, and never had as many bytes as its file system says."""
+    """The error for an unchanged file whose length is not what its file system says."""
     what = f"ends after {counted(met, 'byte')}" if met < size else "goes on"
     return InputError(f"{what}, though its file system says that it has {counted(size, 'byte')}")
 
 
 def _sizes(files: Sequence[RegularFile], found: Sequence[Result]) -> int:
-    """How many bytes the files have of which something was found out."""
+    """The total size of the files that have a result."""
     return sum([file.size for file, one in zip(files, found, strict=True) if one is not None])
 
 
 def _met(read: Iterable[tuple[RegularFile, Result]]) -> Iterator[Met]:
-    """What the cache is to remember of files that were read; nothing of those that images hold."""
+    """Yield the cache entries for files that were read, except inline ones."""
     for file, one in read:
         digest = one[0] if isinstance(one, tuple) else one.digest if isinstance(one, External) else None
         if digest is not None:
-            yield _unread(file).stamp, file.uid, file.mode, digest
+            yield _unread(file).stamp, file.uid, file.mode, digest, not file.xattrs
+
+
+def _lost(groups: Sequence[Group], taken: Taken, found: bytes, device: int) -> list[RegularFile]:
+    """The files whose objects were not found, with their contents unread again."""
+    lost = []
+    paths = ((prefix + name, file) for prefix, names, files in groups for name, file in zip(names, files, strict=True))
+    for number, (path, file) in enumerate(paths):
+        if not found[number]:
+            file.content = Unread(path, taken.stamp(device, number))
+            lost.append(file)
+    return lost
 
 
 class _LateStage:
-    """Adds up what is advanced until the real stage is open: its total is known only when all files were added."""
+    """Counts progress until the real stage opens, once all files were added and the total is known."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -289,7 +276,7 @@ class _LateStage:
 
 
 class _Run:
-    """What the tasks of one ingest share."""
+    """State shared by the tasks of one ingest."""
 
     def __init__(
         self,
@@ -312,22 +299,23 @@ class _Run:
         )
         self.progress = _LateStage()
         self._lock = threading.Lock()
-        # Files after this one need not be read any more, and what is wrong with it.
+        # The first file that failed, and its error; later files are skipped.
         self._last: float = float("inf")
         self._failure: BaseException | None = None
         self._empty = 0
+        self._lost: list[tuple[int, list[RegularFile]]] = []
         self._inline = [0, 0]
         self._external = [0, 0]
 
     def stop(self, position: int, failure: BaseException | None = None) -> None:
-        """Leave out the files after *position*, because of *failure*."""
+        """Skip the files after *position*, because of *failure*."""
         with self._lock:
             if position < self._last:
                 self._last = position
                 self._failure = failure or self._failure
 
     def report(self) -> IngestReport:
-        """What was read; raises what is wrong with the first file that could not be."""
+        """The totals; raises the error of the first file that failed."""
         if self._failure is not None:
             raise self._failure
         return IngestReport(
@@ -339,14 +327,14 @@ class _Run:
         )
 
     def read(self, first: int, files: list[RegularFile]) -> None:
-        """Read *files*, from number *first* in tree order on; what is wrong is kept for :meth:`report`."""
+        """Read *files*, numbered in tree order from *first* on; errors are kept for :meth:`report`."""
         position = first
         if position > self._last:
             return
         try:
             found = self._recall(files)
             left = [number for number, one in enumerate(found) if one is None] if None in found else []
-            # Small files are in images, and so in no cache: they alone are no reason to sync.
+            # Inline files are not cached, so they alone are no reason to sync.
             objects = [files[number] for number in left if files[number].size > self._inline_threshold]
             cache = self._cache if objects else None
             if cache is not None:
@@ -365,13 +353,41 @@ class _Run:
         else:
             self._settle(files, found)
 
+    def confirm(self, first: int, groups: Sequence[Group], taken: Taken, device: int) -> None:
+        """Look up the objects of recalled files, numbered from *first* on; see :meth:`lost_files`."""
+        if first > self._last:
+            return
+        try:
+            assert self._writer is not None
+            assert self._cache is not None
+            size = self._params.algorithm.digest_size
+            found = native.find_objects(self._writer.lookup.prefix_fds, taken.digests, taken.ends, 0, len(taken), size)
+            lost = _lost(groups, taken, found, device) if 0 in found else []
+            count, held = len(taken) - len(lost), taken.size - sum([file.size for file in lost])
+            self._writer.count_shared(count, held)
+            self._cache.count(count)
+            self.progress.advance(held)
+        except BaseException as error:  # noqa: BLE001 - as in read()
+            self.stop(first, error)
+            return
+        with self._lock:
+            self._lost.append((first, lost))
+            self._external[0] += count
+            self._external[1] += held
+
+    def lost_files(self) -> list[RegularFile]:
+        """Those files whose objects :meth:`confirm` did not find, to be read like any others."""
+        with self._lock:
+            lost, self._lost = sorted(self._lost, key=itemgetter(0)), []
+        return [file for _, files in lost for file in files]
+
     def _recall(self, files: Sequence[RegularFile]) -> list[Result]:
-        """What the cache knows of *files* and, if they are objects, the store has."""
+        """Look up *files* in the cache; objects must also be in the store."""
         writer = self._writer
         if self._cache is None or writer is None:
             return [None] * len(files)
         stamps = [file.content.stamp for file in files if isinstance(file.content, Unread)]
-        known = self._cache.find(stamps, self._inline_threshold, writer.lookup)
+        known = self._cache.find(stamps, self._inline_threshold, writer.lookup, [not file.xattrs for file in files])
         writer.count_shared(known.objects, known.object_bytes)
         self.progress.advance(known.object_bytes)
         found: list[Result] = [*known.found]
@@ -385,7 +401,21 @@ class _Run:
         return found
 
     def _settle(self, files: list[RegularFile], found: list[Result]) -> None:
-        external, external_bytes, inline, inline_bytes, empty = native.give_contents(files, found, KINDS)
+        external = external_bytes = inline = inline_bytes = empty = 0
+        for file, one in zip(files, found, strict=True):
+            if isinstance(one, tuple):  # the usual case, kept short because it runs once for every file
+                external += 1
+                external_bytes += file.size
+                file.content = External(one[0], object_path(one[0]))
+            elif isinstance(one, bytes):
+                inline += bool(file.size)
+                inline_bytes += file.size
+                empty += not file.size
+                file.content = one
+            elif one is not None:
+                external += 1
+                external_bytes += file.size
+                file.content = one
         with self._lock:
             self._external[0] += external
             self._external[1] += external_bytes
@@ -420,7 +450,7 @@ class _Run:
             return content
 
     def _is_same_again(self, file: RegularFile, fd: int, content: Content) -> bool:
-        """Whether *fd*, the times of which are others now, has the same *content* when it is read once more."""
+        """Whether *fd*, whose times have changed, has the same *content* when read again."""
         if not isinstance(self._blobs, DatedBlobs) or self._blobs.times_matter(fd):
             return False
         if isinstance(content, External):
@@ -434,7 +464,7 @@ class _Run:
         return is_same and said == (file.size, file.size, file.mode, file.uid, file.gid)
 
     def _read(self, fd: int, size: int) -> tuple[Content, int]:
-        """The contents of *fd*, expected to be *size* bytes, and the bytes really met."""
+        """The contents of *fd*, expected to have *size* bytes, and their real length."""
         if size <= self._inline_threshold:
             data = os.pread(fd, size + 1, 0)
             self.progress.advance(len(data))

@@ -1,7 +1,6 @@
-"""Small contents, a batch at a time: files of a directory tree, or what is in memory, by the native functions.
+"""Digest and write small contents in batches, from files of a directory tree or from memory, in native code.
 
-Nothing here reports what is wrong with a file. A file that is not done in the batch is left to the caller, which
-reads it by itself and then meets, and names, whatever kept it from being done here.
+No errors are reported here: the caller reads each file that the batch did not handle by itself, and reports the error.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING
 from cfstools import native
 from cfstools.tree.model import Unread
 from cfstools.verity import Params
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity.merkle import descriptor
 
 if TYPE_CHECKING:
     from cfstools.native._pure import Digested
     from cfstools.store.directory import DirectoryStore
-    from cfstools.store.writer import StoreWriter
+    from cfstools.store.write.writer import StoreWriter
 
-# Contents of one batch that are in memory at a time, padded to blocks; one such arena for each thread.
+# Size of the buffer for the contents of a batch, padded to blocks; each thread has one.
 ARENA_BYTES = 2 << 20
 BATCH_FILES = 1024
 SMALL = 1 << 20
@@ -28,10 +27,7 @@ SMALL = 1 << 20
 
 
 class BatchReader:
-    """Reads files below the directory *root_fd*, and adds their contents with *writer* if there is one.
-
-    Used from several threads.
-    """
+    """Reads files below the directory *root_fd*, and adds their contents with *writer* if given. Thread-safe."""
 
     def __init__(self, root_fd: int, writer: StoreWriter | None, params: Params, inline_threshold: int) -> None:
         self._root_fd = root_fd
@@ -42,7 +38,7 @@ class BatchReader:
         self._local = threading.local()
 
     def read(self, files: Sequence[Unread]) -> list[Digested]:
-        """What ``native.digest_files`` says: ``None`` for files left to the caller. Raises ``StoreError``."""
+        """The results of ``native.digest_files``: ``None`` for files left to the caller. Raises ``StoreError``."""
         arena = self._arena()
         params = self._params
         store = self._writer.lookup if self._writer is not None else None
@@ -72,10 +68,10 @@ class BatchReader:
 def digest_many(
     contents: Sequence[bytes], params: Params, store: DirectoryStore | None = None
 ) -> tuple[bytearray, list[tuple[bytes, int, int] | None]]:
-    """Digest contents together, which are not empty; with *store* see whether they are objects of it.
+    """Digest non-empty *contents* and look them up in *store* if given.
 
-    Returns an arena they lie in, and for each of them digest, size and offset, which is -1 for whole objects; ``None``
-    in place of that where the object is damaged.
+    Returns a buffer with the contents, and for each (digest, size, offset), or ``None`` if the store's object is
+    damaged. Offset -1 means that the store has the object.
     """
     block = params.block_size
     spans = []

@@ -1,8 +1,8 @@
-"""Bringing objects to stable storage: contents before they get names, names before anybody relies on them.
+"""Sync objects to stable storage: contents before they get names, names before a build reports success.
 
-Two ways with one guarantee. One ``syncfs`` for a batch costs the least for each object, and waits for whatever other
-programs wrote to the file system. An ``fsync`` for each object and each directory that got a name waits for little
-else, and costs some milliseconds each.
+Two methods give the same guarantee. One ``syncfs`` for each batch costs least per object, but waits for everything that
+other programs wrote to the file system. One ``fsync`` for each object and prefix directory waits for little else, but
+takes some milliseconds each.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterable
 from cfstools.linux import files
 from cfstools.store.base import Sync, store_error
 from cfstools.store.directory import DirectoryStore
-from cfstools.store.scratch import Scratch, Temporary
+from cfstools.store.write.scratch import Scratch, Temporary
 
-# Measured on ext4 (docs/store.md): an fsync of a small object takes as long as syncfs for so many bytes of others.
+# Measured on ext4 (docs/store.md): fsync of a small object takes as long as syncfs of this many dirty bytes.
 _COST = 5 << 19
-# However much that is: more are never synced one by one of our own accord.
+# Limits of "auto": larger batches are never synced object by object.
 _MOST = 64
 _MOST_BYTES = 64 << 20
 
@@ -26,32 +26,32 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Durability:
-    """Syncs what one writer adds to *store*. Raises ``StoreError`` and ``Exhausted``; not for several threads at once.
+    """Syncs what one writer adds to *store*; create it before anything is added. Not thread-safe.
 
-    To be made before anything is added.
+    Raises ``StoreError`` and ``Exhausted``.
     """
 
     def __init__(self, store: DirectoryStore, sync: Sync) -> None:
         self._store = store
         self._sync = sync
-        # The store's directory may just have been made, and is perhaps not durable itself.
+        # The store's own directory may be new and not durable yet.
         self._is_new = sync in ("auto", "object") and not store.has_prefixes()
         self._lock = threading.Lock()
         self._named: set[bytes] = set()  # directories that got names since the last sync
 
     def by_object(self, objects: int, size: int) -> bool:
-        """Whether so many objects with so many bytes are synced one by one."""
+        """Whether to sync *objects* objects with *size* bytes in all one by one."""
         if self._sync != "auto" or objects > _MOST or size > _MOST_BYTES:
             return self._sync == "object"
         return objects * _COST <= files.dirty_bytes() - size
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anything is synced at all."""
+        """Whether syncing is enabled."""
         return self._sync != "none"
 
     def contents(self, temporaries: Collection[tuple[Scratch, Temporary]]) -> None:
-        """Make the contents of sealed temporaries durable."""
+        """Sync the contents of sealed temporaries."""
         if not self.is_wanted:
             return
         try:
@@ -64,12 +64,12 @@ class Durability:
             raise store_error(error, "cannot bring objects to stable storage", self._store.path) from error
 
     def will_name(self, prefixes: Iterable[bytes]) -> None:
-        """Objects below these directories are about to get their names."""
+        """Note that objects in these prefix directories are about to be named."""
         with self._lock:
             self._named.update(prefixes)
 
     def names(self) -> None:
-        """Make durable which names were given so far."""
+        """Sync all names given so far."""
         with self._lock:
             named, self._named = self._named, set()
         if not named or not self.is_wanted:
@@ -91,7 +91,7 @@ class Durability:
             self._sync_parents()
 
     def _sync_parents(self) -> None:
-        """Sync the directories above the store, of which any may have been made with it."""
+        """Sync the store's parent directories, which may have been created with it."""
         path = b".."
         here = os.fstat(self._store.fd)
         while True:
@@ -101,7 +101,7 @@ class Durability:
                     return
                 fd = os.open(path, _DIRECTORY, dir_fd=self._store.fd)
             except PermissionError:
-                return  # what cannot be read was not made by this user
+                return  # an unreadable directory was not created by this user
             _sync_open(fd)
             here, path = above, path + b"/.."
 

@@ -1,0 +1,1 @@
+"""Writing objects: contents become temporaries, and batches of them get their names once they are durable."""
