@@ -1,1 +1,1 @@
-"""Files, directories and temporaries that appear whole or not at all."""
+"""Write output files and directories atomically: they appear complete or not at all."""

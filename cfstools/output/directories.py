@@ -1,4 +1,4 @@
-"""Output directories that appear complete or not at all, and the removal of what was not completed."""
+"""Make output directories atomically: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from cfstools.errors import InputError, os_error, shown_path
+from cfstools.errors import InputError, Phrase, Remedy, os_error
 from cfstools.linux.files import close, rename_noreplace, syncfs
-from cfstools.linux.places import Doubt, doubt_about, make_directory, open_directory
+from cfstools.linux.paths import UntrustedPath, make_directory, open_directory, untrusted_because
 from cfstools.output.removal import clean_up, empty_directory, remove_directory
 from cfstools.output.temporaries import leads_to, make_held, remove_stale
+from cfstools.text import shown_path
 
 _PRIVATE = 0o700
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -23,13 +24,13 @@ _NO_ACL = _NO_XATTRS | {errno.ENODATA}
 
 @contextmanager
 def output_directory(path: bytes, *, sync: bool = False, shared: bool = False) -> Iterator[int]:
-    """Make the directory *path*: yields a descriptor of where its contents go, closed to everyone else.
+    """Make the directory *path*: yields the descriptor of a temporary with mode 0700, to be filled by the block.
 
-    It gets its name when the block ends well; the block gives it its mode as the last thing it does. After an error
-    nothing is left, and what a killed writer of *path* left is removed. A directory that exists must be empty; it may
-    be a mount point, so it is filled where it is, and emptied after an error. With *sync* everything is on stable
-    storage before the end. For root, nobody else may be able to change *path* and what leads to it, unless *shared*:
-    others can then take the directory away, but lead nothing elsewhere. Raises InputError.
+    It is renamed to *path* when the block ends without an exception; the block must set the final mode last. After an
+    error nothing remains; temporaries of killed writers are removed. An existing directory must be empty; it may be a
+    mount point, so it is filled in place, and emptied after an error. With *sync* everything is synced before the
+    rename. As root, no other user may be able to change *path* or a directory above it, unless *shared*: then others
+    can remove the directory, but not redirect it. Raises InputError.
     """
     subject = shown_path(path)
     private = not shared and os.geteuid() == 0
@@ -38,14 +39,14 @@ def output_directory(path: bytes, *, sync: bool = False, shared: bool = False) -
         maker = _new(path, sync=sync, private=private) if fd is None else _existing(fd, path, sync=sync)
     except ValueError:
         raise InputError("a path cannot contain a zero byte", subject=subject) from None
-    except Doubt as doubt:
-        raise _refused(doubt, path) from doubt
+    except UntrustedPath as untrusted:
+        raise _refused(untrusted, path) from untrusted
     except OSError as error:
         raise os_error(error, "cannot make a directory there", subject=subject) from error
     try:
         yield from maker
-    except Doubt as doubt:
-        raise _refused(doubt, path) from doubt
+    except UntrustedPath as untrusted:
+        raise _refused(untrusted, path) from untrusted
     except OSError as error:
         raise os_error(error, "cannot make the directory", subject=subject) from error
 
@@ -59,24 +60,24 @@ def _opened(path: bytes, *, private: bool) -> int | None:
         return None
 
 
-def _refused(doubt: Doubt, path: bytes) -> InputError:
-    hint = "as root, extract below directories that only root may write, or say --shared" if not os.geteuid() else None
-    return InputError(doubt.about(path), subject=shown_path(path), hint=hint)
+def _refused(untrusted: UntrustedPath, path: bytes) -> InputError:
+    hint = Phrase("as root, extract below directories that only root may write, or say {}", Remedy.SHARED)
+    return InputError(untrusted.about(path), subject=shown_path(path), hint=None if os.geteuid() else hint)
 
 
 def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:
-    """Fill a temporary beside *path* and rename it."""
+    """Fill a temporary directory beside *path* and rename it."""
     parent, name = os.path.split(path.rstrip(b"/"))
     place = open_directory(parent or b".", private=private)
     try:
         remove = partial(remove_directory, place)
-        if doubt_about(os.fstat(place)) is None:
-            # Elsewhere others can give a directory of ours such a name, and have us empty it.
+        if untrusted_because(os.fstat(place)) is None:
+            # Elsewhere other users could rename one of our directories to such a name, so that we delete its contents.
             remove_stale(place, name, stat.S_IFDIR, remove)
         temporary, fd = make_held(place, name, partial(_make, place), remove)
         try:
             _drop_acls(fd)
-            os.fchmod(fd, _PRIVATE)  # an ACL may have given it less
+            os.fchmod(fd, _PRIVATE)  # a default ACL may have restricted it
             yield fd
             if sync:
                 syncfs(fd)
@@ -94,28 +95,28 @@ def _new(path: bytes, *, sync: bool, private: bool) -> Iterator[int]:
 
 
 def _refuse_other(place: int, name: bytes, fd: int) -> None:
-    """Raise Doubt if it is another directory that got the *name*."""
+    """Raise UntrustedPath if *name* is another directory than *fd*."""
     try:
         same = leads_to(place, name, fd)
-    except OSError:  # the name was given: nothing that fails now takes it back
+    except OSError:  # the rename has succeeded: a failing check must not undo it
         return
     if not same:
-        raise Doubt(name, "was replaced by another one")
+        raise UntrustedPath(name, "was replaced by another one")
 
 
 def _make(place: int, name: bytes) -> int:
     while True:
-        # Somebody who cleans up may take it for a killed writer's.
+        # Another process that cleans up may take it for a killed writer's and remove it; retry.
         with suppress(FileNotFoundError):
             return make_directory(place, name)
 
 
 def _existing(fd: int, path: bytes, *, sync: bool) -> Iterator[int]:
-    """Fill the directory *fd*, which is closed, and leave it as it was after an error."""
+    """Fill the existing directory *fd* and take over the descriptor; after an error restore it."""
     try:
         _refuse_contents(fd, path)
         with _closed(fd):
-            # Once more, now that nobody else can make names in it.
+            # Check again, now that no other user can create files in it.
             _refuse_contents(fd, path)
             try:
                 yield fd
@@ -137,17 +138,17 @@ def _refuse_contents(fd: int, path: bytes) -> None:
 
 @contextmanager
 def _closed(fd: int) -> Iterator[None]:
-    """Close the directory *fd* to everyone else; after an error it has again what it had."""
+    """Deny other users access to the directory *fd*; after an error restore owner, mode and attributes."""
     status = os.fstat(fd)
     xattrs = _xattrs(fd)
     try:
         if not os.geteuid() and status.st_uid:
-            os.fchown(fd, 0, -1)  # its owner could open it again
+            os.fchown(fd, 0, -1)  # its owner could restore the access
         os.fchmod(fd, _PRIVATE)
         _drop_acls(fd)
         yield
     except BaseException:
-        # The owner first, as setting it takes bits of the mode away; the mode after the ACLs, which change it.
+        # The owner first, because chown clears mode bits; the mode after the ACLs, which change it.
         with suppress(OSError):
             os.fchown(fd, status.st_uid, status.st_gid)
         _give_back(fd, xattrs)
@@ -157,7 +158,7 @@ def _closed(fd: int) -> Iterator[None]:
 
 
 def _xattrs(fd: int) -> dict[str, bytes | None]:
-    """The directory's extended attributes and ACLs, ``None`` for what cannot be read."""
+    """The directory's extended attributes and ACLs, ``None`` for unreadable ones."""
     found: dict[str, bytes | None] = {}
     try:
         names = os.listxattr(fd)
@@ -173,7 +174,7 @@ def _xattrs(fd: int) -> dict[str, bytes | None]:
 
 
 def _give_back(fd: int, wanted: dict[str, bytes | None]) -> None:
-    """Let the directory have the attributes *wanted* and no others, as far as that can be."""
+    """Set the attributes *wanted* and remove all others, ignoring errors."""
     with suppress(OSError):
         found = _xattrs(fd)
         for name in found.keys() - wanted.keys():
@@ -186,7 +187,7 @@ def _give_back(fd: int, wanted: dict[str, bytes | None]) -> None:
 
 
 def _drop_acls(fd: int) -> None:
-    """Remove the directory's ACLs: what is made in it would inherit them."""
+    """Remove the directory's ACLs, which new files in it would inherit."""
     for name in _ACLS:
         try:
             os.getxattr(fd, name)

@@ -1,4 +1,4 @@
-"""Output files that appear complete or not at all."""
+"""Write output files atomically: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cfstools.errors import InputError, naming, os_error, shown_path
+from cfstools.errors import InputError, naming, os_error
 from cfstools.linux.files import close, link_tmpfile, open_tmpfile, write_all
-from cfstools.linux.places import Doubt, Place, find, open_directory
+from cfstools.linux.paths import ResolvedPath, UntrustedPath, open_directory, resolve
 from cfstools.output.removal import clean_up, remove_file
 from cfstools.output.temporaries import hold, make_held, remove_stale, temporary_name
+from cfstools.text import shown_path
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,10 +25,10 @@ _NO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP})  # pipes and
 
 
 class Sink(Protocol):
-    """Where the bytes of an output go."""
+    """The destination of the bytes of an output."""
 
     def write(self, data: Buffer, /) -> object:
-        """Take all of *data*."""
+        """Write all of *data*."""
 
 
 class OutputFile:
@@ -37,11 +38,11 @@ class OutputFile:
         self._fd = fd
 
     def write(self, data: Buffer) -> None:
-        """Take all of *data*."""
+        """Write all of *data*."""
         write_all(self._fd, data)
 
     def sync(self) -> None:
-        """Bring all that was written to stable storage, so that little can go wrong afterwards."""
+        """Sync the file, so that few errors are possible afterwards."""
         try:
             os.fsync(self._fd)
         except OSError as error:
@@ -51,12 +52,11 @@ class OutputFile:
 
 @contextmanager
 def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
-    """Open *path* for a new file that replaces the old one, durable and whole, when the block ends well.
+    """Open a temporary that replaces *path*, complete and durable, when the block ends without an exception.
 
-    Until then, and after an error or a kill, whatever was at *path* is untouched; what a killed writer of *path* left
-    is removed. A symbolic link is followed, so that the file it names is the one replaced, unless another user may
-    have put it there; a device or pipe is written in place, a pipe not if another user may have put it there.
-    Raises InputError.
+    Until then, and after an error or a kill, the old file at *path* stays; temporaries of killed writers are removed. A
+    symbolic link is followed and its target replaced; devices and pipes are written in place. Links and pipes that
+    another user may have planted are refused. Raises InputError.
     """
     with naming(path):
         try:
@@ -68,33 +68,33 @@ def output_file(path: bytes, *, mode: int = _MODE) -> Iterator[OutputFile]:
                     yield from _replace(place, mode)
                 else:
                     yield from _in_place(path, place)
-        except Doubt as doubt:
-            raise refused(doubt, path) from doubt
+        except UntrustedPath as untrusted:
+            raise refused(untrusted, path) from untrusted
         except OSError as error:
             raise os_error(error, "cannot write") from error
 
 
 @contextmanager
-def _found(path: bytes) -> Iterator[Place]:
-    place = find(path)
+def _found(path: bytes) -> Iterator[ResolvedPath]:
+    place = resolve(path)
     try:
         yield place
     finally:
         close(place.directory)
 
 
-def refused(doubt: Doubt, path: bytes) -> InputError:
-    """The error for *path*, where another user may have put a link that leads there, or a fifo."""
-    return InputError(doubt.about(path), subject=shown_path(path), hint=doubt.hint)
+def refused(untrusted: UntrustedPath, path: bytes) -> InputError:
+    """The error for *path* because another user may have planted a link or FIFO on the way."""
+    return InputError(untrusted.about(path), subject=shown_path(path), hint=untrusted.hint)
 
 
 @contextmanager
 def opened_directory(path: bytes, subject: bytes, what: str) -> Iterator[int]:
-    """The directory *path*, unless a link of another user leads there; errors say *what* failed with *subject*."""
+    """Open the directory *path*, refusing links of other users; errors say *what* failed for *subject*."""
     try:
         fd = open_directory(path)
-    except Doubt as doubt:
-        raise refused(doubt, subject) from doubt
+    except UntrustedPath as untrusted:
+        raise refused(untrusted, subject) from untrusted
     except OSError as error:
         raise os_error(error, what, subject=shown_path(subject)) from error
     try:
@@ -104,9 +104,9 @@ def opened_directory(path: bytes, subject: bytes, what: str) -> Iterator[int]:
 
 
 def create_file(directory: int, path: bytes, data: bytes, *, mode: int, hint: str) -> None:
-    """Write the file *path* in *directory*, which must not exist yet, durably or not at all.
+    """Create the file *path* in *directory* with *data*, durably or not at all.
 
-    Raises InputError, with the *hint* if it exists.
+    Raises InputError, with *hint* if the file exists.
     """
     with naming(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -129,12 +129,12 @@ def create_file(directory: int, path: bytes, data: bytes, *, mode: int, hint: st
 
 
 def take_back(directory: int, path: bytes, error: BaseException) -> None:
-    """Remove the file *path* in *directory* because of *error*, to which a note is added if it stays."""
+    """Remove the file *path* in *directory* after *error*; add a note to *error* if that fails."""
     clean_up(error, partial(remove_file, directory, os.path.basename(path)), path)
 
 
 def delete_file(path: bytes) -> None:
-    """Delete the name *path*. Raises InputError."""
+    """Unlink *path*. Raises InputError."""
     directory, name = os.path.split(path)
     with opened_directory(directory or b".", path, "cannot delete") as fd:
         try:
@@ -143,8 +143,8 @@ def delete_file(path: bytes) -> None:
             raise os_error(error, "cannot delete", subject=shown_path(path)) from error
 
 
-def _in_place(path: bytes, place: Place) -> Iterator[OutputFile]:
-    # Through the path itself: what /dev/stdout leads to may have no name of its own.
+def _in_place(path: bytes, place: ResolvedPath) -> Iterator[OutputFile]:
+    # Open the path itself: the target of /dev/stdout may have no name.
     fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         if place.status is None or not os.path.samestat(os.fstat(fd), place.status):
@@ -156,7 +156,7 @@ def _in_place(path: bytes, place: Place) -> Iterator[OutputFile]:
         close(fd)
 
 
-def _replace(place: Place, mode: int) -> Iterator[OutputFile]:
+def _replace(place: ResolvedPath, mode: int) -> Iterator[OutputFile]:
     name = place.name
     directory_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.directory)
     try:
@@ -183,11 +183,10 @@ def _replace(place: Place, mode: int) -> Iterator[OutputFile]:
 
 
 def _temporary(directory_fd: int, name: bytes) -> tuple[bytes, int, bool]:
-    """The name of a temporary, its descriptor, locked, and whether it has the name yet.
+    """Create a locked temporary; return its name, its descriptor, and whether it has the name already.
 
-    A nameless file leaves nothing behind when we are killed, but for the moment between its two names.
+    An anonymous file leaves nothing behind when the process is killed, except between link and rename.
     """
-
     fd = open_tmpfile(directory_fd)
     if fd is None:
         return *make_held(directory_fd, name, partial(_create, directory_fd), partial(_unlink, directory_fd)), True
@@ -208,7 +207,7 @@ def _unlink(directory_fd: int, name: bytes, _fd: int) -> None:
 
 
 def _umask() -> int:
-    # The only way to read the mask is to set it; /proc is not everywhere.
+    # Reading the umask requires setting it; /proc may not be mounted.
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,7 +1,7 @@
-"""Removing an unfinished output, even where the disk is full, and reporting what could not be removed.
+"""Remove an unfinished output, even on a full file system, and report what could not be removed.
 
-Nothing is moved and, but for what it takes to open a closed directory, nothing is changed on the way: a full file
-system may refuse both. Links are not followed; directories are left the way they were entered, and that is checked.
+A full file system may refuse renames and changes, so nothing is renamed, and only the mode of unreadable directories is
+changed. Links are not followed. The walk returns through ``..``, and checks that this is the directory it came from.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from cfstools.errors import shown_path
 from cfstools.linux.files import close, syncfs
 from cfstools.linux.pinned import chmod, pin
+from cfstools.text import shown_path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -22,7 +22,7 @@ _PRIVATE = 0o700
 
 
 def clean_up(error: BaseException, remove: Callable[[], object], path: bytes) -> None:
-    """Call *remove* because of *error*, to which a note is added if *path* stays."""
+    """Call *remove* after *error*; add a note to *error* if *path* could not be removed."""
     try:
         remove()
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def clean_up(error: BaseException, remove: Callable[[], object], path: bytes) ->
 
 
 def remove_file(directory: int, name: bytes) -> None:
-    """Unlink *name*, also where a full disk refuses to do so before the contents are gone. Raises OSError."""
+    """Unlink *name*, truncating it first if a full file system requires that. Raises OSError."""
     try:
         os.unlink(name, dir_fd=directory)
     except OSError as error:
@@ -45,7 +45,7 @@ def remove_file(directory: int, name: bytes) -> None:
 
 
 def _truncate(directory: int, name: bytes) -> bool:
-    """Cut the file to nothing unless it has other names, as an object that was linked has."""
+    """Truncate the file, unless it has other hard links, as an object of a store may have."""
     try:
         fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
@@ -65,18 +65,18 @@ def _truncate(directory: int, name: bytes) -> bool:
 
 
 def remove_directory(place: int, name: bytes, fd: int) -> None:
-    """Remove the directory *name* of *place*, which *fd* has open, with all that is in it. Raises OSError."""
+    """Remove the directory *name* in *place*, open as *fd*, with its contents. Raises OSError."""
     with suppress(OSError):
-        # It may have the tree's owner already, who must not come in while it is emptied.
+        # Its owner may be set already, and must not interfere while it is emptied.
         os.fchown(fd, os.geteuid(), -1)
     empty_directory(fd)
     os.rmdir(name, dir_fd=place)
 
 
 def empty_directory(fd: int) -> None:
-    """Remove all that is below the directory *fd*, however deep, without following links; goes on past errors.
+    """Remove everything below the directory *fd* at any depth, without following links, and continue after errors.
 
-    Raises the first OSError if something stays.
+    Raises the first OSError if something remains.
     """
     with suppress(OSError):
         os.fchmod(fd, _PRIVATE)
@@ -87,7 +87,7 @@ def empty_directory(fd: int) -> None:
         if work.error is None:
             return
         if not work.removed:
-            # What was deleted may become free only by this.
+            # A sync may be needed to free the space of deleted files.
             if synced or work.error.errno not in _FULL:
                 raise work.error
             syncfs(fd)
@@ -95,7 +95,7 @@ def empty_directory(fd: int) -> None:
 
 
 class _Emptying:
-    """One walk through what is below *top*, removing what it can; needs two descriptors at any depth."""
+    """One walk below *top* that removes what it can; needs two descriptors at any depth."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -108,7 +108,7 @@ class _Emptying:
         except OSError as error:
             self.error = error
             return
-        # Of each directory on the way down: what it is, its name, and the directories in it that are still to do.
+        # For each directory on the way down: its status, its name, and its subdirectories still to empty.
         trail = [(os.fstat(here), b"", self._remove_files(here))]
         try:
             while True:
@@ -134,7 +134,7 @@ class _Emptying:
                 close(here)
 
     def _remove_files(self, here: int) -> list[bytes]:
-        """Remove all but the directories, whose names are returned."""
+        """Remove all files and return the names of the directories."""
         directories = []
         try:
             names = list(map(os.fsencode, os.listdir(here)))
@@ -174,7 +174,7 @@ class _Emptying:
 
 
 def _open_to_empty(place: int, name: bytes) -> int:
-    """Open a directory, which may have lost the permissions to be emptied."""
+    """Open a directory, making it accessible first."""
     found = pin(place, name)
     try:
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Temporaries beside an output, locked by their writer, so that what a killed one left is told apart and removed.
+"""Temporaries beside an output, locked by their writer, so that stale ones can be recognised and removed.
 
-A writer that was killed holds no lock any more. Where the file system has no locks nothing is removed.
+A killed writer holds no lock any more. On a file system without locks nothing is removed.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from contextlib import suppress
 from cfstools.linux.files import close
 from cfstools.linux.locks import lock
 
-_TEMPORARY = re.compile(rb"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_KEPT = 200  # of the output's name, so that the temporary's is not too long
-# A file is opened for writing, without which a network file system may not lock it.
+_TEMPORARY = rb"(?s:\..+\.[0-9a-f]{16}\.tmp)"
+_KEPT = 200  # bytes of the output's name, so that the temporary's name is not too long
+# A file must be opened for writing: a network file system may require that for a lock.
 _OPEN = {stat.S_IFREG: os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY, stat.S_IFDIR: os.O_RDONLY | os.O_DIRECTORY}
 
 Make = Callable[[bytes], int]
-"""Makes the temporary of this name and returns its descriptor."""
+"""Creates the temporary with this name and returns its descriptor."""
 
 Remove = Callable[[bytes, int], object]
-"""Takes the temporary of this name, which the descriptor leads to, away."""
+"""Removes the temporary with this name, open as this descriptor."""
 
 
 def temporary_name(name: bytes) -> bytes:
-    """A name for a temporary of the output *name* that nothing has."""
+    """A new random name for a temporary of the output *name*."""
     return b".%s.%s.tmp" % (name[:_KEPT], os.urandom(8).hex().encode())
 
 
 def is_temporary(name: bytes) -> bool:
-    """Whether *name* is one that :func:`temporary_name` makes: its output is being written, or never was finished."""
-    return _TEMPORARY.fullmatch(name) is not None
+    """Whether *name* was made by :func:`temporary_name`: the output is being written or was never finished."""
+    return re.fullmatch(_TEMPORARY, name) is not None
 
 
 def hold(fd: int) -> None:
-    """Show that the temporary open as *fd* has a living writer, until *fd* is closed."""
-    lock(fd, exclusive=True, wait=True)  # whoever checks whether it is stale holds it for a moment only
+    """Lock the temporary *fd*, which shows until it is closed that its writer is alive."""
+    lock(fd, exclusive=True, wait=True)  # a process that checks for stale temporaries holds the lock only briefly
 
 
 def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[bytes, int]:
-    """Let *make* make a temporary of the output *name* in *directory*; returns its name and descriptor, locked.
+    """Create a locked temporary of the output *name* in *directory* with *make*; return its name and descriptor.
 
-    After an error *remove* takes it away.
+    After an error it is removed with *remove*.
     """
     while True:
         temporary = temporary_name(name)
@@ -58,15 +58,16 @@ def make_held(directory: int, name: bytes, make: Make, remove: Remove) -> tuple[
                 remove(temporary, fd)
             close(fd)
             raise
-        # Somebody who cleaned up locked it before we did, and took it for a killed writer's.
+        # Another process locked it before we did, and removed it as stale; retry.
         close(fd)
 
 
 def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
-    """Let *remove* take away what killed writers of the output *name* left in *directory*; what resists stays.
+    """Remove with *remove* the stale temporaries of the output *name* in *directory*, ignoring errors.
 
-    Only what is of the *kind* (``S_IFREG`` or ``S_IFDIR``), is ours, and has no living writer. A directory in which
-    nobody but us makes names is ours whoever owns it: the writer may have given it away already. No link is followed.
+    A stale temporary has this *kind* (``S_IFREG`` or ``S_IFDIR``), belongs to this user, and is not locked. The owner
+    of a directory does not matter if only this user can create files in *directory*: its writer may have changed the
+    owner already. Links are not followed.
     """
     pattern = re.compile(rb"\.%b\.[0-9a-f]{16}\.tmp" % re.escape(name[:_KEPT]))
     with suppress(OSError):
@@ -76,7 +77,7 @@ def remove_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None
 
 
 def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> None:
-    # Nothing is opened that might do something when it is opened.
+    # Check before opening: opening a device or FIFO has side effects.
     status = os.lstat(name, dir_fd=directory)
     if stat.S_IFMT(status.st_mode) != kind:
         return
@@ -86,7 +87,7 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
     try:
         if not lock(fd, exclusive=True, wait=False):
             return
-        # Its writer may have given it its final name, and exited, since the lookup; the name may be another's now.
+        # Since the lookup its writer may have renamed it and exited; the name may now be another file's.
         if os.path.samestat(status, os.fstat(fd)) and leads_to(directory, name, fd):
             remove(name, fd)
     finally:
@@ -94,13 +95,13 @@ def _remove_if_stale(directory: int, name: bytes, kind: int, remove: Remove) -> 
 
 
 def _is_private(directory: int) -> bool:
-    """Whether all names in *directory* were made by us. An ACL that lets others write shows in the group's bits."""
+    """Whether only this user can create files in *directory*. ACLs show in the group bits."""
     status = os.fstat(directory)
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def leads_to(directory: int, name: bytes, fd: int) -> bool:
-    """Whether *name* in *directory* is what *fd* has open."""
+    """Whether *name* in *directory* is the file that *fd* has open."""
     try:
         return os.path.samestat(os.lstat(name, dir_fd=directory), os.fstat(fd))
     except FileNotFoundError:

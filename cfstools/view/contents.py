@@ -1,35 +1,32 @@
-"""What a file of an image holds, compared with what the image says: no byte is given out before it was checked."""
+"""The contents of a file of an image: no byte is returned before it was checked against the image."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Self
 
-from cfstools import native
 from cfstools.errors import CheckFailed, InputError, StoreError, raise_exhausted
 from cfstools.formats.escape import escape_text
+from cfstools.lifetime import Closable
 from cfstools.progress import SILENT, Stage
 from cfstools.store.base import FileObject, Object
 from cfstools.store.care.check import digest_object, measured
-from cfstools.verity import CopyFailed, MerkleHasher, ObjectId, Params, hash_fd
+from cfstools.verity import MerkleHasher, ObjectId, Params
+from cfstools.verity.files import CopyFailed, hash_fd
+from cfstools.view.leaves import Leaves, hash_leaves
 
 PIECE = 1 << 20
 """The length in bytes of the pieces contents are read in."""
 
-MARK = 128 << 10
-"""Random reads are compared with one hash for so many bytes: 32 blocks of SHA-256 or SHA-512 digests fit in a block."""
 
-
-class Contents:
+class Contents(Closable):
     """The contents of one file, open until :meth:`close`; use it as a context manager.
 
     ``size`` is what the image says, ``in_image`` whether it holds the bytes itself. *found* is read and closes with the
     contents; *wanted* is the digest it must have, ``None`` where the image names none: then only the length is
     compared. *describe* says where the object is, for messages; without it *found* holds bytes of the image itself,
-    which are not compared.
+    which are not compared. Objects that the store has compared are not hashed again.
     """
 
     def __init__(
@@ -47,16 +44,10 @@ class Contents:
         self.in_image = describe is None
         self._describe = describe or str
         self._lock = threading.Lock()
-        # Of an object that was checked for random reads: a hash for every MARK bytes, none where the kernel checks.
-        self._marks: list[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        # Of an object that was checked for random reads: what they are compared with, nothing where the store or the
+        # kernel compares.
+        self._leaves: Leaves | None = None
+        self._is_checked = False
 
     def close(self) -> None:
         """Close the object. Closing twice is allowed."""
@@ -104,47 +95,56 @@ class Contents:
             return b""
         if self.in_image:
             return self._object.read(offset, count)
-        marks = self._checked_marks()
-        if not marks:
-            return self._read(offset, count)
-        first, last = offset // MARK, -(-(offset + count) // MARK)
-        start = first * MARK
-        data = self._read(start, min(last * MARK, self.size) - start)
-        pieces = (data[at : at + MARK] for at in range(0, len(data), MARK))
-        if [self._mark(self._hash(piece)) for piece in pieces] != marks[first:last]:
-            raise self._wrong("was changed after it was checked")
+        self.prepare()
+        leaves = self._leaves
+        if leaves is None:
+            return self._read_all(offset, count)
+        start = offset - offset % leaves.group
+        end = offset + count
+        data = self._read_all(start, min(end + -end % leaves.group, self.size) - start)
+        self.compare(start, data)
         return data[offset - start : offset - start + count]
 
-    def _checked_marks(self) -> list[bytes]:
-        """The hashes of an object that was found right; made once."""
+    def read_unchecked(self, offset: int, count: int) -> bytes:
+        """As :meth:`read`, but nothing is compared except the length."""
+        count = min(count, self.size - offset)
+        return self._read_all(offset, count) if count > 0 else b""
+
+    def prepare(self, *, threads: int = 1) -> None:
+        """Check the whole, unless it was done before, so that random reads can be compared. Raises as :meth:`read`."""
         with self._lock:
-            if self._marks is None:
-                sealed = self._sealed(self._object.fileno())
-                if sealed:
-                    self._judge(self._object.size, None)
-                self._marks = [] if sealed else self._make_marks()
-            return self._marks
+            if self._is_checked:
+                return
+            self._judge(self._object.size, None)
+            if not self.in_image and not self._sealed(self._object.fileno()):
+                self._leaves = self._hash_leaves(threads)
+            self._is_checked = True
 
-    def _make_marks(self) -> list[bytes]:
-        hasher, marks = MerkleHasher(self._params), []
-        self._judge(self._object.size, None)
-        while piece := self._read_piece(hasher.size):
-            for at in range(0, len(piece), MARK):
-                part = piece[at : at + MARK]
-                hashes = self._hash(part)
-                marks.append(self._mark(hashes))
-                hasher.update_hashed(hashes, len(part))
-            if hasher.size > self.size:
-                break
-        self._judge(hasher.size, hasher.digest())
-        return marks
+    def _hash_leaves(self, threads: int) -> Leaves:
+        try:
+            leaves, digest, size = hash_leaves(self._object, self.size, self._params, threads=threads)
+        except InputError as error:
+            raise self._unreadable(error) from error
+        self._judge(size, digest)
+        return leaves
 
-    def _hash(self, data: bytes) -> bytes:
-        """The digests of the blocks of *data*."""
-        return native.hash_blocks(self._params.algorithm.value, data, self._params.block_size, b"")
+    @property
+    def leaves(self) -> Leaves | None:
+        """What random reads are compared with: ``None`` before the first, or where others compare."""
+        return self._leaves
 
-    def _mark(self, hashes: bytes) -> bytes:
-        return native.hash_blocks(self._params.algorithm.value, hashes, self._params.block_size, b"")
+    @property
+    def is_prepared(self) -> bool:
+        """Whether :meth:`prepare` was done: reads are compared with little work, or need not be."""
+        return self._is_checked
+
+    def compare(self, start: int, data: bytes | memoryview) -> None:
+        """Raise :class:`CheckFailed` unless *data* is in the object from *start* on, as it was when it was checked.
+
+        *start* is a multiple of ``leaves.group``, and so is the end, if it is not that of the object.
+        """
+        if self._leaves is not None and not self._leaves.match(start, data):
+            raise self._wrong("was changed after it was checked")
 
     def check(self, fd: int | None = None, *, progress: Stage = SILENT) -> None:
         """Raise :class:`CheckFailed` unless *fd*, a clone of the object, or else the object itself holds the contents.
@@ -195,12 +195,19 @@ class Contents:
         return self._wanted.params if self._wanted else Params()
 
     def _sealed(self, fd: int | None) -> bool:
-        """Whether nothing is to be hashed: the kernel checks every read of *fd*, or there is no digest."""
-        return self._wanted is None or measured(fd, self._wanted)
+        """Whether nothing is to be hashed: the store or the kernel checks every read, or there is no digest."""
+        return self._wanted is None or self._object.checked or measured(fd, self._wanted)
 
     def _read_piece(self, offset: int) -> bytes:
         """A whole piece, less only at the end; one byte past the end tells whether the object is too long."""
         return self._read(offset, min(PIECE, self.size + 1 - offset))
+
+    def _read_all(self, offset: int, count: int) -> bytes:
+        """Exactly *count* bytes: less of an object that was right means that it was cut since."""
+        data = self._read(offset, count)
+        if len(data) != count:
+            raise self._wrong("was cut after it was checked")
+        return data
 
     def _read(self, offset: int, count: int) -> bytes:
         try:

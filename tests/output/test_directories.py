@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import CfsError, InputError
-from cfstools.linux import files
+from cfstools.linux import libc
 from cfstools.output.directories import output_directory
 from cfstools.output.removal import empty_directory
 from tests.compat.disk import ACL
@@ -156,7 +156,7 @@ def test_somebody_cleans_up_before_the_directory_is_open(tmp_path: Path, monkeyp
 
 
 def test_where_nothing_can_be_renamed_without_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_renameat2", None)
+    monkeypatch.setattr(libc.calls(), "renameat2", None)
     make(tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["sub"]
     with pytest.raises(InputError, match="File exists"):
