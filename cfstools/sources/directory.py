@@ -2,8 +2,7 @@
 
 Names are looked up one at a time below open directories and no symbolic link is ever followed, so that nothing a
 user of the tree does to it meanwhile leads the reader out of it; what changes under way is an error.
-Rules: composefs format, section 7.2, except that hard links are kept. Mount points are crossed, as the reference
-crosses them.
+Rules: docs/directories.md. Unlike the reference, hard links are kept.
 """
 
 from __future__ import annotations
@@ -12,29 +11,28 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 from cfstools import native
-from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error, shown_path
-from cfstools.linux.files import close
+from cfstools.errors import InputError, LimitExceeded, Unsupported, os_error
+from cfstools.linux.files import MAX_PATH, close
 from cfstools.linux.numbers import Numbers, makes_numbers_up, numbers_of, was_mounted
 from cfstools.native import _pure
 from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.sources.files import DirectorySource
-from cfstools.sources.inodes import InodeReader, NameStatus, Place, is_there
+from cfstools.sources.inodes import InodeReader, NameStatus, SourceRoot, is_there, list_names
 from cfstools.sources.links import Doubts, Known, Name, is_link
 from cfstools.sources.recheck import Listing
 from cfstools.sources.source import WalkOptions
-from cfstools.tree import NO_XATTRS, Directory, Entry, HardLink, RegularFile
+from cfstools.text import shown_path
+from cfstools.tree import NO_XATTRS, Directory, Entry, External, HardLink, RegularFile, Symlink, Unread
 from cfstools.tree.globs import GlobSet
-from cfstools.tree.model import KINDS, Leaf
+from cfstools.tree.model import Leaf
 
 if TYPE_CHECKING:
     from cfstools.sources.source import FileReader
     from cfstools.store import Blobs
-
-MAX_PATH = 16384
-"""The longest path inside a source, in bytes: four times what one system call takes."""
 
 MAX_OPEN = 256
 """How many directories on the way down are held open; further up they are found again through ``..``."""
@@ -72,11 +70,11 @@ def open_directory(
     try:
         files = reader(source) if reader is not None else None
         with running_stage(progress, "walk", None, "entry") as stage:
-            source.root = _Walk(Place(path), options, globs, files.add if files else _add_none, stage).run(fd)
+            source.root = _Walk(SourceRoot(path), options, globs, files, stage).run(fd)
     except BaseException:
         # Threads must not read through a descriptor that is closed, and perhaps given to something else.
         if files is not None:
-            files.stop()
+            files.close()
         close(fd)
         raise
     return source
@@ -103,7 +101,7 @@ def _open_root(path: bytes) -> int:
 
 
 class _Frame:
-    """One directory on the way down, with what was not yet looked at. ``fd`` is -1 while it is not held open."""
+    """An open directory of the walk, with its pending names. ``fd`` is -1 while it is not held open."""
 
     __slots__ = ("directory", "fd", "found", "listing", "numbers", "path", "reads_xattrs", "status", "true_device")
 
@@ -124,21 +122,24 @@ class _Walk:
 
     def __init__(
         self,
-        place: Place,
+        source: SourceRoot,
         options: WalkOptions,
         globs: GlobSet,
-        add: Callable[[Sequence[RegularFile]], None],
+        files: FileReader | None,
         stage: Stage,
     ) -> None:
-        self._place = place
+        self._source = source
         self._globs = globs
-        self._add = add
+        self._files = files
+        self._add = files.add if files is not None else _add_none
+        self._recall = files.recall if files is not None else None
         self._hardlinks = options.hardlinks
         self._use_epoch = options.use_epoch
         self._skip_devices = options.skip_devices
-        self._inodes = InodeReader(place, policy=options.xattrs, use_epoch=options.use_epoch)
+        self._inodes = InodeReader(source, policy=options.xattrs, use_epoch=options.use_epoch)
         self._read_xattrs = self._inodes.xattrs.read
-        self._maker = self._inodes.maker(int(options.hardlinks))
+        words = self._recall.words if self._recall is not None else None
+        self._maker = self._inodes.maker(int(options.hardlinks), words)
         # Where any name may be a link, whatever its link count says now.
         self._wary_maker = self._inodes.maker(2 if options.hardlinks else 0)
         self._advance = stage.advance
@@ -146,7 +147,7 @@ class _Walk:
         self._stack: list[_Frame] = []
         self._first_open = 0
         self._known: dict[tuple[int, int], Known] = {}
-        self._doubts = Doubts(place)
+        self._doubts = Doubts(source)
         self._xattr_devices: dict[int, bool] = {}
         self._numbers: dict[int, Numbers] = {}
 
@@ -176,11 +177,11 @@ class _Walk:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise Unsupported(
                 "extended attributes are read through /proc, which is not mounted",
-                subject=self._place.name(b""),
+                subject=self._source.name(b""),
                 hint="mount /proc, or leave extended attributes out",
             ) from error
         except OSError as error:
-            raise self._place.failed(error, "cannot look up through /proc", b"") from error
+            raise self._source.failed(error, "cannot look up through /proc", b"") from error
 
     def _look(self, frame: _Frame, names: list[bytes]) -> Iterator[tuple[bytes, NameStatus | Leaf | None]]:
         """Take in ordinary files and links; yields each other name and what it is while *frame* is the innermost."""
@@ -190,14 +191,33 @@ class _Walk:
         maker = self._maker if frame.numbers is not Numbers.INVENTED else self._wary_maker
         for first in range(0, len(names), _LOOK_TOGETHER):
             some = names[first : first + _LOOK_TOGETHER]
-            met = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, maker)
-            place = native.take_entries(some, met, 0, entries, files, KINDS)
-            while place < len(some):
-                yield some[place], met[place]
-                place = native.take_entries(some, met, place + 1, entries, files, KINDS)
+            before = len(self._recall) if self._recall is not None else 0
+            met: list[Any] = native.stat_names(frame.fd, some, frame.reads_xattrs, prefix, maker)
+            if self._recall is not None and self._hand_on(prefix, some, met, len(self._recall) - before):
+                entries.update(zip(some, met, strict=True))
+                continue
+            for name, inode in zip(some, met, strict=True):
+                if type(inode) is RegularFile:
+                    entries[name] = inode
+                    if type(inode.content) is Unread:
+                        files.append(inode)
+                elif type(inode) is Symlink:
+                    entries[name] = inode
+                else:
+                    yield name, inode
             # Let the files be read that were met so far.
             self._add(files)
             files.clear()
+
+    def _hand_on(self, prefix: bytes, names: list[bytes], met: list[Any], count: int) -> bool:
+        """Hand on those *count* of the files *met* that need not be read; whether these are all."""
+        assert self._files is not None
+        if count == len(met):
+            self._files.add_recalled(prefix, names, met)
+        elif count:
+            recalled = [type(one) is RegularFile and type(one.content) is External for one in met]
+            self._files.add_recalled(prefix, list(compress(names, recalled)), list(compress(met, recalled)))
+        return count == len(met)
 
     def _scan(self, frame: _Frame) -> tuple[bytes, bytes, NameStatus] | None:
         """Take in what is in *frame* up to the next subdirectory, and return that; ``None`` at the end."""
@@ -215,7 +235,7 @@ class _Walk:
         return None
 
     def _look_again(self, frame: _Frame, name: bytes, path: bytes) -> NameStatus:
-        """Find out, by looking once more, why nothing could be said about *name*, or what there is after all."""
+        """Stat *name* once more: raise the error that explains why the first stat failed, or return its result."""
         fd = frame.fd
         what = "cannot look at"
         try:
@@ -224,14 +244,14 @@ class _Walk:
                 what = "cannot read symbolic link"
                 os.readlink(name, dir_fd=fd)
         except OSError as error:
-            if error.errno == errno.ENOENT and frame.numbers is Numbers.INVENTED and name in native.list_names(fd):
-                raise self._place.refused(error, "is listed, but cannot be looked at", path) from error
+            if error.errno == errno.ENOENT and frame.numbers is Numbers.INVENTED and name in list_names(fd):
+                raise self._source.refused(error, "is listed, but cannot be looked at", path) from error
             if error.errno != errno.EINVAL:
-                raise self._place.failed(error, what, path) from error
-        # What failed was of the moment; if the name was replaced, its directory shows that at the end.
+                raise self._source.failed(error, what, path) from error
+        # The failure was transient; a replaced name is caught by the directory check in `_leave`.
         (met,) = _pure.stat_names(fd, [name], frame.reads_xattrs, b"", self._maker)
         if met is None:
-            raise self._place.changed(path, "was replaced")
+            raise self._source.changed(path, "was replaced")
         record: NameStatus = met
         return record
 
@@ -243,7 +263,7 @@ class _Walk:
         if may_be_link and (status[5] == frame.true_device or self._has_true_number(frame, name, path, status)):
             number = status[5:7]
             known = self._known.get(number)
-            if known is not None and is_link(known, status, self._place, path):
+            if known is not None and is_link(known, status, self._source, path):
                 known[0].nlink += 1
                 return HardLink(known[0])
             inode = self._inode(frame, name, path, status)
@@ -271,7 +291,7 @@ class _Walk:
     def _enter(self, name: bytes, path: bytes, dir_fd: int, met: NameStatus | None) -> Directory:
         """Open and list the directory *name*, which must still be the one that was *met*."""
         if len(path) > MAX_PATH:
-            subject = f"{self._place.name(path[:200])}…"
+            subject = f"{self._source.name(path[:200])}…"
             raise LimitExceeded(f"a path inside the source is longer than {MAX_PATH} bytes", subject=subject)
         what = "cannot open directory"
         try:
@@ -280,13 +300,13 @@ class _Walk:
             number = (frame.status.st_dev, frame.status.st_ino)
             is_steady = met is None or met[5:7] == number or not makes_numbers_up(fd)
             if met is not None and is_steady and met[5:7] != number and not was_mounted(dir_fd, name, fd):
-                raise self._place.changed(path, "was replaced")
+                raise self._source.changed(path, "was replaced")
             what = "cannot list directory"
-            names = native.list_names(fd)
+            names = list_names(fd)
         except OSError as error:
             if met is not None and is_there(dir_fd, name, met[5:7]):
-                raise self._place.refused(error, what, path) from error
-            raise self._place.failed(error, what, path) from error
+                raise self._source.refused(error, what, path) from error
+            raise self._source.failed(error, what, path) from error
         self._advance(len(names) + (met is None))
         frame.reads_xattrs = self._reads_xattrs(frame)
         frame.numbers = self._numbers_of(fd, path, frame.status.st_dev)
@@ -322,7 +342,7 @@ class _Walk:
             try:
                 known = self._numbers[device] = numbers_of(fd)
             except OSError as error:
-                raise self._place.failed(error, "cannot look up the file system", path) from error
+                raise self._source.failed(error, "cannot look up the file system", path) from error
         return known
 
     def _has_true_number(self, frame: _Frame, name: bytes, path: bytes, status: NameStatus) -> bool:
@@ -333,7 +353,7 @@ class _Walk:
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=frame.fd)
         except OSError as error:
-            raise self._place.failed(error, "cannot look at", path) from error
+            raise self._source.failed(error, "cannot look at", path) from error
         try:
             return self._numbers_of(fd, path, device) is Numbers.TRUE
         finally:
@@ -353,7 +373,7 @@ class _Walk:
         try:
             before, now = frame.status, os.fstat(frame.fd)
         except OSError as error:
-            raise self._place.failed(error, "cannot look up", frame.path) from error
+            raise self._source.failed(error, "cannot look up", frame.path) from error
         if (before.st_mtime_ns, before.st_ctime_ns) != (now.st_mtime_ns, now.st_ctime_ns):
             self._check_again(frame)
         if self._first_open and self._first_open == len(self._stack) - 1:
@@ -364,14 +384,14 @@ class _Walk:
     def _check_again(self, frame: _Frame) -> None:
         """Other times of a directory mean that it changed, but where they do not tell: there its names are compared."""
         if frame.listing is None:
-            raise self._place.changed(frame.path, "directory changed")
+            raise self._source.changed(frame.path, "directory changed")
         xattrs = self._read_xattrs(frame.fd, frame.path, follow=True) if frame.reads_xattrs else NO_XATTRS
         if xattrs != frame.directory.xattrs:
-            raise self._place.changed(frame.path, "directory changed")
+            raise self._source.changed(frame.path, "directory changed")
         try:
-            frame.listing.check(self._place, frame.path, frame.fd, frame.directory)
+            frame.listing.check(self._source, frame.path, frame.fd, frame.directory)
         except OSError as error:
-            raise self._place.failed(error, "cannot list directory", frame.path) from error
+            raise self._source.failed(error, "cannot list directory", frame.path) from error
 
     def _reopen_parent(self, parent: _Frame, child: _Frame) -> None:
         try:
@@ -379,6 +399,6 @@ class _Walk:
             self._first_open -= 1
             moved = not os.path.samestat(os.fstat(parent.fd), parent.status) and not makes_numbers_up(parent.fd)
         except OSError as error:
-            raise self._place.failed(error, "cannot open directory", parent.path) from error
+            raise self._source.failed(error, "cannot open directory", parent.path) from error
         if moved:
-            raise self._place.changed(parent.path, "was moved")
+            raise self._source.changed(parent.path, "was moved")

@@ -1,21 +1,20 @@
-"""The files of a directory that was walked, opened for reading only while they are what was met."""
+"""Files of a directory that was walked, opened for reading only if they did not change since."""
 
 from __future__ import annotations
 
 import os
 import stat
-from types import TracebackType
-from typing import Self
 
+from cfstools.lifetime import Closable
 from cfstools.linux.files import close, open_below
 from cfstools.linux.numbers import Numbers, makes_numbers_up, makes_times_up, numbers_of
-from cfstools.sources.inodes import Place, is_there, stamp_of
+from cfstools.sources.inodes import SourceRoot, is_there, stamp_of
 from cfstools.tree import Directory, Stamp, Unread
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class DirectorySource:
+class DirectorySource(Closable):
     """A directory that was walked: its tree as ``root``, and the contents of the files in it.
 
     Holds the directory open as ``root_fd`` until :meth:`close`; use it as a context manager.
@@ -24,7 +23,7 @@ class DirectorySource:
     def __init__(self, path: bytes, fd: int, root: Directory, *, use_epoch: bool = False) -> None:
         self.root = root
         self.root_fd = fd
-        self._place = Place(path)
+        self._source = SourceRoot(path)
         self._use_epoch = use_epoch
         # Devices on which times are made up.
         self._timeless: set[int] = set()
@@ -40,8 +39,8 @@ class DirectorySource:
             fd = open_below(self.root_fd, path, _FILE)
         except OSError as error:
             if is_there(self.root_fd, path, unread.stamp[:2]):
-                raise self._place.refused(error, "cannot open", path) from error
-            raise self._place.failed(error, "cannot open", path) from error
+                raise self._source.refused(error, "cannot open", path) from error
+            raise self._source.failed(error, "cannot open", path) from error
         try:
             self.check(unread, fd)
         except BaseException:
@@ -51,7 +50,7 @@ class DirectorySource:
 
     def name(self, unread: Unread) -> str:
         """The path of the file with that of the directory before it."""
-        return self._place.name(unread.path)
+        return self._source.name(unread.path)
 
     def check(self, unread: Unread, fd: int) -> None:
         """Raise :class:`SourceChanged` if the file open as *fd* is not as it was walked.
@@ -62,12 +61,12 @@ class DirectorySource:
         try:
             status = os.fstat(fd)
         except OSError as error:
-            raise self._place.failed(error, "cannot look up", unread.path) from error
+            raise self._source.failed(error, "cannot look up", unread.path) from error
         now = stamp_of(status)
         if now == unread.stamp and stat.S_ISREG(status.st_mode):
             return
         if not stat.S_ISREG(status.st_mode) or not self._is_same(unread.stamp, now, fd):
-            raise self._place.changed(unread.path)
+            raise self._source.changed(unread.path)
 
     def _is_same(self, met: Stamp, now: Stamp, fd: int) -> bool:
         """Whether *now* differs from what was *met* only in what does not tell of the file *fd*."""
@@ -101,11 +100,3 @@ class DirectorySource:
         if self.root_fd >= 0:
             close(self.root_fd)
             self.root_fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,6 +1,6 @@
 """Inodes of a live file system, read by name below an open directory or through a descriptor.
 
-What is read of an inode follows composefs format, section 7.2. Nothing here follows symbolic links, and whatever
+What is read of an inode stands in docs/directories.md. Nothing here follows symbolic links, and whatever
 the kernel answers that means "no longer what it was a moment ago" becomes :class:`SourceChanged`.
 """
 
@@ -11,14 +11,19 @@ import os
 import stat
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from cfstools.errors import CfsError, InputError, SourceChanged, TreeError, os_error, shown_path
+from cfstools.errors import CfsError, InputError, Phrase, Remedy, SourceChanged, TreeError, os_error
 from cfstools.linux.files import close, open_below
 from cfstools.linux.numbers import Numbers, numbers_of
 from cfstools.native import _pure
+from cfstools.text import shown_path
 from cfstools.tree import NO_XATTRS, Device, Directory, Fifo, RegularFile, Socket, Stamp, Symlink, Unread, Xattrs
 from cfstools.tree.model import KINDS, Content, Leaf
 from cfstools.tree.xattrs import XattrPolicy, check_xattr_space
+
+if TYPE_CHECKING:
+    from cfstools.native._names import Recall
 
 _NANO = 1_000_000_000
 RDEV_MASK = 0xFFFFFFFF
@@ -27,14 +32,14 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Pairs = tuple[tuple[bytes, bytes], ...]
 # As native.stat_names gives and takes them.
-Maker = tuple[tuple[type, ...], type, Xattrs, dict[Pairs, Xattrs], bool, int]
+Maker = tuple[tuple[type, ...], type, Xattrs, dict[Pairs, Xattrs], bool, int, "Recall | None"]
 NameStatus = tuple[int, int, int, int, int, int, int, int, int, int, int, int, Pairs | bool | None, bytes | None]
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO, errno.EXDEV})
 _XATTRS_RACED = frozenset({errno.ENODATA, errno.ERANGE})
 
 
-class Place:
+class SourceRoot:
     """Where the source is, to name what is inside it in errors."""
 
     __slots__ = ("_root",)
@@ -69,10 +74,10 @@ def stamp_of(status: os.stat_result) -> Stamp:
 class XattrReader:
     """Reads extended attributes by *policy*; equal sets are given out as one mapping."""
 
-    __slots__ = ("_accepts", "_place", "_shared", "known", "wanted")
+    __slots__ = ("_accepts", "_shared", "_source", "known", "wanted")
 
-    def __init__(self, place: Place, policy: XattrPolicy) -> None:
-        self._place = place
+    def __init__(self, source: SourceRoot, policy: XattrPolicy) -> None:
+        self._source = source
         self._accepts: Callable[[bytes], bool] = policy.accepts
         self._shared: dict[Pairs, Xattrs] = {}
         # The same by what the kernel gave, in its order and not chosen from.
@@ -86,7 +91,7 @@ class XattrReader:
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 return False
-            raise self._place.failed(error, "cannot list extended attributes", path) from error
+            raise self._source.failed(error, "cannot list extended attributes", path) from error
         return True
 
     def read(self, target: bytes | int, path: bytes, *, follow: bool = False) -> Xattrs:
@@ -114,19 +119,22 @@ class XattrReader:
             else:
                 return self._share(tuple(found), path) if found else NO_XATTRS
         if len(ctimes) > 1:
-            raise self._place.changed(path, "extended attributes changed")
+            raise self._source.changed(path, "extended attributes changed")
         raise self._unreadable(*refused, path)
 
     def _unreadable(self, error: OSError, key: bytes | None, path: bytes) -> CfsError:
         """The error for attributes that cannot be listed, or for the one called *key* that is, but cannot be read."""
         if key is None:
-            failure = self._place.failed(error, "cannot list extended attributes", path)
+            failure = self._source.failed(error, "cannot list extended attributes", path)
         else:
-            failure = self._place.failed(error, f"cannot read extended attribute {shown_path(key)}", path)
+            failure = self._source.failed(error, f"cannot read extended attribute {shown_path(key)}", path)
         if not isinstance(failure, SourceChanged):
-            failure.hint = "--skip-xattrs leaves all extended attributes out"
-            if key is not None and not key.startswith(b"user."):
-                failure.hint += ", --user-xattrs those that are not of users"
+            all_out, others_out = "{} leaves all extended attributes out", "{} those that are not of users"
+            failure.hint = (
+                Phrase(all_out, Remedy.NO_XATTRS)
+                if key is None or key.startswith(b"user.")
+                else Phrase(f"{all_out}, {others_out}", Remedy.NO_XATTRS, Remedy.USER_XATTRS)
+            )
         return failure
 
     def choose(self, pairs: Pairs, path: bytes) -> Xattrs:
@@ -144,7 +152,7 @@ class XattrReader:
             try:
                 check_xattr_space(shared)
             except TreeError as error:
-                error.subject = self._place.name(path)
+                error.subject = self._source.name(path)
                 raise
             self._shared[found] = shared
         return shared
@@ -162,10 +170,15 @@ def _ctime(target: bytes | int) -> int | None:
         return None
 
 
+def list_names(directory: int) -> list[bytes]:
+    """The names in *directory* but ``.`` and ``..``, in byte order. Raises ``OSError``."""
+    return sorted(map(os.fsencode, os.listdir(directory)))
+
+
 def statuses(directory: int, names: list[bytes]) -> list[NameStatus | None]:
-    """What is said of *names* in *directory*, but for attributes; ``None`` where nothing is."""
+    """Stat *names* in *directory*, without extended attributes; ``None`` for a name that cannot be looked up."""
     reads_xattrs = False
-    return _pure.stat_names(directory, names, reads_xattrs, b"", (KINDS, Stamp, NO_XATTRS, {}, False, 0))
+    return _pure.stat_names(directory, names, reads_xattrs, b"", (KINDS, Stamp, NO_XATTRS, {}, False, 0, None))
 
 
 def is_there(directory: int, path: bytes, number: tuple[int, int]) -> bool:
@@ -187,19 +200,20 @@ def is_there(directory: int, path: bytes, number: tuple[int, int]) -> bool:
 class InodeReader:
     """Makes tree inodes from what the kernel says about names."""
 
-    __slots__ = ("_place", "_use_epoch", "xattrs")
+    __slots__ = ("_source", "_use_epoch", "xattrs")
 
-    def __init__(self, place: Place, *, policy: XattrPolicy, use_epoch: bool) -> None:
-        self._place = place
+    def __init__(self, source: SourceRoot, *, policy: XattrPolicy, use_epoch: bool) -> None:
+        self._source = source
         self._use_epoch = use_epoch
-        self.xattrs = XattrReader(place, policy)
+        self.xattrs = XattrReader(source, policy)
 
-    def maker(self, links: int) -> Maker:
+    def maker(self, links: int, recall: Recall | None = None) -> Maker:
         """What native functions need to make the ordinary ones of these inodes at once.
 
-        *links* says which may be links: 0 none, 1 those with a link count over 1, 2 any.
+        *links* says which may be links: 0 none, 1 those with a link count over 1, 2 any; *recall* which files need not
+        be read.
         """
-        return KINDS, Stamp, NO_XATTRS, self.xattrs.known, self._use_epoch, links
+        return KINDS, Stamp, NO_XATTRS, self.xattrs.known, self._use_epoch, links, recall
 
     def directory(self, status: os.stat_result, xattrs: Xattrs) -> Directory:
         """A directory without entries."""
@@ -248,4 +262,4 @@ class InodeReader:
             case stat.S_IFSOCK:
                 return Socket(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs)
             case kind:
-                raise InputError(f"unknown kind of file {kind:#o}", subject=self._place.name(path))
+                raise InputError(f"unknown kind of file {kind:#o}", subject=self._source.name(path))

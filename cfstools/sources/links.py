@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from cfstools.linux.files import close, open_below
 from cfstools.linux.numbers import Look, file_handle, look
-from cfstools.sources.inodes import RDEV_MASK, NameStatus, Place
+from cfstools.sources.inodes import RDEV_MASK, NameStatus, SourceRoot
 from cfstools.tree import Device, Directory, HardLink, RegularFile, Symlink
 from cfstools.tree.model import Leaf
-from cfstools.verity import DEFAULT, hash_fd
+from cfstools.verity import DEFAULT
+from cfstools.verity.files import hash_fd
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -45,7 +46,7 @@ class Name(NamedTuple):
 Known = tuple[Leaf, NameStatus]
 
 
-def is_link(known: Known, status: NameStatus, place: Place, path: bytes) -> bool:
+def is_link(known: Known, status: NameStatus, source: SourceRoot, path: bytes) -> bool:
     """Whether *path*, of which *status* is said and which has the number of *known*, is one more name of it.
 
     One inode can be met more often than it has names, through mounts: then these are another file's names. Raises
@@ -53,20 +54,20 @@ def is_link(known: Known, status: NameStatus, place: Place, path: bytes) -> bool
     """
     inode, before = known
     if before != status and _said(before) != _said(status):
-        raise place.changed(path)
+        raise source.changed(path)
     return inode.nlink < status[1]
 
 
 def _said(status: NameStatus) -> tuple[object, ...]:
-    """All that names of one inode have in common, but for attributes: a change of those changes its ctime."""
+    """The fields of a status that all names of one inode share; a change of attributes shows in its ctime."""
     return (*status[:5], *status[7:12], status[13])
 
 
 class Doubts:
     """The names of one walk that may be links of each other, and have numbers that cannot be believed."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, source: SourceRoot) -> None:
+        self._source = source
         # Most have one name only.
         self._names: dict[_Number, Name | list[Name]] = {}
 
@@ -87,7 +88,7 @@ class Doubts:
         These are the ones that :meth:`add` did not say to be first. Raises :class:`InputError` and
         :class:`SourceChanged`.
         """
-        settling = _Settling(self._place, root_fd)
+        settling = _Settling(self._source, root_fd)
         unread: list[RegularFile] = []
         for number, names in self._names.items():
             if isinstance(names, list):
@@ -106,8 +107,8 @@ class Doubts:
 class _Settling:
     """Looks at doubtful names once more."""
 
-    def __init__(self, place: Place, root_fd: int) -> None:
-        self._place = place
+    def __init__(self, source: SourceRoot, root_fd: int) -> None:
+        self._source = source
         self._root_fd = root_fd
 
     def link(self, number: _Number, names: list[Name]) -> None:
@@ -132,7 +133,7 @@ class _Settling:
         size = now.size if type(inode) is RegularFile else None
         rdev = now.rdev & RDEV_MASK if type(inode) is Device else None
         if (now.mode, now.uid, now.gid, size, rdev) != _traits(inode)[:5]:
-            raise self._place.changed(name.path)
+            raise self._source.changed(name.path)
         return now
 
     def _link_alike(self, names: list[Name]) -> None:
@@ -168,9 +169,9 @@ class _Settling:
             try:
                 digest, size = hash_fd(fd, DEFAULT)
             except OSError as error:
-                raise self._place.failed(error, "cannot read", name.path) from error
+                raise self._source.failed(error, "cannot read", name.path) from error
         if type(name.inode) is RegularFile and size != name.inode.size:
-            raise self._place.changed(name.path)
+            raise self._source.changed(name.path)
         return digest
 
     @contextmanager
@@ -183,11 +184,11 @@ class _Settling:
             finally:
                 close(fd)
         except OSError as error:
-            raise self._place.failed(error, what, name.path) from error
+            raise self._source.failed(error, what, name.path) from error
 
 
 def _traits(inode: Leaf) -> tuple[object, ...]:
-    """All that is said of an inode but its times; equal attributes are one mapping."""
+    """The attributes of an inode but its times; equal extended attributes are one mapping."""
     return (
         inode.mode,
         inode.uid,

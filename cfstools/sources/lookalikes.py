@@ -1,11 +1,14 @@
-"""Sources that look like something else than what they are read as, and what to do with them."""
+"""What a user may not have meant: sources that look like something else, and outputs inside of the source."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 
-from cfstools.linux.lookup import file_type
+from cfstools.linux.contents import file_type
+from cfstools.text import shown_path
+from cfstools.tree.globs import GlobSet
 
 _JSON_START = b"["
 _VERSION_FILE = b"Directory Transport Version:"
@@ -54,6 +57,17 @@ def image_like(path: bytes) -> tuple[str, ...]:
     elif _is_file(path, b"config.json") and _is_directory(path, b"rootfs") and _begins(path, b"config.json", b"{"):
         what = "a runtime bundle, whose tree is the directory rootfs in it"
     return () if what is None else (f"the source looks like {what}, and is built as the plain tree it is",)
+
+
+def targets_inside(path: bytes, targets: Iterable[bytes], exclude: Sequence[bytes]) -> Iterator[str]:
+    """A warning for each of *targets* below the directory *path*, which the next build would find there."""
+    root = os.path.join(os.path.realpath(path), b"")
+    globs = GlobSet(exclude)
+    for target in targets:
+        real = os.path.realpath(target)
+        below = real.removeprefix(root)
+        if below != real and not globs.matches_directory(below, os.path.basename(below)):
+            yield f"{shown_path(target)} lies inside the source, and so becomes part of images built from it"
 
 
 def _is_file(path: bytes, name: bytes) -> bool:

@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 from cfstools.errors import InputError, OciError, UsageError, naming, os_error
-from cfstools.linux.contents import open_file
+from cfstools.linux.contents import is_directory, open_file
 from cfstools.linux.files import close, unnamed_file
-from cfstools.linux.lookup import is_directory
 from cfstools.oci.archive import ArchiveFiles, index_archive
 from cfstools.oci.files import BlobFiles, DirectoryFiles
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, archive_images, layout_images
@@ -53,7 +52,7 @@ def open_images(
     or a descriptor.
     Raises :class:`InputError`, :class:`OciError`, :class:`TarError`, …
     """
-    place = _Opening(stdin, limits, _temporaries(scratch), first)
+    place = _Opening(stdin, limits, temporaries(scratch), first)
     try:
         with naming("standard input" if paths[0] == _STDIN else paths[0]):
             container = place.open(form, paths)
@@ -65,7 +64,9 @@ def open_images(
         place.close()
 
 
-def _temporaries(scratch: int | bytes | None) -> MakeFile:
+def temporaries(scratch: int | bytes | None) -> MakeFile:
+    """What makes files without names in *scratch*, a path or a descriptor; else where there is room for large ones."""
+
     def make() -> int:
         if isinstance(scratch, int):
             return unnamed_file(scratch, _TEMPORARY_PREFIX)

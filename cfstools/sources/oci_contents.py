@@ -1,20 +1,19 @@
-"""Contents of files on their way out of a layer: into the inode, to the store, or only through the hash."""
+"""Contents of the files in a layer: kept in the inode, written to the store, or only hashed."""
 
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from cfstools.formats.tar import Member, TarReader
+from cfstools.lifetime import Closable
 from cfstools.linux.files import fd_limit
 from cfstools.store import INLINE_THRESHOLD, StoreWriter
-from cfstools.store.batch import digest_many
+from cfstools.store.write.batch import digest_many
+from cfstools.threadpool import Call, ThreadPool
 from cfstools.tree.model import Content, External
 from cfstools.verity import MerkleHasher, Params, object_path
-from cfstools.workers import Call, Workers
 
-SMALL = 1 << 18  # up to this size contents are taken at once
+SMALL = 1 << 20  # up to this size contents are taken at once
 _BATCH = 1 << 20
 _BATCH_FILES = 256  # all of them are open at one moment, or an eighth of what a process may have open
 _BATCHES_WAITING = 4
@@ -22,7 +21,7 @@ _BATCHES_WAITING = 4
 _Batch = list[tuple[External, bytes]]
 
 
-class LayerContents:
+class LayerContents(Closable):
     """Takes the contents of one file after the other; over 64 bytes they go to *writer*, or are only digested by
     *params* when there is none.
 
@@ -34,19 +33,15 @@ class LayerContents:
     def __init__(self, writer: StoreWriter | None, params: Params) -> None:
         self._writer = writer
         self._params = params
-        self._thread = Workers(1, "contents")
+        self._thread = ThreadPool(1, "contents")
         self._waiting: deque[Call[None]] = deque()
         self._batch: _Batch = []
         self._batch_bytes = 0
         self._batch_files = max(1, min(_BATCH_FILES, fd_limit() // 8))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.stop()
+    def close(self) -> None:
+        """Drop what still waits; no thread uses the writer afterwards."""
+        self._thread.close()
 
     def __call__(self, reader: TarReader, member: Member) -> Content:
         """Take the contents of one file, which is not empty. Raises ``StoreError``, also for files before this one."""
@@ -55,6 +50,8 @@ class LayerContents:
             return reader.read_content(member)
         if size > SMALL:
             return self._stream(reader, member)
+        if self._batch_bytes + size > _BATCH:
+            self._submit()
         external = External(None, None)
         self._batch.append((external, reader.read_content(member)))
         self._batch_bytes += size

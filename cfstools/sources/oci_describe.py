@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cfstools.oci.images import ImageContainer, LayerSource
-from cfstools.oci.select import ANY, Choice
+from cfstools.oci.select import ANY, Selector
 from cfstools.progress import SILENT, Progress, Stage, running_stage
 from cfstools.report import Report
 from cfstools.streams.buffered import READ_SIZE
@@ -44,7 +44,7 @@ class ImageDescription(Report):
 def describe(
     container: ImageContainer,
     *,
-    choice: Choice = ANY,
+    selector: Selector = ANY,
     limits: DecompressionLimits | None = None,
     progress: Progress = SILENT,
 ) -> ImageDescription:
@@ -53,7 +53,7 @@ def describe(
     Manifest and config are read and checked. Layers are not read, except bare layer tars, of which nothing else
     tells digest and size. Raises as :func:`cfstools.sources.oci.read_oci` does for documents.
     """
-    image = container.image(choice)
+    image = container.image(selector)
     with running_stage(progress, "layers", None, "B") as stage:
         layers = tuple(
             _promised(layer) if layer.diff_id is not None else _measured(container, layer, limits, stage)

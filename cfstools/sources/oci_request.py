@@ -1,6 +1,6 @@
-"""What a user asks for when a source may be a container image: where it is, which one, and how it becomes a tree.
+"""Options for sources that may be container images, and references to such images.
 
-What reads such an image is loaded only where there is one.
+The modules that read container images are imported only when there is one.
 """
 
 from __future__ import annotations
@@ -11,24 +11,31 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfstools.errors import OciError, UsageError
-from cfstools.linux.lookup import file_type
-from cfstools.oci.choices import KeptXattrs, Mapping
+from cfstools.linux.contents import file_type
+from cfstools.oci.mapping import KeptXattrs, OciMapping
+from cfstools.store.place import is_remote
 from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.text import shown_path
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
+from cfstools.values import Value
 
 if TYPE_CHECKING:
     from cfstools.oci.descriptor import Digest, Platform
+    from cfstools.oci.registry.reference import RegistryOptions
 
 
-class OciOptions(NamedTuple):
+REGISTRY = b"docker://"
+"""What images in registries are written with."""
+
+
+class OciOptions(Value):
     """How an image becomes a tree.
 
     *xattrs* left open is ``security.capability`` for the canonical mapping and all for the plain one. *rules* say
     what layers may do, the limits what they may ask for; *skip_unknown* passes over members of unknown type.
     """
 
-    mapping: Mapping = Mapping.COMPOSEFS
+    mapping: OciMapping = OciMapping.COMPOSEFS
     xattrs: KeptXattrs | None = None
     rules: LayerRules = DEFAULT_RULES
     tar_limits: TarLimits = TarLimits()
@@ -40,7 +47,7 @@ class OciOptions(NamedTuple):
         """Which extended attributes stay."""
         if self.xattrs is not None:
             return self.xattrs
-        return KeptXattrs.CAPABILITY if self.mapping is Mapping.COMPOSEFS else KeptXattrs.ALL
+        return KeptXattrs.CAPABILITY if self.mapping is OciMapping.COMPOSEFS else KeptXattrs.ALL
 
 
 DEFAULT_OPTIONS = OciOptions()
@@ -56,9 +63,9 @@ class Form(Enum):
 
 
 class Reference(NamedTuple):
-    """What a user wrote: the form, the path, and the image's name or digest if one was given."""
+    """A container image: its path, and its name or digest if one was given. Without *form* it is a tar archive."""
 
-    form: Form
+    form: Form | None
     path: bytes
     name: str | None = None
     digest: Digest | None = None
@@ -91,12 +98,12 @@ def parse_reference(text: bytes) -> Reference | None:
     return Reference(form=form, path=path, name=name)
 
 
-_TRANSPORTS = "oci:DIR, oci-archive:FILE, docker-archive:FILE and layers:FILE"
+_TRANSPORTS = "docker://IMAGE, oci:DIR, oci-archive:FILE, docker-archive:FILE and layers:FILE"
 # What other tools call the places that images lie in, and how to get an image from there with them.
 _COPYING = {
     "dir": "copy it into a layout: skopeo copy dir:{rest} oci:LAYOUT:NAME",
     "containers-storage": "copy it into a layout: skopeo copy containers-storage:{rest} oci:LAYOUT:NAME",
-    "docker": "copy it into a layout: skopeo copy docker:{rest} oci:LAYOUT:NAME",
+    "docker": "an image in a registry is read as docker://HOST/NAME",
     "docker-daemon": "save it: docker save {rest} -o FILE, and build docker-archive:FILE",
     "docker-image": "save it: docker save {rest} -o FILE, and build docker-archive:FILE",
     "podman": "save it: podman save {rest} -o FILE, and build docker-archive:FILE",
@@ -136,6 +143,21 @@ def _split(rest: bytes) -> tuple[bytes, bytes]:
     return rest[:cut], rest[cut:]
 
 
+_CONTAINERS = (REGISTRY, *(f"{form.value}:".encode() for form in (Form.OCI, Form.OCI_ARCHIVE)))
+
+
+def is_elsewhere(image: bytes) -> bool:
+    """Whether *image* names a place with offers of images; any other name is the path of an image."""
+    return image.startswith(_CONTAINERS) or is_remote(image)
+
+
+def is_container(place: bytes) -> bool:
+    """Whether images at *place* are container images: those of a registry, or of a layout or archive in files."""
+    if place.startswith(REGISTRY):
+        return True
+    return not is_remote(place) and not place.startswith(b"file://") and parse_reference(place) is not None
+
+
 def is_layout(path: bytes) -> bool:
     """Whether the directory *path* is an OCI layout."""
     # A tree that only happens to have one of these is still a tree.
@@ -143,26 +165,19 @@ def is_layout(path: bytes) -> bool:
     return all(file_type(file) == stat.S_IFREG for file in files)
 
 
-class OciRequest(NamedTuple):
+class OciRequest(Value):
     """What is wanted of a source that is a container image: the platform, how it becomes a tree, and the paths of
     further *layers*, which go over the source as one more layer tar each.
 
     *scratch* is a directory for temporary files where there is no store; ``None`` is ``/var/tmp`` or ``/tmp``.
+    *registries* say how one is spoken to; ``None`` is without credentials, and with the system's authorities alone.
     """
 
     platform: Platform | None = None
     options: OciOptions = DEFAULT_OPTIONS
     layers: tuple[bytes, ...] = ()
     scratch: bytes | None = None
-
-
-class ImagePlace(NamedTuple):
-    """Where a container image is and which one is meant; without *form* it is a tar archive of either kind."""
-
-    form: Form | None
-    path: bytes
-    name: str | None = None
-    digest: Digest | None = None
+    registries: RegistryOptions | None = None
 
 
 DEFAULT_REQUEST = OciRequest()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cfstools import native
-from cfstools.sources.inodes import RDEV_MASK, NameStatus, Place, statuses
+from cfstools.sources.inodes import RDEV_MASK, NameStatus, SourceRoot, list_names, statuses
 from cfstools.tree import Device, Directory, Entry, HardLink, RegularFile, Symlink
 
 _TOGETHER = 1024
@@ -21,15 +20,15 @@ class Listing:
         self.status = status
         self.subdirectories: dict[bytes, tuple[int, int]] = {}
 
-    def check(self, place: Place, path: bytes, fd: int, directory: Directory) -> None:
+    def check(self, source: SourceRoot, path: bytes, fd: int, directory: Directory) -> None:
         """Compare the directory *fd* and what is in it with *directory*, which was made of it, but for times.
 
         Raises :class:`SourceChanged` for names that came, went or are something else now, and ``OSError``.
         """
         before, now = self.status, os.fstat(fd)
         said = (before.st_mode, before.st_uid, before.st_gid)
-        if said != (now.st_mode, now.st_uid, now.st_gid) or native.list_names(fd) != self.names:
-            raise place.changed(path, "directory changed")
+        if said != (now.st_mode, now.st_uid, now.st_gid) or list_names(fd) != self.names:
+            raise source.changed(path, "directory changed")
         entries = directory.entries
         # What was left out may change.
         names = [name for name in self.names if name in entries]
@@ -37,7 +36,7 @@ class Listing:
             some = names[first : first + _TOGETHER]
             for name, met in zip(some, statuses(fd, some), strict=True):
                 if met is None or not _is_same(entries[name], met, self.subdirectories.get(name)):
-                    raise place.changed(path + b"/" + name if path else name)
+                    raise source.changed(path + b"/" + name if path else name)
 
 
 def _is_same(entry: Entry, met: NameStatus, number: tuple[int, int] | None) -> bool:

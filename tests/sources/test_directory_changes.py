@@ -18,7 +18,7 @@ from cfstools.native import _pure
 from cfstools.native._names import Maker
 from cfstools.sources.directory import open_directory
 from cfstools.sources.inodes import NameStatus
-from cfstools.store import ingest
+from cfstools.store.write import ingest
 from cfstools.tree import RegularFile, Unread
 from tests.sources.trees import (
     change,

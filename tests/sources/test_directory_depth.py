@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cfstools.errors import Exhausted, InputError, LimitExceeded, SourceChanged
-from cfstools.sources.directory import MAX_OPEN, MAX_PATH, open_directory
+from cfstools.linux.files import MAX_PATH
+from cfstools.sources.directory import MAX_OPEN, open_directory
 from cfstools.tree import RegularFile
 from tests.sources.trees import (
     AtNames,

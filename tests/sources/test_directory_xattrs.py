@@ -206,8 +206,8 @@ def test_an_attribute_that_is_listed_but_cannot_be_read(tmp_path: Path, mode: in
         assert caught.value.subject == f"{mounted.path}/name"
         assert caught.value.what == rf"cannot read extended attribute trusted.\nodd: {os.strerror(number)}"
         assert caught.value.hint is not None
-        assert "--skip-xattrs" in caught.value.hint
-        assert "--user-xattrs" in caught.value.hint
+        assert "XattrPolicy.NONE" in caught.value.hint
+        assert "XattrPolicy.USER" in caught.value.hint
         for policy in (XattrPolicy.NONE, XattrPolicy.USER):
             assert paths(walk(mounted.path, xattrs=policy)) == [b"/", b"/name"]
 
@@ -220,7 +220,7 @@ def test_an_attribute_of_a_user_that_no_kernel_reads(tmp_path: Path) -> None:
     with fuse.mounted(tmp_path, nodes) as mounted, pytest.raises(InputError) as caught:
         walk(mounted.path)
     assert caught.value.what == "cannot read extended attribute user.x: No data available"
-    assert caught.value.hint == "--skip-xattrs leaves all extended attributes out"
+    assert caught.value.hint == "XattrPolicy.NONE leaves all extended attributes out"
 
 
 @pytest.mark.usefixtures("pure")

@@ -17,7 +17,7 @@ from cfstools.tree.model import Content, External
 from cfstools.verity import DEFAULT, digest_bytes, object_path
 from tests.oci.making import member, tar
 
-SIZES = [1, 64, 65, 4096, 70_000, SMALL, SMALL + 1, 1 << 20, *[200_000] * 40]
+SIZES = [1, 64, 65, 4096, 70_000, 1 << 18, SMALL, SMALL + 1, *[200_000] * 40]
 DATA = [bytes([number]) * size for number, size in enumerate(SIZES)]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cfstools.formats.composefs import write_image
 from cfstools.sources.recognise import recognise
 from cfstools.sources.source import Reading, SourceKind
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
+from tests.formats.images import write_image
 from tests.oci import making
 
 DUMP = b"/ 0 40755 1 0 0 0 0.0 - - -\n"
