@@ -1,0 +1,1 @@
+"""Registries: references, credentials, mirrors, reading and writing over the HTTP of ``transport``."""
