@@ -1,7 +1,7 @@
-"""POSIX access control lists: the text of archives, and the form in which Linux keeps them in an attribute.
+"""POSIX access control lists: as text in archives, and as Linux stores them in an extended attribute.
 
-An inode with such a list shows its *mask* as the group's permissions. So a list that is lost gives the group, and
-others who were named, rights that they did not have; :meth:`Acl.safe_mode` says what can be given without.
+The mode of an inode with such a list has the list's *mask* as group permissions. If the list is lost, the group and the
+named users get rights that they did not have; :meth:`Acl.safe_mode` is a mode without that effect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEPARATORS = re.compile(rb"[,\n]")
 
 
 class AclEntry(NamedTuple):
-    """One entry; ``id`` is ``None`` for a user or group known by name only, and for those that have no number."""
+    """One entry; ``id`` is ``None`` for entries without a user or group, and for one known by name only."""
 
     tag: int
     permissions: int
@@ -36,35 +36,35 @@ class AclEntry(NamedTuple):
 
 
 class Acl(NamedTuple):
-    """A whole list, its entries in the order of the kernel."""
+    """An access control list, its entries in the kernel's order."""
 
     entries: tuple[AclEntry, ...]
 
     @property
     def is_extended(self) -> bool:
-        """Whether it says more than a mode does."""
+        """Whether it has more entries than the three that a mode expresses."""
         return len(self.entries) > 3
 
     @property
     def is_numeric(self) -> bool:
-        """Whether every user and group has a number."""
+        """Whether every named user and group has a number."""
         return all(entry.id is not None for entry in self.entries if entry.tag in _NAMED)
 
     @property
     def mode(self) -> int:
-        """The nine permission bits that an inode with this list shows."""
+        """The nine permission bits of an inode with this list."""
         return self._bits(self._of(_USER_OBJ), self._mask(), self._of(_OTHER))
 
     @property
     def mode_without_mask(self) -> int:
-        """The same with the permissions of the group itself: what bsdtar writes into a header beside the list."""
+        """The same with the group's own permissions instead of the mask, as bsdtar writes into headers."""
         return self._bits(self._of(_USER_OBJ), self._of(_GROUP_OBJ), self._of(_OTHER))
 
     @property
     def safe_mode(self) -> int:
-        """Permission bits that without the list give nobody more than the list does.
+        """Permission bits that, without the list, give nobody more rights than the list did.
 
-        Who was named becomes one of the group or of the others, so that these get no more than each who was named.
+        Named users fall under group or others then, so these get no right that one of the named ones lacks.
         """
         mask = self._mask()
         group, other = self._of(_GROUP_OBJ) & mask, self._of(_OTHER)
@@ -76,7 +76,7 @@ class Acl(NamedTuple):
         return self._bits(self._of(_USER_OBJ), group, other)
 
     def encode(self) -> bytes:
-        """The value of the attribute. Only for lists that are numeric."""
+        """The value of the extended attribute. Only for numeric lists."""
         return _VERSION.pack(2) + b"".join(
             _ENTRY.pack(entry.tag, entry.permissions, _NO_ID if entry.id is None else entry.id)
             for entry in self.entries
@@ -94,15 +94,15 @@ class Acl(NamedTuple):
 
 
 def parse_acl_text(text: bytes) -> Acl:
-    """A list as tar archives have it: ``user::rwx,user:NAME:r-x:NUMBER,…``, entries also on lines of their own.
+    """Parse the text form of tar archives: ``user::rwx,user:NAME:r-x:NUMBER,…``, separated by commas or newlines.
 
-    The number may stand in place of the name as well. Raises :class:`OciError`.
+    A number may also replace the name. Raises :class:`OciError`.
     """
     return _checked(_text_entries(text))
 
 
 def parse_acl_value(value: bytes) -> Acl:
-    """A list as the kernel has it in an attribute. Raises :class:`OciError`."""
+    """Parse the value of the kernel's extended attribute. Raises :class:`OciError`."""
     if len(value) < _VERSION.size or _VERSION.unpack_from(value)[0] != 2 or (len(value) - 4) % _ENTRY.size:
         raise OciError("not an access control list of version 2")
     entries = []
@@ -123,7 +123,7 @@ def _text_entries(text: bytes) -> Iterator[AclEntry]:
         kind = _TAGS.get(fields[0]) if fields else None
         if kind is None:
             raise OciError("an entry of the access control list is of no known kind")
-        if len(fields) == 2 and kind > 1:  # mask and other belong to nobody, and some leave the field out
+        if len(fields) == 2 and kind > 1:  # mask and other have no name, and some writers omit the empty field
             fields.insert(1, b"")
         if not 3 <= len(fields) <= 4 or (kind > 1 and fields[1]):
             raise OciError("an entry of the access control list has too few or too many fields")
@@ -144,7 +144,7 @@ def _number(name: bytes, more: list[bytes]) -> int | None:
     text = more[0] if more and more[0] else name
     if not text.isdigit():
         if more and more[0]:
-            raise OciError("a number in the access control list is none")
+            raise OciError("an id in the access control list is not a number")
         return None
     if len(text) > 10 or int(text) >= _NO_ID:
         raise OciError("a number in the access control list is out of range")
@@ -152,7 +152,7 @@ def _number(name: bytes, more: list[bytes]) -> int | None:
 
 
 def _checked(found: Iterable[AclEntry]) -> Acl:
-    """The entries in order, if they make a list: the three that a mode has too, and a mask if any more."""
+    """Sort the entries and check that they make a list: owner, group, others, and a mask if anybody is named."""
     entries = sorted(found, key=lambda entry: (entry.tag, -1 if entry.id is None else entry.id))
     tags = [entry.tag for entry in entries]
     if any(tags.count(tag) != 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER)) or tags.count(_MASK) > 1:

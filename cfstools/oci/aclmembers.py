@@ -1,4 +1,4 @@
-"""What becomes of the access control lists of a tar member: attributes where they are kept, else a warning."""
+"""Turn the access control lists of tar members into attributes, or drop them with a warning."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NOT_KEPT = "has an access control list that is not kept"
 
 
 class AclSettler:
-    """Brings the lists of members, which archives hold as text or as the kernel's attributes, into one form.
+    """Converts the lists of members, which are text or the kernel's attributes in the archive, to attributes.
 
-    *keeps* says of an attribute whether it is kept. A list that is not is reported through *on_warning*, and with
-    *safe_modes* the member gets permissions that give nobody more than the list did.
+    *keeps* tells whether an attribute of that name is kept. A dropped list is reported to *on_warning*; with
+    *safe_modes* the member then gets a mode that gives nobody more rights than the list did.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class AclSettler:
         self._safe_modes = safe_modes
 
     def settle(self, member: Member) -> None:
-        """Give *member* the attributes and the mode that its lists make.
+        """Set the attributes and the mode of *member* by its lists.
 
-        Raises :class:`TarError` for lists that cannot be read where they are kept or where modes shall be safe.
+        Raises :class:`TarError` for an invalid list that would be kept or that a safe mode would be taken from.
         """
         if member.type in {MemberType.SYMLINK, MemberType.HARDLINK}:
-            return  # a link has none, and what a hard link says of its inode is not looked at
+            return  # a symbolic link has none, and attributes in the header of a hard link are ignored
         texts = member.acls or {}
         if texts.keys() - _KEYS.keys():
             names = label(b", ".join(sorted(texts.keys() - _KEYS.keys())))
@@ -63,11 +63,11 @@ class AclSettler:
                 member.xattrs = {**member.xattrs, key: acl.encode()}
         elif value is None:
             self._show(member, acl)
-            if acl.is_extended:  # Linux keeps no list that says what the mode says
+            if acl.is_extended:  # like Linux, store no list that equals the mode
                 member.xattrs = {**member.xattrs, key: acl.encode()}
 
     def _show(self, member: Member, acl: Acl) -> None:
-        """Give the member the permissions that the kernel gives an inode which gets that list."""
+        """Set the mode as the kernel does for an inode that gets this list."""
         if member.mode & 0o777 not in {acl.mode, acl.mode_without_mask}:
             self._warn(member, f"mode {member.mode:04o} becomes {acl.mode:04o} by the access control list")
         member.mode = member.mode & 0o7000 | acl.mode

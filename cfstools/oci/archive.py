@@ -1,8 +1,7 @@
-"""The files of a tar archive, found in one pass: nothing is extracted.
+"""The files of a tar archive, indexed in one pass without extracting.
 
-In a plain archive that allows random access the pass skips contents, and files are then read where they lie. A
-compressed archive, or one from a pipe, cannot be entered in the middle: the pass spools the contents
-(:mod:`cfstools.streams.spool`), so that one pass is enough whatever the order of the files.
+If the archive is seekable and not compressed, the pass skips contents, and files are later read in place. Otherwise the
+pass spools the contents (:mod:`cfstools.streams.spool`), so that files can be read in any order.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from cfstools.streams.spool import MakeFile, RandomAccess, RangeReader, Replayab
 from cfstools.text import shown_path
 
 _HEAD = 6
-_SNIFFED = 512  # of the contents of each member a watch sees so many bytes
+_SNIFFED = 512  # bytes of each member's contents that a watch sees
 
 
 class Extent(NamedTuple):
-    """Where a member's contents lie in the place that has them."""
+    """Offset and size of a member's contents in the archive or the spool."""
 
     offset: int
     size: int
 
 
 class _Alias(NamedTuple):
-    """A member that is a link to another one."""
+    """A member that is a link to another member; ``None`` for one that leads nowhere."""
 
     path: str | None
 
 
 class _Sparse(NamedTuple):
-    """A sparse member: a file whose bytes are not stored in one piece."""
+    """A sparse file, whose contents are not stored contiguously."""
 
 
 def member_path(name: bytes) -> str | None:
@@ -50,7 +49,7 @@ def member_path(name: bytes) -> str | None:
 
 
 def _link_path(member: Member) -> str | None:
-    """Where a link member leads, resolved by text inside the archive."""
+    """The target of a link member, resolved lexically; ``None`` if it leads out of the archive."""
     target = member.linkname
     if member.type is MemberType.SYMLINK and not target.startswith(b"/"):
         target = member.name.rpartition(b"/")[0] + b"/" + target
@@ -66,23 +65,23 @@ def _link_path(member: Member) -> str | None:
 
 
 class Watch(Protocol):
-    """Sees the members of an archive as they are found. Each method returns true to end the pass."""
+    """Called for the members of an archive as the pass finds them. A method that returns true ends the pass."""
 
     def sees(self, path: str, member: Member) -> bool:
-        """A member was found."""
+        """The pass found a member."""
 
     def sees_contents(self, path: str, head: bytes) -> bool:
-        """These are the first bytes of a file."""
+        """The first bytes of a file's contents."""
 
     def sees_fault(self) -> bool:
-        """The archive is damaged; false lets the error be raised."""
+        """The archive is damaged; return false to have the error raised."""
 
     def sees_end(self, files: ArchiveFiles) -> bool:
-        """All members were seen; true if this is no image archive."""
+        """The pass is complete; return true if this is not an image archive."""
 
 
 class ArchiveFiles:
-    """The regular files of a tar archive, by their paths; a link is followed once. Takes over *place*."""
+    """The regular files of a tar archive by path; one level of links is followed. Closes *place* in the end."""
 
     def __init__(self, place: RandomAccess) -> None:
         self._place = place
@@ -108,7 +107,7 @@ class ArchiveFiles:
         yield RangeReader(self._place, extent.offset, extent.size).read
 
     def ranges(self, path: str) -> RandomAccess:
-        """The file at any offset, as long as the archive is open."""
+        """Random access to the file while the archive is open."""
         extent = self._extent(path)
         if extent is None:
             raise missing(path)
@@ -119,11 +118,11 @@ class ArchiveFiles:
         self._place.close()
 
     def head(self, offset: int, size: int) -> bytes:
-        """The first bytes of the contents that lie at *offset*."""
+        """The first bytes of contents of *size* bytes at *offset*."""
         return self._place.pread(min(size, _SNIFFED), offset)
 
     def note(self, path: str, member: Member, offset: int) -> None:
-        """Add a member whose contents lie at *offset*. Raises :class:`OciError` for one path twice."""
+        """Add a member with contents at *offset*. Raises :class:`OciError` for a path that is there already."""
         if member.type is MemberType.DIR:
             return
         if path in self._files:
@@ -140,7 +139,7 @@ class ArchiveFiles:
         if isinstance(found, _Alias):
             found = self._files.get(found.path) if found.path is not None else None
             if found is None or isinstance(found, _Alias):
-                raise OciError("a link in the archive that leads to no file of it", where=shown_path(path))
+                raise OciError("a link in the archive whose target is not a file in it", where=shown_path(path))
         if isinstance(found, _Sparse):
             raise OciError(
                 "a sparse file in the archive",
@@ -153,11 +152,11 @@ class ArchiveFiles:
 def index_archive(
     source: Replayable, make_file: MakeFile, *, limits: DecompressionLimits | None = None, watch: Watch | None = None
 ) -> ArchiveFiles | None:
-    """The files of the archive that *source* gives, which belongs to the result; ``None`` where *watch* ended the
-    pass, which leaves *source* open and to be read again from its start.
+    """Index the archive in *source*. The result owns *source*.
 
-    Raises :class:`TarError`, :class:`CompressionError` for a damaged archive, :class:`OciError` for one path twice,
-    :class:`LimitExceeded` for more than 262144 members, :class:`InputError` for what cannot be read.
+    Returns ``None`` if *watch* ended the pass; then *source* stays open, to be read again from its start. Raises
+    :class:`TarError` or :class:`CompressionError` for a damaged archive, :class:`OciError` for a path that occurs
+    twice, :class:`LimitExceeded` for more than 262144 members, :class:`InputError` if reading fails.
     """
     staged: Spool | None = None
     in_place = False
@@ -167,7 +166,7 @@ def index_archive(
             source.forget()
         reader = TarReader(open_compressed(source.read, limits=limits).read, skip_unknown=watch is not None)
     elif source.size is not None:
-        lies = RangeReader(source.place, 0, source.size)
+        lies = RangeReader(source.access, 0, source.size)
         reader = TarReader(lies.read, skip=lies.skip, skip_unknown=watch is not None)
         in_place = True
     else:
@@ -191,7 +190,7 @@ def index_archive(
 
 
 def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: Watch | None, *, in_place: bool) -> bool:
-    """Find all members; whether *watch* let it come to the end."""
+    """Add all members to *files*; returns false if *watch* ended the pass."""
     try:
         for member in reader:
             path = member_path(member.name)
@@ -214,7 +213,7 @@ def _pass(reader: TarReader, files: ArchiveFiles, staged: Spool | None, watch: W
 
 
 def _keep(reader: TarReader, member: Member, staged: Spool | None) -> bytes:
-    """Read the contents of a member, into *staged* if given; returns their first bytes."""
+    """Read a member's contents, copying them to *staged* if given; returns the first bytes."""
     head = b""
     for chunk in reader.iter_content(member):
         if len(head) < _SNIFFED:

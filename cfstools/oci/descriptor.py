@@ -1,4 +1,4 @@
-"""Digests, descriptors and media types: what one blob of an image says of another (OCI reading, section 3.2)."""
+"""Digests, descriptors and media types: how one blob names another (docs/oci.md, "What is checked")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 
 class Digest(NamedTuple):
-    """The name of a blob: a registered algorithm and its lower-case hex value."""
+    """The digest of a blob: a registered algorithm and lower-case hexadecimal digits."""
 
     algorithm: str
     encoded: str
@@ -34,21 +34,21 @@ class Digest(NamedTuple):
         return f"{self.algorithm}:{self.encoded}"
 
     def hasher(self) -> _Hash:
-        """A hash object to check the blob with; raises :class:`Unsupported` for blake3."""
+        """A new hash object of the algorithm. Raises :class:`Unsupported` for blake3."""
         if self.algorithm == "blake3":
             raise Unsupported("blake3 digests cannot be checked here", where=str(self))
         return hashlib.new(self.algorithm)
 
     def matches(self, value: str, where: str | None) -> None:
-        """Raise :class:`CheckFailed` unless the hex digest computed is this one."""
+        """Raise :class:`CheckFailed` unless the computed hex digest *value* is this one."""
         if value != self.encoded:
             raise CheckFailed(f"the contents have digest {self.algorithm}:{value}, not {self}", where=where)
 
 
 def parse_digest(text: str, where: str) -> Digest:
-    """A digest by its grammar: a registered algorithm, then lower-case hex of exactly its length.
+    """Parse a digest: a registered algorithm, then lower-case hexadecimal digits of exactly its length.
 
-    Raises :class:`OciError` for anything else, so that no digest becomes a path before it is known to be one.
+    Raises :class:`OciError` for anything else, so that no unchecked text becomes part of a path.
     """
     if not _GRAMMAR.fullmatch(text):
         raise OciError(f"{quoted(text)} is not a digest", where=where)
@@ -62,7 +62,7 @@ def parse_digest(text: str, where: str) -> Digest:
 
 
 class Kind(Enum):
-    """What a media type says a blob is."""
+    """The kinds of blobs that media types name."""
 
     INDEX = "index"
     MANIFEST = "manifest"
@@ -102,7 +102,7 @@ _KINDS: dict[str, Kind] = {
 
 
 def kind_of(media_type: str) -> Kind:
-    """What a media type names; docker's types mean the same as OCI's."""
+    """The kind that a media type names; docker's types are treated as OCI's."""
     kind = _KINDS.get(media_type)
     if kind is None:
         return Kind.ENCRYPTED if media_type.endswith("+encrypted") else Kind.UNKNOWN
@@ -127,12 +127,12 @@ _LOST = frozenset(
 
 
 def is_lost(media_type: str) -> bool:
-    """Whether a media type says nothing of what a blob is to an image, as from a server that did not keep it."""
+    """Whether a media type is generic and tells nothing, as from a server that did not keep the original."""
     return media_type.partition(";")[0].strip().lower() in _LOST
 
 
 def layer_compression(media_type: str) -> str | None:
-    """``"none"``, ``"gzip"`` or ``"zstd"`` as a layer's media type promises; ``None`` for other types."""
+    """The compression stated by a layer's media type: ``"none"``, ``"gzip"``, ``"zstd"``; ``None`` for other types."""
     return _LAYERS.get(media_type)
 
 
@@ -148,7 +148,7 @@ class Platform(Value):
 
 
 class Descriptor(Value):
-    """A pointer to a blob: its type, digest and size, and what else is known of it."""
+    """A reference to a blob: media type, digest and size, and optional properties."""
 
     media_type: str
     digest: Digest
@@ -165,12 +165,12 @@ class Descriptor(Value):
 
     @property
     def is_attestation(self) -> bool:
-        """Whether this is a build tool's statement about another image, not an image."""
+        """Whether this is a build tool's attestation about another image, not an image."""
         unknown = self.platform is not None and "unknown" in {self.platform.os, self.platform.architecture}
         return unknown or "vnd.docker.reference.type" in self.annotations
 
     def check(self, blob: bytes) -> bytes:
-        """The blob, if it has this size and digest; size first. Raises :class:`OciError`, :class:`CheckFailed`."""
+        """Return *blob* if it has this size and digest. Raises :class:`OciError`, :class:`CheckFailed`."""
         if len(blob) != self.size:
             raise OciError(f"{len(blob)} bytes long, its descriptor says {self.size}", where=str(self.digest))
         hasher = self.digest.hasher()
@@ -180,7 +180,7 @@ class Descriptor(Value):
 
 
 def parse_platform(text: str) -> Platform:
-    """``os/architecture[/variant]`` as given by a user; raises ``ValueError`` for anything else."""
+    """Parse ``os/architecture[/variant]``. Raises ``ValueError`` for anything else."""
     parts = text.split("/")
     if len(parts) not in {2, 3} or not all(parts):
         raise ValueError(f"{quoted(text)} is not os/architecture or os/architecture/variant")
@@ -188,10 +188,10 @@ def parse_platform(text: str) -> Platform:
 
 
 def read_descriptor(fields: Fields, *, typed: bool = True) -> Descriptor:
-    """A descriptor from its JSON object; raises :class:`OciError` with the member's place.
+    """Read a descriptor from its JSON object. Raises :class:`OciError` with the member's place.
 
-    Embedded ``data`` must have the size and digest stated. ``urls`` are never followed. Unless it must be *typed*, a
-    missing media type is an empty one.
+    Embedded ``data`` must have the stated size and digest. ``urls`` are ignored. A missing media type is an error if
+    *typed*, else it reads as empty.
     """
     digest = parse_digest(fields.required_text("digest"), fields.place("digest"))
     descriptor = Descriptor(

@@ -1,7 +1,6 @@
-"""The files an image consists of, by path: in a directory, in memory; archives have their own module.
+"""The files of an image, by path: in a directory or in memory (those in archives: :mod:`cfstools.oci.archive`).
 
-``BlobFiles`` is the seam between where bytes lie and what they mean: layouts and docker archives are read the
-same way over each of them.
+Layouts and docker archives are read through ``BlobFiles``, so they can be in any of these places.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from cfstools.streams.limits import MAX_LINK_HOPS
 from cfstools.streams.spool import BytesAccess, FileAccess, RandomAccess
 from cfstools.text import quoted, shown_path
 
-# How a kernel says that a path would lead through a symbolic link or out of the directory.
+# The kernel's errors for a path that leads through a symbolic link or out of the directory.
 _LED_AWAY = frozenset({errno.ELOOP, errno.EXDEV, errno.ENOTDIR})
 
 
 class BlobFiles(Protocol):
-    """Files by their path from the root of the image, parts joined by ``/``."""
+    """Files by path from the root of the image, with ``/`` between parts."""
 
     def size(self, path: str) -> int | None:
-        """Length in bytes, or ``None`` where there is no such file. Raises :class:`OciError` for what is no file."""
+        """Length in bytes, or ``None`` if there is no such file. Raises :class:`OciError` for other file types."""
 
     def open(self, path: str) -> AbstractContextManager[Read]:
-        """The file's bytes from its start; one file at a time. Raises :class:`OciError` where there is none."""
+        """The file's bytes from its start; one file at a time. Raises :class:`OciError` if it is missing."""
 
     def ranges(self, path: str) -> RandomAccess | None:
-        """The file at any offset, for the caller to close; ``None`` where it can only be read in order."""
+        """Random access to the file, closed by the caller; ``None`` if it can only be read in order."""
 
     def close(self) -> None:
         """Release what is held open."""
@@ -66,12 +65,11 @@ class MemoryFiles:
         return BytesAccess(self.files[path])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 class DirectoryFiles:
-    """Files below a directory. Symbolic links are followed inside it and never out of it; only regular files are
-    files."""
+    """Regular files below a directory. Symbolic links are followed, but never out of the directory."""
 
     def __init__(self, path: str | bytes) -> None:
         self._path = path
@@ -123,7 +121,7 @@ class DirectoryFiles:
             self._root = -1
 
     def _open(self, path: str) -> int | None:
-        """A regular file below the root, or ``None``."""
+        """Open a regular file below the root; ``None`` if it is missing."""
         parts = path.encode("utf-8", "surrogateescape").split(b"/")
         if any(part in {b"", b".", b".."} for part in parts):
             raise OciError("a path that leaves the image", where=quoted(path))
@@ -142,8 +140,8 @@ class DirectoryFiles:
         return fd
 
     def _open_parts(self, parts: list[bytes], path: str) -> int:
-        """Open what lies at *parts*. The kernel follows no link: where there is one, the way is worked out here, so
-        that it cannot lead out of the root."""
+        """Open *parts* below the root. The kernel follows no links here: they are resolved in this class, so that
+        none leads out of the root."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             return open_beneath(self._root, b"/".join(parts), flags)
@@ -153,7 +151,7 @@ class DirectoryFiles:
         return open_beneath(self._root, b"/".join(self._without_links(parts, path)), flags)
 
     def _without_links(self, parts: list[bytes], path: str) -> list[bytes]:
-        """The same place by a way without symbolic links. Raises :class:`OciError` for one that leads out."""
+        """Resolve the symbolic links in *parts*. Raises :class:`OciError` for a link that leads out of the root."""
         resolved: list[bytes] = []
         pending = parts[::-1]
         links = 0
@@ -177,7 +175,7 @@ class DirectoryFiles:
         return resolved or [b"."]
 
     def _link(self, above: list[bytes], name: bytes) -> bytes | None:
-        """Where a symbolic link leads; ``None`` for anything else."""
+        """The target of a symbolic link; ``None`` for anything else."""
         parent = open_beneath(self._root, b"/".join(above) or b".", os.O_PATH | os.O_DIRECTORY)
         try:
             return os.readlink(name, dir_fd=parent)
@@ -205,12 +203,12 @@ def _status(fd: int, path: str) -> os.stat_result:
 
 
 def missing(path: str) -> OciError:
-    """The error for a file the image names and does not have."""
+    """The error for a file that the image refers to and does not have."""
     return OciError("missing from the image", where=shown_path(path))
 
 
 def read_all(files: BlobFiles, path: str, limit: int) -> bytes:
-    """A small file at once; raises :class:`OciError` where there is none or it is longer than *limit* bytes."""
+    """Read a small file whole. Raises :class:`OciError` if it is missing or longer than *limit* bytes."""
     with files.open(path) as read:
         data = read_up_to(read, limit + 1)
     if len(data) > limit:

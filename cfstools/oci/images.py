@@ -1,7 +1,7 @@
-"""Containers of images: OCI layouts, docker archives and bare layer tars, over files wherever they lie.
+"""Containers of images: OCI layouts, docker archives and bare layer tars, over files in any place.
 
-Every container answers the same three questions: which images are there, what is this image made of, and what
-are the bytes of this layer (OCI reading, section 3.1).
+Every container answers three questions: which images does it have, which config and layers has this image, and what
+are the bytes of this layer (docs/oci.md, "What is read").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform
 from cfstools.oci.files import BlobFiles, MemoryFiles, missing, read_all
 from cfstools.oci.jsontext import Fields, parse_json, within
 from cfstools.oci.manifest import ImageConfig, Index, NoImage, parse_config, parse_index, parse_manifest
-from cfstools.oci.select import ANY, Candidate, Catalogue, Choice, State, choose, is_named, platform_rank
+from cfstools.oci.select import ANY, Candidate, Catalogue, Selector, State, choose, is_named, platform_rank
 from cfstools.streams.buffered import Read
 from cfstools.streams.limits import MAX_JSON, MAX_LAYERS, MAX_LOOKED_AT, MAX_NAMES_COMPARED
 from cfstools.text import quoted, shown_path
@@ -37,9 +37,9 @@ _Configs = list[tuple[tuple[str, ...], Digest]]
 
 
 class LayerSource(Value):
-    """One layer before it is read: its place, and what is promised of it (``None``: nothing).
+    """One layer before it is read: its path, and the digests, size and type promised for it (``None``: not stated).
 
-    *blob* is its descriptor where there is one.
+    *blob* is its descriptor, if it has one.
     """
 
     path: str
@@ -53,7 +53,7 @@ class LayerSource(Value):
 class ImageSource(Value):
     """One image before its layers are read; bare layers have neither manifest nor config.
 
-    *warnings* are places and texts: what was accepted or passed over.
+    *warnings* are pairs of place and text about what was accepted or skipped.
     """
 
     layers: tuple[LayerSource, ...]
@@ -65,7 +65,7 @@ class ImageSource(Value):
 
     @property
     def platform(self) -> Platform | None:
-        """What the image runs on, as far as it says."""
+        """The platform that the config states, or ``None``."""
         return self.config.platform if self.config is not None and self.config.platform.os else None
 
 
@@ -73,25 +73,31 @@ class ImageContainer(Protocol):
     """Something that holds images. ``kind`` names its form."""
 
     kind: str
+    places: int
+    """How many places have the same layers; after :class:`CheckFailed` in a layer, opening it uses the next place."""
+    at_once: int
+    """How many layers may be open at the same time, each read by a thread of its own."""
 
     def names(self) -> list[str]:
-        """What :meth:`image` can be asked for, in words."""
+        """The images, as text for people."""
 
-    def image(self, choice: Choice = ANY) -> ImageSource:
-        """The image meant, its manifest and config read and checked. Raises ``OciError``, ``CheckFailed``, …"""
+    def image(self, selector: Selector = ANY) -> ImageSource:
+        """The image that *selector* means, with manifest and config read and checked. Raises OciError, CheckFailed."""
 
     def open_layer(self, layer: LayerSource) -> AbstractContextManager[Read]:
-        """A layer's bytes as stored. One layer at a time."""
+        """A layer's bytes as stored."""
 
     def close(self) -> None:
-        """Give back what is held open."""
+        """Close what is open."""
 
 
 class OciImages:
-    """The images of an OCI *content*, all of them or what *name* stands for there. Takes over *content*."""
+    """The images of an OCI *content*: all of them, or those that *name* resolves to. Closes *content* in the end."""
 
     def __init__(self, content: Content, kind: str = "oci", name: str | None = None) -> None:
         self.kind = kind
+        self.at_once = content.at_once
+        self.places = content.places
         self._content = content
         self._looks: dict[tuple[Digest, int], tuple[State, Digest | None]] = {}
         self._looks_left = MAX_LOOKED_AT
@@ -102,19 +108,24 @@ class OciImages:
             else:
                 self._index = Index(manifests=(root,))
 
+    @property
+    def content(self) -> Content:
+        """The content that the images are in."""
+        return self._content
+
     def names(self) -> list[str]:
         """The images, each with its tag or digest and its platform."""
         return [str(one) for one in self._catalogue.images]
 
-    def image(self, choice: Choice = ANY) -> ImageSource:
-        """The image meant, read and checked."""
-        found = choose(self._catalogue, choice, self._look)
+    def image(self, selector: Selector = ANY) -> ImageSource:
+        """The image that *selector* means, read and checked."""
+        found = choose(self._catalogue, selector, self._look)
         chosen = found.candidate
         with within(f"manifest {chosen.manifest.digest}"):
             manifest = parse_manifest(read_checked(self._content, chosen.manifest))
         with within(f"config {manifest.config.digest}"):
             config = parse_config(read_checked(self._content, manifest.config), len(manifest.layers))
-            check_platform(config, choice)
+            check_platform(config, selector)
         return ImageSource(
             names=chosen.names,
             manifest=chosen.manifest,
@@ -131,12 +142,12 @@ class OciImages:
         )
 
     def configs(self) -> _Configs:
-        """Names and config of each image whose blobs are there. Raises as :meth:`image` does."""
+        """Names and config digest of each complete image. Raises as :meth:`image` does."""
         found = []
         for one in self._catalogue.images:
             state, config = self._looked_at(one)
             if state is State.IMAGE:
-                if config is None:  # a damaged one: reading it tells what is wrong
+                if config is None:  # damaged: read it again for the error
                     with within(f"manifest {one.manifest.digest}"):
                         config = parse_manifest(read_checked(self._content, one.manifest)).config.digest
                 found.append((one.names, config))
@@ -171,11 +182,11 @@ class OciImages:
         return Catalogue(self._index, self._load)
 
     def _look(self, candidate: Candidate) -> State:
-        """What is behind a candidate. One that is damaged counts as an image: choosing it tells what is wrong."""
+        """What a candidate is. A damaged one counts as an image, so that selecting it reports the damage."""
         return self._looked_at(candidate)[0]
 
     def _looked_at(self, candidate: Candidate) -> tuple[State, Digest | None]:
-        """The same with the config of what can be read. Many entries may lead to one manifest, which is read once."""
+        """The state, and the config digest if the manifest can be read. A manifest with many entries is read once."""
         manifest = candidate.manifest
         key = manifest.digest, manifest.size
         found = self._looks.get(key)
@@ -189,7 +200,7 @@ class OciImages:
                 return State.ABSENT, None
         except CfsError:
             return State.IMAGE, None
-        if descriptor.size <= MAX_JSON:  # a longer one is not read
+        if descriptor.size <= MAX_JSON:  # longer ones are refused without reading
             self._looks_left = _less(self._looks_left, descriptor.size, "manifests")
         try:
             manifest = parse_manifest(read_checked(self._content, descriptor))
@@ -212,7 +223,7 @@ class OciImages:
 
 
 def layout_images(files: BlobFiles, kind: str = "oci") -> OciImages:
-    """The images of the OCI layout that *files* are."""
+    """The images of the OCI layout in *files*."""
     return OciImages(LayoutContent(files), kind)
 
 
@@ -223,7 +234,10 @@ class _DockerImage(Value):
 
 
 class DockerImages:
-    """A docker archive: ``manifest.json`` and what it names. Takes over *files*."""
+    """A docker archive: ``manifest.json`` and the files it names. Closes *files* in the end."""
+
+    places = 1
+    at_once = 1
 
     def __init__(self, files: BlobFiles, kind: str = "docker-archive") -> None:
         self.kind = kind
@@ -238,13 +252,13 @@ class DockerImages:
         """The images, each by its first name, or its number."""
         return [image.tags[0] if image.tags else f"@{number}" for number, image in enumerate(self._images)]
 
-    def image(self, choice: Choice = ANY) -> ImageSource:
-        """The image meant, read and checked; a name of ``@N`` is the image of that number, from 0."""
-        chosen = self._chosen(choice)
+    def image(self, selector: Selector = ANY) -> ImageSource:
+        """The image that *selector* means, read and checked; the name ``@N`` means image number N, counted from 0."""
+        chosen = self._chosen(selector)
         data, digest = self._config(chosen)
         with within(shown_path(chosen.config)):
             config = parse_config(data, len(chosen.layers))
-            check_platform(config, choice)
+            check_platform(config, selector)
         layers = zip(chosen.layers, config.diff_ids, strict=True)
         return ImageSource(
             names=chosen.tags,
@@ -273,7 +287,7 @@ class DockerImages:
         self._files.close()
 
     def _config(self, image: _DockerImage) -> tuple[bytes, Digest]:
-        """The bytes of an image's config, and their digest, which its name must agree with."""
+        """The bytes of an image's config and their digest. Raises CheckFailed if its name has another digest."""
         data = read_all(self._files, image.config, MAX_JSON)
         digest = Digest("sha256", hashlib.sha256(data).hexdigest())
         named = _CONFIG_PATH.fullmatch(image.config)
@@ -299,28 +313,30 @@ class DockerImages:
         named = _BLOB_PATH.fullmatch(path)
         return LayerSource(path=path, digest=Digest("sha256", named[1]) if named else None, size=size, diff_id=diff_id)
 
-    def _chosen(self, choice: Choice) -> _DockerImage:
-        if choice.digest is not None:
+    def _chosen(self, selector: Selector) -> _DockerImage:
+        if selector.digest is not None:
             raise OciError(f"a docker archive has no manifest digests; there is {', '.join(self.names()[:12])}")
         found = self._images
-        if choice.name is not None:
-            number = re.fullmatch(r"@([0-9]{1,6})", choice.name)
+        if selector.name is not None:
+            number = re.fullmatch(r"@([0-9]{1,6})", selector.name)
             if number:
                 found = found[int(number[1]) : int(number[1]) + 1]
             else:
-                found = [one for one in found if any(is_named(tag, choice.name) for tag in one.tags)]
+                found = [one for one in found if any(is_named(tag, selector.name) for tag in one.tags)]
         if len({(one.config, one.layers) for one in found}) != 1:
-            missed = "no image" if choice.name is None else f"no image {quoted(choice.name)}"
-            what = f"{len(found)} images could be meant" if found else missed
+            missed = "no image" if selector.name is None else f"no image {quoted(selector.name)}"
+            what = f"{len(found)} images match" if found else missed
             there = f"; there is {', '.join(self.names()[:12])}" if self._images else ""
             raise OciError(what + there, hint="name one with :NAME, or give its number with :@N")
         return found[0]
 
 
 class LayerTars:
-    """Layer tars in order, each opened by its function when its turn comes: no manifest, no config, no digests."""
+    """Layer tars in order, without manifest, config and digests; each is opened by its function when it is read."""
 
     kind = "layers"
+    places = 1
+    at_once = 1
 
     def __init__(
         self,
@@ -332,12 +348,12 @@ class LayerTars:
         self._close = close
 
     def names(self) -> list[str]:
-        """There is one image only."""
+        """No names: the layers are the one image."""
         return []
 
-    def image(self, choice: Choice = ANY) -> ImageSource:
+    def image(self, selector: Selector = ANY) -> ImageSource:
         """The layers as an image."""
-        if choice != ANY:
+        if selector != ANY:
             raise OciError("layer tars have no names, digests or platforms to choose by")
         return ImageSource(layers=tuple(LayerSource(path=path) for path, _ in self._layers))
 
@@ -346,15 +362,15 @@ class LayerTars:
         return next(opener for path, opener in self._layers if path == layer.path)()
 
     def close(self) -> None:
-        """Close what was open already."""
+        """Close the layers that are open."""
         if self._close is not None:
             self._close()
 
 
 def archive_images(files: ArchiveFiles) -> ImageContainer:
-    """The images of an archive of either form, or of both, which then must be the same images.
+    """The images of an OCI archive, a docker archive or one that is both, with the same images in both indexes.
 
-    Raises :class:`OciError` where they are not, and what :class:`OciImages` and :class:`DockerImages` raise.
+    Raises :class:`OciError` if the indexes disagree, and what :class:`OciImages` and :class:`DockerImages` raise.
     """
     if "manifest.json" not in files:
         return layout_images(files, "oci-archive")
@@ -363,14 +379,16 @@ def archive_images(files: ArchiveFiles) -> ImageContainer:
     by_index, by_manifest = layout_images(files, "oci-archive"), DockerImages(files)
     there = by_index.configs()
     if not there:
-        return by_manifest  # an index without entries, or one of images that are elsewhere
+        return by_manifest  # the index is empty, or its images are stored elsewhere
     _check_same(there, by_manifest.configs())
     return by_index
 
 
 def _check_same(there: _Configs, named: _Configs) -> None:
-    """Raise :class:`OciError` for an image of those *named* that is not *there*: under the names that both have, and
-    else under any."""
+    """Raise :class:`OciError` if an image in *named* (manifest.json) is not in *there* (index.json).
+
+    Images are compared under the names that both have; an image without such a name may be any in *there*.
+    """
     everything = {config for _, config in there}
     by_name: dict[str, set[Digest]] = {}
     for names, config in there:
@@ -386,25 +404,25 @@ def _check_same(there: _Configs, named: _Configs) -> None:
 
 
 def _less(left: int, size: int, what: str) -> int:
-    """What is left of a budget of bytes. Raises :class:`LimitExceeded`."""
+    """Take *size* bytes from a budget; returns the rest. Raises :class:`LimitExceeded`."""
     if size > left:
         raise LimitExceeded(f"more than {MAX_LOOKED_AT} bytes of {what} to tell images apart", hint=_ONE_FORM_HINT)
     return left - size
 
 
 def _inside(path: str, where: str) -> str:
-    """A path of the archive as its members are called. Raises :class:`OciError` for one that leaves it."""
+    """*path* as its member is called in the archive. Raises :class:`OciError` for a path that leads out of it."""
     inside = member_path(path.encode())
     if inside is None:
         raise OciError(f"{quoted(path)} is no path in the archive", where=where)
     return inside
 
 
-def check_platform(config: ImageConfig, choice: Choice) -> None:
-    """Raise :class:`OciError` for an image that says it is for another platform than the one asked for."""
+def check_platform(config: ImageConfig, selector: Selector) -> None:
+    """Raise :class:`OciError` if the config states another platform than the selector."""
     offered = config.platform
-    if choice.platform is not None and offered.os and platform_rank(offered, choice.platform) is None:
-        raise OciError(f"the image is for {offered}, not for {choice.platform}")
+    if selector.platform is not None and offered.os and platform_rank(offered, selector.platform) is None:
+        raise OciError(f"the image is for {offered}, not for {selector.platform}")
 
 
 def _json(files: BlobFiles, path: str) -> object:

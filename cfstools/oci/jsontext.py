@@ -1,4 +1,4 @@
-"""The JSON of container images: read strictly, with typed access that puts the place in errors."""
+"""The JSON of container images: strict parsing, and typed access to members that names the place in errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIMITS = strictjson.JsonLimits(size=MAX_JSON, depth=MAX_NESTING)
 
 @contextmanager
 def within(place: str) -> Iterator[None]:
-    """Put *place* before where each :class:`CfsError` that leaves the block says it happened, unless it is that."""
+    """Prefix the ``where`` of each :class:`CfsError` that leaves the block with *place*, unless it is that already."""
     try:
         yield
     except CfsError as error:
@@ -25,9 +25,9 @@ def within(place: str) -> Iterator[None]:
 
 
 def parse_json(data: bytes) -> object:
-    """The value a JSON text holds; a byte order mark before it is passed over.
+    """Parse a JSON text; a byte order mark before it is ignored.
 
-    Raises :class:`LimitExceeded` beyond 4 MiB, 64 levels and the limits that all JSON has here, and
+    Raises :class:`LimitExceeded` for more than 4 MiB, 64 levels or the other limits of :class:`JsonLimits`, and
     :class:`OciError` for whatever else :func:`cfstools.strictjson.parse_json` refuses.
     """
     try:
@@ -37,9 +37,9 @@ def parse_json(data: bytes) -> object:
 
 
 class Fields:
-    """The members of a JSON object, by type; ``where`` is its place for errors (``"layers[2]"``).
+    """Typed access to the members of a JSON object; ``where`` is its place for errors (``"layers[2]"``).
 
-    A member that is absent or ``null`` gives ``None`` (or nothing); one of the wrong type raises :class:`OciError`.
+    A member that is absent or ``null`` reads as ``None`` or empty; one of the wrong type raises :class:`OciError`.
     """
 
     def __init__(self, value: object, where: str) -> None:
@@ -52,7 +52,7 @@ class Fields:
         return name in self._members
 
     def place(self, name: str) -> str:
-        """Where a member stands."""
+        """The place of a member, for errors."""
         return f"{self.where}.{name}" if self.where else name
 
     def text(self, name: str) -> str | None:
@@ -112,9 +112,9 @@ class Fields:
 
 
 def _whole(text: str, where: str) -> str:
-    """Refuse half surrogate pairs, which JSON can escape but no output can hold."""
+    """Refuse lone surrogates: JSON can escape them, but they cannot be encoded."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise OciError("half a surrogate pair in a string", where=where) from error
+        raise OciError("a lone surrogate in a string", where=where) from error
     return text

@@ -1,12 +1,14 @@
-"""One layer read in one pass: its bytes hashed, decompressed, hashed again, and its members staged.
+"""Read a layer in one pass: hash its bytes, decompress, hash again, and stage its members.
 
-Layer digest and DiffID cover the whole streams, whatever follows the end of the archive (OCI reading,
-sections 3.2 and 3.3).
+Layer digest and DiffID cover the whole streams, including what follows the end of the archive (docs/oci.md,
+"What is checked").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Protocol
 
 from cfstools.errors import CfsError, CheckFailed, FormatError, OciError
 from cfstools.formats.tar import Member, MemberType, TarReader, TarWarning
@@ -19,17 +21,19 @@ from cfstools.report import Report
 from cfstools.streams.buffered import READ_SIZE, Read
 from cfstools.streams.decompress import Compression, open_compressed
 from cfstools.streams.limits import DecompressionLimits, TarLimits
-from cfstools.streams.readers import HashingReader, ReadAhead
-from cfstools.tree.layers import Layer
+from cfstools.streams.readers import HashingAside, HashingReader, ReadAhead
 from cfstools.tree.model import Content, Device, Directory, Fifo, Leaf, RegularFile, Symlink
 from cfstools.values import Value
 
 ContentReader = Callable[[TarReader, Member], Content]
-"""Takes a file's contents from the reader to where they are kept."""
+"""Called for each file: reads its contents from the reader and stores them."""
 
 
 class LayerReport(Report):
-    """One layer as read: digest and size as stored, DiffID and size uncompressed, and how many members it has."""
+    """One layer: digest and size as stored, DiffID and uncompressed size, number of members.
+
+    ``remembered`` says that it was read in an earlier run, and was not fetched.
+    """
 
     path: str
     media_type: str | None
@@ -39,13 +43,25 @@ class LayerReport(Report):
     diff_id: str
     uncompressed_size: int
     members: int
+    remembered: bool = False
+
+
+class LayerStage(Protocol):
+    """What members are staged in: :class:`cfstools.tree.layers.Layer`, or what passes on to one."""
+
+    def add(self, path: bytes, inode: Directory | Leaf) -> None:
+        """Stage one entry."""
+
+    def add_link(self, path: bytes, target: bytes) -> None:
+        """Stage a hard link."""
 
 
 class LayerOptions(Value):
-    """How members become inodes: attributes kept, limits held to, and whether symbolic links are 0777 as on disk.
+    """How members become inodes: which attributes are kept, limits, and the mode of symbolic links (0777 as on disk).
 
-    With ``safe_modes`` an inode whose access control list is not kept gets permissions that give nobody more than the
-    list did; else it keeps the mode of its header, whose group bits are the list's mask.
+    With ``safe_modes`` an inode whose access control list is dropped gets a mode that gives nobody more rights than the
+    list did; else it keeps the mode of its header, whose group bits are the list's mask. Threads pass the layer on in
+    pieces of *piece* bytes: each is handed over under the GIL, so smaller ones make threads wait more often.
     """
 
     xattrs: XattrKeeper
@@ -53,12 +69,13 @@ class LayerOptions(Value):
     safe_modes: bool = False
     tar_limits: TarLimits
     skip_unknown: bool = False
+    piece: int = READ_SIZE
 
 
 def read_layer(
     read: Read,
     source: LayerSource,
-    layer: Layer,
+    layer: LayerStage,
     *,
     options: LayerOptions,
     limits: DecompressionLimits,
@@ -68,13 +85,13 @@ def read_layer(
 ) -> LayerReport:
     """Read one layer and stage its members in *layer*; *progress* counts bytes as stored.
 
-    *on_warning* is called with a place and a text. Raises :class:`CheckFailed` when digest or DiffID are not those
-    promised, and that rather than what a damaged stream looks like further in; else ``TarError``, also when a layer
-    that promises neither has no end blocks, ``CompressionError``, ``LimitExceeded``, ``OciError``.
+    *on_warning* is called with a place and a text. Raises :class:`CheckFailed` if digest or DiffID are not the stated
+    ones; that takes precedence over errors of a damaged stream: ``TarError`` (also for a layer without stated digests
+    and end blocks), ``CompressionError``, ``LimitExceeded``, ``OciError``.
     """
 
     def counted(count: int) -> bytes:
-        data = read(count)
+        data = read(min(count, options.piece))
         progress.advance(len(data))
         return data
 
@@ -82,20 +99,23 @@ def read_layer(
     unchecked = source.digest is None and source.diff_id is None
     stored = HashingReader(counted, _algorithm(source.digest))
     try:
-        stream = open_compressed(stored.read, limits=limits)
+        stream = open_compressed(stored.read, limits=limits, piece=options.piece)
         _check_type(source, stream.kind.value, on_warning)
         # Uncompressed bytes need not be hashed twice.
         once = stream.kind is Compression.NONE and _algorithm(source.digest) == _algorithm(source.diff_id)
-        plain = stored if once else HashingReader(stream.read, _algorithm(source.diff_id))
-        with ReadAhead(stream.read if once else plain.read) as ahead:
+        with ExitStack() as stack:
+            plain = stored
+            if not once:  # decompressing takes longer than all else: nothing more is done in its thread
+                plain = stack.enter_context(HashingAside(stream.read, _algorithm(source.diff_id)))
+            ahead = stack.enter_context(ReadAhead(stream.read if once else plain.read, piece=options.piece))
             if ahead.peek(1) or unchecked:
                 staging = _Members(layer, options, content, on_warning, require_end=unchecked)
                 members = staging.stage(ahead.read)
-            else:  # a whole one that its digest vouches for, as some builders write layers that change nothing
+            else:  # the digest confirms that it is whole: some builders write empty layers
                 members = 0
-                on_warning("", "the layer has no bytes at all, and so changes nothing")
+                on_warning("", "the layer is empty and changes nothing")
     except FormatError as error:
-        # The thread has ended. Hash the rest: a wrong digest explains a damaged stream better than the stream does.
+        # The read-ahead thread has ended. Hash the rest: a wrong digest is the better explanation of a damaged stream.
         _check_rest(stored, source, error)
         raise
     digest = _checked(stored, source.digest, source, "layer")
@@ -147,11 +167,11 @@ def _check_type(source: LayerSource, found: str, on_warning: Callable[[str, str]
 
 
 class _Members:
-    """Turns members into inodes and stages them."""
+    """Turns members into inodes and stages them in the layer."""
 
     def __init__(
         self,
-        layer: Layer,
+        layer: LayerStage,
         options: LayerOptions,
         content: ContentReader,
         on_warning: Callable[[str, str], None],
@@ -165,16 +185,17 @@ class _Members:
         self._require_end = require_end
 
     def stage(self, read: Read) -> int:
-        """Stage every member of the tar archive; the result is how many there are."""
+        """Stage every member of the tar archive; returns their number."""
         options, layer, keep = self._options, self._layer, self._options.xattrs.keep
         reader = TarReader(
             read,
             limits=options.tar_limits,
             skip_unknown=options.skip_unknown,
             require_end=self._require_end,
+            piece=options.piece,
             on_warning=self._warn,
         )
-        # A local, not an attribute: it refers to this object, and a cycle would keep the layer until the next GC.
+        # Not an attribute: it refers to this object, and a reference cycle would keep the layer until the next GC.
         acls = AclSettler(options.xattrs.keeps, self._warn, safe_modes=options.safe_modes)
         add, content, file_type = layer.add, self._content, MemberType.FILE
         count = 0
@@ -218,7 +239,7 @@ class _Members:
                 mode |= 0o020000 if member.type is MemberType.CHAR else 0o060000
                 rdev = device_number(member.devmajor, member.devminor)
                 return Device(mode=mode, uid=uid, gid=gid, mtime_sec=sec, mtime_nsec=nsec, xattrs=xattrs, rdev=rdev)
-            case _:  # pragma: no cover - files and hard links have been dealt with
+            case _:  # pragma: no cover - files and hard links are handled above
                 raise OciError(f"a member of type {member.type.name}")
 
     def _warn(self, warning: TarWarning) -> None:

@@ -1,4 +1,4 @@
-"""Indexes, manifests and configs of images, OCI's and docker's (OCI reading, section 3.2)."""
+"""Indexes, manifests and configs of OCI and docker images (docs/oci.md, "What is checked")."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from cfstools.values import Value
 
 
 class NoImage(OciError):
-    """A manifest is that of something else than a container image."""
+    """The manifest describes an artifact, not a container image."""
 
 
 class OddEntry(Value):
-    """An entry of an index that is no descriptor, and why; its digest and annotations as far as they are text."""
+    """An invalid entry of an index, with its error; digest and annotations if they are text."""
 
     error: CfsError
     digest: str | None = None
@@ -36,14 +36,14 @@ class OddEntry(Value):
 
 
 class Index(Value):
-    """A list of images, or of further indexes; *odd* is what stands among them and is neither."""
+    """A list of images or nested indexes; *odd* are its invalid entries."""
 
     manifests: tuple[Descriptor, ...]
     odd: tuple[OddEntry, ...] = ()
 
 
 class Manifest(Value):
-    """One image: its config and its layers, base first; *warnings* are places and texts."""
+    """One image: config and layers, base first; *warnings* are pairs of place and text."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -51,7 +51,7 @@ class Manifest(Value):
 
 
 class ImageConfig(Value):
-    """What a config says of the image: its platform, the digests of its uncompressed layers, when it was made."""
+    """What the config states: platform, digests of the uncompressed layers, date, author, labels."""
 
     platform: Platform
     diff_ids: tuple[Digest, ...]
@@ -62,9 +62,9 @@ class ImageConfig(Value):
 
 
 def parse_index(data: bytes) -> Index:
-    """An image index or docker manifest list; raises :class:`OciError`, :class:`LimitExceeded`.
+    """Parse an image index or docker manifest list. Raises :class:`OciError`, :class:`LimitExceeded`.
 
-    One odd entry does not spoil the others: it is kept apart with what is wrong with it.
+    An invalid entry goes to ``odd`` with its error, and the others stay usable.
     """
     fields = _checked(data, Kind.INDEX)
     entries: list[Descriptor] = []
@@ -90,11 +90,11 @@ def _odd(value: object, error: CfsError) -> OddEntry:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """An image manifest whose layers can all be read.
+    """Parse an image manifest, all of whose layers must be of readable types.
 
-    Media types that were lost on the way are accepted with a warning: config and DiffIDs show what the blobs are.
-    Raises :class:`OciError` for what breaks the rules, :class:`NoImage` for what is no container image,
-    :class:`Unsupported` for encrypted layers and schema 1.
+    Lost media types are accepted with a warning: config and DiffIDs show what the blobs are. Raises
+    :class:`OciError` for a broken rule, :class:`NoImage` for an artifact, :class:`Unsupported` for encrypted layers and
+    docker schema 1.
     """
     fields = _checked(data, Kind.MANIFEST)
     config_fields = fields.member("config")
@@ -124,7 +124,7 @@ def _lost(where: str, media_type: str) -> tuple[str, str]:
 
 
 def parse_config(data: bytes, layers: int) -> ImageConfig:
-    """The config of an image of that many layers; raises :class:`OciError` unless it has one DiffID for each."""
+    """Parse the config of an image with that many layers. Raises :class:`OciError` unless it has a DiffID for each."""
     fields = Fields(parse_json(data), "")
     rootfs = fields.member("rootfs")
     kind = None if rootfs is None else rootfs.text("type")
@@ -156,7 +156,7 @@ def _check_layer(media_type: str, where: str) -> None:
 
 
 def _limited(fields: Fields, name: str, maximum: int) -> list[tuple[str, object]]:
-    """The entries of an array, each with its place."""
+    """The entries of an array with their places. Raises :class:`LimitExceeded` for more than *maximum*."""
     items = fields.array(name)
     if len(items) > maximum:
         raise LimitExceeded(f"{len(items)} entries are more than {maximum}", where=name)
@@ -164,10 +164,12 @@ def _limited(fields: Fields, name: str, maximum: int) -> list[tuple[str, object]
 
 
 def _checked(data: bytes, kind: Kind) -> Fields:
-    """The members of an index or manifest that is this kind and nothing else besides."""
+    """The members of an index or manifest, checked to be of this kind only."""
     fields = Fields(parse_json(data), "")
     if "fsLayers" in fields or kind_of(fields.text("mediaType") or "") is Kind.SCHEMA1:
-        raise Unsupported("a docker schema 1 manifest, which has no layer digests to trust", hint="pull the image anew")
+        raise Unsupported(
+            "a docker schema 1 manifest, which has no layer digests to trust", hint="pull the image again"
+        )
     if fields.number("schemaVersion") != 2:
         raise OciError("not 2", where="schemaVersion")
     has_manifests, has_layers = "manifests" in fields, "layers" in fields or "config" in fields

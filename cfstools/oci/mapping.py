@@ -1,16 +1,31 @@
-"""What a merged tree becomes before it is written: the mappings ``composefs`` and ``plain`` (OCI reading, 2.2)."""
+"""What a merged tree becomes before it is written: ``composefs`` and ``plain`` (docs/oci.md, "Mappings")."""
 
 from __future__ import annotations
 
+from enum import Enum
 from types import MappingProxyType
 
-from cfstools.oci.choices import KeptXattrs
-from cfstools.tree.layers import take_attributes
+from cfstools.tree.copying import take_attributes
 from cfstools.tree.model import NO_XATTRS, Directory, Xattrs
 
 
+class OciMapping(Enum):
+    """``composefs``: the canonical tree of an image, one digest for one image; ``plain``: as the layers say."""
+
+    COMPOSEFS = "composefs"
+    PLAIN = "plain"
+
+
+class KeptXattrs(Enum):
+    """Which extended attributes stay: ``security.capability`` only, ``user.*`` too, or all."""
+
+    CAPABILITY = "capability"
+    USER = "user"
+    ALL = "all"
+
+
 class XattrKeeper:
-    """Keeps the extended attributes wanted; equal sets are given out as one mapping."""
+    """Keeps the extended attributes wanted; equal sets become one object."""
 
     def __init__(self, kept: KeptXattrs) -> None:
         self._all = kept is KeptXattrs.ALL
@@ -18,7 +33,7 @@ class XattrKeeper:
         self._shared: dict[tuple[tuple[bytes, bytes], ...], Xattrs] = {}
 
     def keep(self, xattrs: Xattrs) -> Xattrs:
-        """What is kept of one inode's attributes."""
+        """Those of one inode's attributes that are kept."""
         kept = tuple(sorted(item for item in xattrs.items() if self.keeps(item[0])))
         if not kept:
             return NO_XATTRS

@@ -1,9 +1,8 @@
-"""Whether a tar archive is an image archive or a layer: by all of its members (OCI reading, "What is read").
+"""Tell image archives and layers apart by all members of the tar archive (docs/oci.md, "What is read").
 
-An image archive holds nothing but parts of images: what is called as tools call such parts, and what its
-``manifest.json`` names. A layer holds anything, a ``manifest.json`` or a whole layout of its own among it. So one
-member that no image archive has makes a layer, wherever it stands; this is also what a pipe is told by. What could
-be both is refused.
+An image archive holds only parts of images: files with the names that tools give to such parts, and those that its
+``manifest.json`` names. A layer holds anything, even a ``manifest.json`` or a whole layout. So a single member that no
+image archive has makes the archive a layer, wherever it is; that works on a pipe too. What may be both is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from cfstools.text import quoted
 
 ORDERS_HINT = "say what it is: docker-archive:, oci-archive: or layers: before the path"
 
-# What the top of a root file system is called, and the top of no image archive.
+# Names at the top of root file systems and never of image archives.
 _ROOT_NAMES = frozenset(
     {
         *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "nix", "opt"),
@@ -42,18 +41,18 @@ _OLD_PART = re.compile(r"[0-9a-f]{64}/(?:json|layer\.tar)")
 
 
 def begins_a_tar(read: Read, limits: DecompressionLimits | None = None) -> bool:
-    """Whether the stream, which may be compressed, begins as a tar archive does, or is an empty one.
+    """Whether the stream, which may be compressed, starts like a tar archive or is an empty archive.
 
-    Raises :class:`CompressionError` where its compression is damaged from the start, :class:`LimitExceeded`.
+    Raises :class:`CompressionError` if it is damaged at its start, :class:`LimitExceeded`.
     """
     stream = open_compressed(read, limits=limits)
     block = stream.peek(BLOCK)
     if len(block) < BLOCK:
-        # Nothing at all, compressed, is told apart from a cut archive by whoever reads it.
+        # An empty compressed stream passes: reading it tells it from a truncated archive.
         return not block and stream.kind is not Compression.NONE
     if any(block):
         return _is_header(block)
-    # Many disk images begin with zeros too: an empty archive has nothing else.
+    # Many disk images start with zeros too; an empty archive has nothing else.
     start = stream.peek(BLOCK + MAX_LEADING_ZEROS)
     return len(start) < BLOCK + MAX_LEADING_ZEROS and not any(start)
 
@@ -64,15 +63,15 @@ def _is_header(block: bytes) -> bool:
 
 
 class Evidence:
-    """What the members of an archive say of it; ends the pass over it once it is a layer for certain."""
+    """Collects what the members tell about an archive; ends the pass once it is certainly a layer."""
 
     def __init__(self) -> None:
         self.documents: set[str] = set()
-        self.parts: set[str] = set()  # files called as parts of images are
+        self.parts: set[str] = set()  # files with names of image parts
         self.others: set[str] = set()
 
     def sees(self, path: str, member: Member) -> bool:
-        """Take note of a member; whether no image archive has such a one."""
+        """Record a member; returns whether no image archive has such a member."""
         kind = member.type
         if kind not in {MemberType.FILE, MemberType.DIR, MemberType.SYMLINK, MemberType.HARDLINK}:
             return True
@@ -95,15 +94,15 @@ class Evidence:
         return False
 
     def sees_contents(self, path: str, head: bytes) -> bool:
-        """Whether the file lies in a directory and cannot be part of an image: those are JSON or archives."""
+        """Whether the file is in a directory and cannot be part of an image, which is always JSON or an archive."""
         return "/" in path and path in self.others and not _could_be_part(head)
 
     def sees_fault(self) -> bool:
-        """A damaged archive without any part of an image is left to who reads layers, to say what is wrong."""
+        """Whether no part of an image was seen: then the layer reader reports the damage."""
         return not self.parts
 
     def sees_end(self, files: ArchiveFiles) -> bool:
-        """Whether this is a layer. Raises :class:`OciError` for what could be either."""
+        """Whether this is a layer. Raises :class:`OciError` if it could be either."""
         return not _is_image_archive(files, self)
 
 
@@ -117,9 +116,9 @@ def _could_be_part(head: bytes) -> bool:
 
 
 def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
-    """Whether an archive of which all members were seen is an image archive; else it is a layer.
+    """Whether an archive is an image archive, given all its members; else it is a layer.
 
-    Raises :class:`OciError` for what could be either, and for parts of images that nothing holds together.
+    Raises :class:`OciError` if it could be either, and for parts of images without an index or manifest.
     """
     named = _named_by_manifest(files)
     described = named is not None or _has_index(files)
@@ -135,7 +134,7 @@ def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
     if described or not parts:
         return described
     if evidence.documents & {"index.json", "manifest.json"}:
-        return True  # and not a good one, of which opening it says more
+        return True  # a damaged one: opening it reports how
     if any(_OLD_PART.fullmatch(path) for path in parts):
         raise OciError(
             "an image archive without manifest.json, as docker wrote before 1.10",
@@ -145,7 +144,7 @@ def _is_image_archive(files: ArchiveFiles, evidence: Evidence) -> bool:
 
 
 def _refuse_layout_below(evidence: Evidence) -> None:
-    """Raise :class:`OciError` for an archive of nothing but one directory that is a layout."""
+    """Raise :class:`OciError` if the archive holds only a directory that is a layout."""
     tops = {path.partition("/")[0] for path in evidence.others}
     top = next(iter(tops), "")
     below = {path.partition("/")[2] for path in evidence.others} - {""}
@@ -159,13 +158,13 @@ def _refuse_layout_below(evidence: Evidence) -> None:
 
 
 def _strangers(evidence: Evidence, parts: set[str]) -> list[str]:
-    """What is no part of an image, nor a directory above one, in order."""
+    """Sorted paths that are neither parts of an image nor directories above one."""
     above = {"/".join(names[:depth]) for path in parts for names in [path.split("/")] for depth in range(1, len(names))}
     return sorted(evidence.others - parts - above)
 
 
 def _named_by_manifest(files: ArchiveFiles) -> set[str] | None:
-    """The files that a docker archive's manifest names; ``None`` where there is no such manifest."""
+    """The files named in a docker archive's ``manifest.json``; ``None`` if there is no valid one."""
     value = _document(files, "manifest.json")
     if not isinstance(value, list):
         return None

@@ -1,11 +1,11 @@
-"""Which image of several: by name, by digest, by platform (OCI reading, sections 3.1 and 3.2)."""
+"""Which image of several: by name, by digest, by platform (docs/oci.md, "Choosing an image")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
-from cfstools.errors import CfsError, LimitExceeded, OciError
+from cfstools.errors import CfsError, LimitExceeded, OciError, Phrase, Remedy
 from cfstools.oci.descriptor import Descriptor, Digest, Kind, Platform, is_lost, kind_of
 from cfstools.oci.manifest import Index, OddEntry
 from cfstools.streams.limits import (
@@ -27,19 +27,19 @@ _WITHOUT_PLATFORM = 1000
 _ARM = ("v8", "v7", "v6", "v5")
 
 
-class Choice(Value):
-    """What the user asked for: a tag or name, a digest of a manifest or index, a platform; all may be open."""
+class Selector(Value):
+    """Which image is wanted: by tag or name, by digest of a manifest or index, by platform; any may be left open."""
 
     name: str | None = None
     digest: Digest | None = None
     platform: Platform | None = None
 
 
-ANY = Choice()
+ANY = Selector()
 
 
 class Candidate(Value):
-    """One image that could be meant: its manifest, the names it goes by, and the indexes that lead to it.
+    """One image that the selector may mean: its manifest, its names, and the indexes that lead to it.
 
     *entry* is the number of the entry of the outermost index that leads to it.
     """
@@ -55,27 +55,26 @@ class Candidate(Value):
 
 
 class State(Enum):
-    """What is behind a candidate: an image, something else, or an image of which not all blobs are there."""
+    """What a candidate turns out to be: an image, something else, or an image with missing blobs."""
 
     IMAGE = "image"
     ARTIFACT = "artifact"
     ABSENT = "absent"
 
 
-class Chosen(Value):
-    """The image meant, and what was passed over on the way to it."""
+class Selection(Value):
+    """The image that was selected, and warnings about what was skipped on the way to it."""
 
     candidate: Candidate
     notes: tuple[str, ...] = ()
 
 
 class Catalogue:
-    """Every image below *index*, in order; *load* reads a nested index, each of which is read once.
+    """Every image below *index*, in order; *load* reads a nested index, each of them once.
 
-    Attestations, artifacts and unknown types are passed over, but not types that say nothing. Entries that are no
-    descriptors are kept in *odd*.
-    Raises :class:`LimitExceeded` for indexes nested deeper than 8 and for more of them, of their bytes, of their
-    entries or of images than the maxima above.
+    Attestations, artifacts and entries of unknown media types are skipped; entries whose media type was lost are not.
+    *odd* holds the entries that are not descriptors, and the nested indexes that cannot be read. Raises
+    :class:`LimitExceeded` for indexes nested deeper than 8, and for too many indexes, entries or images.
     """
 
     def __init__(self, index: Index, load: Callable[[Descriptor], Index]) -> None:
@@ -90,18 +89,18 @@ class Catalogue:
             self.images += self._below(entry, _names(entry.annotations), number, (), set())
 
     def below(self, digest: Digest) -> list[Candidate]:
-        """The images that *digest* names: one manifest, or all that an index leads to."""
+        """The images with *digest*: one manifest, or all below the index of that digest."""
         index = self._indexes.get(digest)
         if index is None:
             return [one for one in self.images if one.manifest.digest == digest]
-        # Walked again: another index may have led to some of its images first.
+        # Walk it again: images that another index led to first are not listed under this one.
         seen: set[Digest] = set()
         return [one for each in index.manifests for one in self._below(each, (), 0, (digest,), seen)]
 
     def _below(
         self, entry: Descriptor, names: tuple[str, ...], number: int, trail: tuple[Digest, ...], seen: set[Digest]
     ) -> list[Candidate]:
-        """What an entry leads to that is not in *seen* yet."""
+        """The images that an entry leads to, without those in *seen*, which grows."""
         self._spend_entries(1)
         if entry.digest in trail:
             raise OciError("the index contains itself", where=str(entry.digest))
@@ -122,7 +121,7 @@ class Catalogue:
         return [Candidate(manifest=entry, names=names, trail=trail, entry=number)]
 
     def _index(self, entry: Descriptor, *, outermost: bool) -> Index:
-        """A nested index, read once. One that is missing or damaged has no images, and is kept in *odd*."""
+        """A nested index, read once. A missing or damaged one counts as empty and is reported in *odd*."""
         found = self._indexes.get(entry.digest)
         if found is None:
             self._bytes_left -= entry.size
@@ -161,43 +160,43 @@ def _is_artifact(entry: Descriptor) -> bool:
 
 
 def _names(annotations: Mapping[str, str]) -> tuple[str, ...]:
-    """The names a descriptor of the outermost index goes by: its tag, and docker's full name of the image."""
+    """The names in the annotations of an entry of the outermost index: its tag, and docker's full image name."""
     names = (annotations.get(key) for key in (_REF_NAME, _CONTAINERD_NAME))
     return tuple(name for name in names if name)
 
 
-def choose(catalogue: Catalogue, choice: Choice, look: Callable[[Candidate], State]) -> Chosen:
-    """The one image meant; *look* tells what is behind a candidate, where there are several.
+def choose(catalogue: Catalogue, selector: Selector, look: Callable[[Candidate], State]) -> Selection:
+    """Select the one image that *selector* means; *look* inspects candidates, only where there are several.
 
-    Raises :class:`OciError` that lists the candidates when it is none or not clear which, and what is wrong with an
-    odd entry that is meant.
+    Raises :class:`OciError` that lists the candidates if none or several match, and the error of an odd entry if that
+    is the one meant.
     """
-    meant = _meant(catalogue, choice)
-    notes = [f"passed over: {error}" for error in map(_odd_text, catalogue.odd[:_LISTED])]
-    if choice.platform is not None:
+    meant = _meant(catalogue, selector)
+    notes = [f"skipped: {error}" for error in map(_odd_text, catalogue.odd[:_LISTED])]
+    if selector.platform is not None:
         several = len({one.manifest.digest for one in meant}) > 1
         notes += _several_of_one_name(meant) if several else []
-        meant = _of_platform(meant, choice.platform)
+        meant = _of_platform(meant, selector.platform)
     if len({one.manifest.digest for one in meant}) > 1:
         meant = _images(meant, look, notes)
-    if choice.platform is not None:
+    if selector.platform is not None:
         meant = _first_of_each_entry(meant)
     if len({one.manifest.digest for one in meant}) > 1:
-        raise OciError(f"{len(meant)} images could be meant: {_told_apart(meant)}", hint=_hint(meant))
+        raise OciError(f"{len(meant)} images match: {_told_apart(meant)}", hint=_hint(meant))
     media_type = meant[0].manifest.media_type
     if is_lost(media_type):
         notes.append(f"the index does not say what the image is: its type there is {quoted(media_type)}")
-    return Chosen(candidate=meant[0], notes=tuple(notes))
+    return Selection(candidate=meant[0], notes=tuple(notes))
 
 
-def _meant(catalogue: Catalogue, choice: Choice) -> list[Candidate]:
-    """The images of the name or digest; all where neither was given."""
+def _meant(catalogue: Catalogue, selector: Selector) -> list[Candidate]:
+    """The images with the wanted name or digest; all images if neither is given."""
     odd = catalogue.odd
-    if choice.digest is not None:
-        meant = catalogue.below(choice.digest)
-        odd = [one for one in odd if one.digest == str(choice.digest)]
-    elif choice.name is not None:
-        wanted = choice.name
+    if selector.digest is not None:
+        meant = catalogue.below(selector.digest)
+        odd = [one for one in odd if one.digest == str(selector.digest)]
+    elif selector.name is not None:
+        wanted = selector.name
         meant = [one for one in catalogue.images if any(is_named(name, wanted) for name in one.names)]
         odd = [one for one in odd if any(is_named(name, wanted) for name in _names(one.annotations))]
     else:
@@ -206,10 +205,10 @@ def _meant(catalogue: Catalogue, choice: Choice) -> list[Candidate]:
     if odd:
         raise odd[0].error
     if not meant:
-        wanted = str(choice.digest) if choice.digest else choice.name or ""
+        wanted = str(selector.digest) if selector.digest else selector.name or ""
         what = f"no image {quoted(wanted)}" if wanted else "no image"
         raise OciError(f"{what}; there is {listed(catalogue.images)}" if catalogue.images else what)
-    # An entry whose type was lost on the way may be anything: it counts where nothing else is meant.
+    # An entry whose media type was lost may be anything: use it only if nothing else matches.
     return [one for one in meant if not is_lost(one.manifest.media_type)] or meant
 
 
@@ -218,29 +217,29 @@ def _odd_text(odd: OddEntry) -> str:
 
 
 def _images(found: list[Candidate], look: Callable[[Candidate], State], notes: list[str]) -> list[Candidate]:
-    """Those of several candidates that are images and all there; all where none is."""
+    """Of several candidates the complete images; else the incomplete ones; else all."""
     if len({one.manifest.digest for one in found}) > MAX_LOOKS:
         return found
     states = [(one, look(one)) for one in found]
     images = [one for one, state in states if state is State.IMAGE]
     absent = [one for one, state in states if state is State.ABSENT]
     if images and absent:
-        notes.append(f"passed over, for their blobs are missing: {listed(absent)}")
+        notes.append(f"skipped, because blobs are missing: {listed(absent)}")
     return images or absent or found
 
 
 def _several_of_one_name(found: list[Candidate]) -> list[str]:
-    """A warning for each name that several entries of the outermost index have, of which a platform takes one."""
+    """A warning for each name that several entries of the outermost index share: the platform picks one of them."""
     entries: dict[str, set[Digest]] = {}
     for one in found:
         for name in one.names:
             entries.setdefault(name, set()).add(one.trail[0] if one.trail else one.manifest.digest)
     twice = [name for name, digests in entries.items() if len(digests) > 1]
-    return [f"the name {quoted(name)} stands on {len(entries[name])} entries of the index" for name in twice[:_LISTED]]
+    return [f"the name {quoted(name)} is on {len(entries[name])} entries of the index" for name in twice[:_LISTED]]
 
 
 def _of_platform(found: list[Candidate], platform: Platform) -> list[Candidate]:
-    """The images that fit best."""
+    """The images whose platform fits best."""
     ranked = [(rank, one) for one in found if (rank := platform_rank(one.manifest.platform, platform)) is not None]
     if not ranked:
         raise OciError(f"no image for {platform}; there is {listed(found)}")
@@ -279,18 +278,19 @@ def _variant(platform: Platform) -> str | None:
     return platform.variant or ("v8" if platform.architecture == "arm64" else None)
 
 
-def _hint(found: list[Candidate]) -> str:
-    """How to choose: by platform where that helps, by name where there is one, by digest always."""
-    ways = []
+def _hint(found: list[Candidate]) -> Phrase:
+    """A hint how to select one: by platform or name where they differ, and always by digest."""
+    ways, remedies = [], []
     if len({one.manifest.platform for one in found}) > 1:
-        ways.append("choose one with --platform os/arch")
+        ways.append("choose one with {}")
+        remedies.append(Remedy.PLATFORM)
     if len({one.names for one in found}) > 1:
         ways.append("name one with :NAME")
-    return ", or ".join([*ways, "give its @DIGEST"])
+    return Phrase(", or ".join([*ways, "give its @DIGEST"]), *remedies)
 
 
 def is_named(name: str, wanted: str) -> bool:
-    """Whether *wanted* may mean the image called *name*: the whole name or its end, ``:latest`` being understood."""
+    """Whether *wanted* matches the image *name*: the whole name or its last parts; no tag means ``:latest``."""
     tagged = wanted if ":" in wanted.rpartition("/")[2] else f"{wanted}:latest"
     return name in {wanted, tagged} or name.endswith(("/" + wanted, "/" + tagged))
 
@@ -301,7 +301,7 @@ def listed(found: Sequence[Candidate]) -> str:
 
 
 def _told_apart(found: Sequence[Candidate]) -> str:
-    """The candidates in one line, each with the digest that tells it from all others."""
+    """The candidates in one line, each with its digest, so that they can be told apart."""
     return _joined([f"{one} @{one.manifest.digest}" if one.names else str(one) for one in found])
 
 

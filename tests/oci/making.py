@@ -142,6 +142,6 @@ def archive(files: Mapping[str, bytes], prefix: str = "") -> bytes:
 
 
 def hello(*, hard_link: bool = False) -> bytes:
-    """The layer of the known digests (OCI reading, section 4.1)."""
+    """The layer whose images have known digests."""
     members = [member("usr/"), member("hello.txt", b"hello from test layer\n")]
     return tar(*members, *([link("hello-link.txt", "hello.txt", hard=True)] if hard_link else []))

@@ -18,8 +18,7 @@ from cfstools.errors import OciError, TarError
 from cfstools.formats.tar import Member, TarReader, TarWarning
 from cfstools.oci.acl import ACCESS_KEY, DEFAULT_KEY, Acl, AclEntry, parse_acl_text, parse_acl_value
 from cfstools.oci.aclmembers import AclSettler
-from cfstools.oci.choices import KeptXattrs
-from cfstools.oci.mapping import XattrKeeper
+from cfstools.oci.mapping import KeptXattrs, XattrKeeper
 from tests.formats.tar.tarbytes import END, header, pax, read
 
 BASIC = b"user::rw-,group::r--,other::---"

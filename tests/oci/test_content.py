@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ from cfstools.oci.descriptor import Descriptor, Digest
 from cfstools.oci.files import DirectoryFiles, MemoryFiles, missing
 from cfstools.oci.images import OciImages, layout_images
 from cfstools.oci.manifest import parse_index
-from cfstools.oci.select import Choice
+from cfstools.oci.select import Selector
 from cfstools.sources.oci import read_oci
 from cfstools.streams.buffered import Read, read_up_to
-from cfstools.streams.spool import RandomAccess, Replayable
+from cfstools.streams.spool import Replayable
+from cfstools.transport.base import Open, Span
 from tests.oci import making
 from tests.oci.making import Layout, hello, link, tar
 
@@ -29,6 +30,9 @@ FILES = making.image([hello(), tar(link("a/b", "../c"))], "+gzip")
 
 class Blobs:
     """A content made up here: a dictionary, as a registry would be, which has tags and no index of all images."""
+
+    places = 1
+    at_once = 3
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.blobs = {Digest(*path.split("/")[1:3]): data for path, data in files.items() if path.startswith("blobs/")}
@@ -60,9 +64,13 @@ class Blobs:
         stream = io.BytesIO(self.blobs[descriptor.digest])
         yield lambda count: stream.read(min(count, 7))
 
-    def ranges(self, descriptor: Descriptor) -> RandomAccess | None:
-        del descriptor
-        return None
+    def spans(self, descriptor: Descriptor) -> Sequence[Open]:
+        data = self.blobs[descriptor.digest]
+        return [lambda span: nullcontext(io.BytesIO(data[span.start : span.end]).read)]
+
+    def referrers(self, subject: Descriptor) -> Iterator[bytes]:
+        del subject
+        yield from ()
 
     def close(self) -> None:
         self.closed = True
@@ -120,12 +128,10 @@ def test_blobs(make: Callable[[Mapping[str, bytes]], Content]) -> None:
     with content.open(blob) as read:
         assert read_up_to(read, 1 << 20) == data
         assert read(1) == b""
-    ranges = content.ranges(blob)
-    if ranges is not None:
-        assert ranges.pread(10, 5) == data[5:15]
-        assert ranges.pread(10, len(data) - 3) == data[-3:]
-        assert ranges.pread(10, len(data)) == ranges.pread(10, len(data) + 5) == b""
-        ranges.close()
+    for opened in content.spans(blob):
+        for start, end in ((0, len(data)), (5, 15), (len(data) - 3, len(data)), (7, 7)):
+            with opened(Span(start, end)) as read:
+                assert read_up_to(read, 1 << 20) == data[start:end]
     content.close()
 
 
@@ -186,7 +192,7 @@ def test_an_image_is_found_by_what_the_content_resolves() -> None:
     assert (images.kind, len(images.image().layers)) == ("registry", 2)
     manifest = images.image().manifest
     assert manifest is not None
-    assert images.image(Choice(digest=manifest.digest)).manifest == manifest
+    assert images.image(Selector(digest=manifest.digest)).manifest == manifest
     images.close()
     assert content.closed
     with pytest.raises(OciError, match="no image other"):

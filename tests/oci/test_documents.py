@@ -33,8 +33,8 @@ SHA256 = "sha256:" + "0" * 64
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b'{"a": 1, "a": 2}', "'a' stands twice"),
-        (b'{"x": {"a": 1, "b": 2, "a": 1}}', "'a' stands twice"),
+        (b'{"a": 1, "a": 2}', "'a' occurs twice"),
+        (b'{"x": {"a": 1, "b": 2, "a": 1}}', "'a' occurs twice"),
         (b"[" * 65 + b"]" * 65, "nested deeper"),
         (b'{"a":' * 100_000, "nested deeper"),
         (b"\xff{}", "not UTF-8 at byte 0"),

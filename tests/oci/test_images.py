@@ -25,7 +25,7 @@ from cfstools.oci.archive import ArchiveFiles, index_archive, member_path
 from cfstools.oci.descriptor import parse_digest, parse_platform
 from cfstools.oci.files import BlobFiles, DirectoryFiles, MemoryFiles, read_all
 from cfstools.oci.images import DockerImages, ImageContainer, LayerTars, OciImages, layout_images
-from cfstools.oci.select import Choice
+from cfstools.oci.select import Selector
 from cfstools.streams import spool as spool_module
 from cfstools.streams.limits import MAX_JSON
 from cfstools.streams.spool import Replayable
@@ -53,7 +53,7 @@ def no_file() -> int:
     raise AssertionError("what is small needs no file")
 
 
-def layers_of(container: ImageContainer, choice: Choice = Choice()) -> list[bytes]:  # noqa: B008
+def layers_of(container: ImageContainer, choice: Selector = Selector()) -> list[bytes]:  # noqa: B008
     found = []
     for layer in container.image(choice).layers:
         with container.open_layer(layer) as read:
@@ -147,7 +147,7 @@ def test_links_in_archives_are_followed_once(tmp_path: Path) -> None:
     for name in ("a/layer.tar", "root", "hard", "b/layer.tar"):
         assert read_all(here, name, 10) == b"b"
     for name in ("again", "out", "dangling"):
-        with pytest.raises(OciError, match="leads to no file"):
+        with pytest.raises(OciError, match="target is not a file"):
             here.size(name)
     for name in ("dir", "outside", "../outside"):
         assert here.size(name) is None
@@ -357,17 +357,17 @@ def test_docker_choice() -> None:
     entries = [*__import__("json").loads(one["manifest.json"]), *__import__("json").loads(two["manifest.json"])]
     container = DockerImages(MemoryFiles({**one, **two, "manifest.json": packed(entries)}))
     assert container.names() == ["app:1", "@1"]
-    assert layers_of(container, Choice(name="app:one")) == [hello()]
-    assert layers_of(container, Choice(name="@1")) == [tar(member("x"))]
-    with pytest.raises(OciError, match="2 images could be meant; there is app:1, @1"):
+    assert layers_of(container, Selector(name="app:one")) == [hello()]
+    assert layers_of(container, Selector(name="@1")) == [tar(member("x"))]
+    with pytest.raises(OciError, match="2 images match; there is app:1, @1"):
         container.image()
     for name in ("app", "@2", "other"):
         with pytest.raises(OciError, match=r"no image .*; there is app:1, @1"):
-            container.image(Choice(name=name))
+            container.image(Selector(name=name))
     with pytest.raises(OciError, match="no manifest digests"):
-        container.image(Choice(digest=parse_digest("sha256:" + "0" * 64, "")))
+        container.image(Selector(digest=parse_digest("sha256:" + "0" * 64, "")))
     with pytest.raises(OciError, match="the image is for linux/amd64, not for linux/arm64"):
-        container.image(Choice(name="@0", platform=parse_platform("linux/arm64")))
+        container.image(Selector(name="@0", platform=parse_platform("linux/arm64")))
 
 
 def test_docker_blobs_named_by_digest_are_checked() -> None:
@@ -421,7 +421,7 @@ def test_layer_tars() -> None:
     assert container.names() == []
     assert container.image().platform is None
     with pytest.raises(OciError, match="have no names"):
-        container.image(Choice(name="x"))
+        container.image(Selector(name="x"))
     container.close()
 
 

@@ -16,7 +16,7 @@ from cfstools.oci import select
 from cfstools.oci.descriptor import Digest, parse_digest, parse_platform
 from cfstools.oci.files import MemoryFiles
 from cfstools.oci.images import DockerImages, ImageSource, layout_images
-from cfstools.oci.select import Choice
+from cfstools.oci.select import Selector
 from cfstools.sources.oci import OciTree, read_oci
 from cfstools.streams import limits
 from tests.oci import making
@@ -26,7 +26,7 @@ AMD, ARM = ({"os": "linux", "architecture": name} for name in ("amd64", "arm64")
 
 
 def image_of(layout: Layout, **choice: Any) -> ImageSource:
-    return layout_images(MemoryFiles(layout.files())).image(Choice(**choice))
+    return layout_images(MemoryFiles(layout.files())).image(Selector(**choice))
 
 
 def picked(layout: Layout, **choice: Any) -> str:
@@ -66,7 +66,7 @@ def test_one_platform_of_many(nested: bool, lost: str) -> None:
     entries = [away, here]
     layout.entries = [layout.index(entries)] if nested else entries
     assert picked(layout) == picked(layout, platform=parse_platform("linux/amd64")) == here["digest"]
-    assert f"their blobs are missing: @{away['digest']} (linux/arm64)" in said(layout)
+    assert f"blobs are missing: @{away['digest']} (linux/arm64)" in said(layout)
     for choice in ({"platform": parse_platform("linux/arm64")}, {"digest": parse_digest(away["digest"], "")}):
         with pytest.raises(OciError, match="missing from the image"):
             picked(layout, **choice)
@@ -100,7 +100,7 @@ def test_an_index_that_is_not_there_or_damaged(damage: str, depth: int) -> None:
         away = layout.blob(packed({"schemaVersion": 2}), making.INDEX)
     layout.tag(here, "here").tag(layout.index([away]) if depth else away, "away")
     assert picked(layout) == picked(layout, name="here") == here["digest"]
-    assert "passed over: an entry of the index: index sha256:" in said(layout)
+    assert "skipped: an entry of the index: index sha256:" in said(layout)
     meant: list[dict[str, Any]] = [{"digest": parse_digest(away["digest"], "")}, {"name": "away"}]
     for choice in meant[: 1 if depth else 2]:
         with pytest.raises(CfsError, match=what[damage]):
@@ -135,7 +135,7 @@ def test_a_layer_of_no_bytes(media_type: str, pack: Callable[[bytes], bytes], pa
     tree = read_oci(layout_images(MemoryFiles(layout.tag(layout.blob(packed(body), MANIFEST)).files())))
     assert set(tree.root.entries) == {b"usr", b"hello.txt"}
     assert [one.members for one in tree.report.layers] == [2, 0]
-    assert any("no bytes at all" in str(warning) for warning in tree.report.warnings)
+    assert any("the layer is empty" in str(warning) for warning in tree.report.warnings)
 
 
 def test_a_layer_that_should_have_bytes() -> None:
@@ -243,7 +243,7 @@ def test_one_odd_entry_does_not_spoil_the_index(name: str, nested: bool) -> None
     odd: Any = {**base, **change} if isinstance(change, dict) else change
     layout.entries = [layout.index([odd, good])] if nested else [odd, good]
     assert picked(layout) == picked(layout, platform=parse_platform("linux/amd64")) == good["digest"]
-    assert "passed over: an entry of the index: manifests[0]" in said(layout)
+    assert "skipped: an entry of the index: manifests[0]" in said(layout)
     layout.entries = [odd]
     with pytest.raises(CfsError, match=what):
         picked(layout)
@@ -341,11 +341,11 @@ def test_one_tag_on_two_manifests() -> None:
     assert said(layout, name="app:1", platform=amd) == ""
     layout.tag(two, "app:1")
     for choice in ({}, {"name": "app:1"}, {"platform": amd}, {"name": "app:1", "platform": amd}):
-        with pytest.raises(OciError, match=r"images could be meant: .*@sha256:.*@sha256:"):
+        with pytest.raises(OciError, match=r"images match: .*@sha256:.*@sha256:"):
             picked(layout, **choice)
     layout.entries = []
     layout.tag(layout.index([one]), "app:1").tag(layout.index([two]), "app:1")
-    with pytest.raises(OciError, match="images could be meant"):
+    with pytest.raises(OciError, match="images match"):
         picked(layout, name="app:1", platform=amd)
 
 
@@ -354,13 +354,13 @@ def test_one_tag_on_images_of_several_platforms() -> None:
     one, two = another(layout, "one", platform=AMD), another(layout, "two", platform=ARM, config=ARM)
     layout.tag(one, "app:1").tag(two, "app:1")
     assert picked(layout, name="app:1", platform=parse_platform("linux/arm64")) == two["digest"]
-    assert "the name 'app:1' stands on 2 entries" in said(layout, name="app:1", platform=parse_platform("linux/arm64"))
+    assert "the name 'app:1' is on 2 entries" in said(layout, name="app:1", platform=parse_platform("linux/arm64"))
 
 
 def test_images_without_a_name_of_one_platform() -> None:
     layout = Layout()
     layout.tag(another(layout, "one", platform=AMD)).tag(another(layout, "two", platform=AMD))
-    with pytest.raises(OciError, match="2 images could be meant"):
+    with pytest.raises(OciError, match="2 images match"):
         picked(layout, platform=parse_platform("linux/amd64"))
 
 
@@ -368,10 +368,10 @@ def test_one_tag_on_two_images_of_a_docker_archive() -> None:
     one, two = making.docker([hello()], ["app:1"]), making.docker([tar(member("x"))], ["app:1"])
     entries = [*json.loads(one["manifest.json"]), *json.loads(two["manifest.json"])]
     container = DockerImages(MemoryFiles({**one, **two, "manifest.json": packed(entries)}))
-    with pytest.raises(OciError, match="2 images could be meant"):
-        container.image(Choice(name="app:1"))
+    with pytest.raises(OciError, match="2 images match"):
+        container.image(Selector(name="app:1"))
     same = DockerImages(MemoryFiles({**one, "manifest.json": packed([entries[0], entries[0]])}))
-    assert same.image(Choice(name="app:1")).layers
+    assert same.image(Selector(name="app:1")).layers
 
 
 # Docker archives
@@ -464,8 +464,8 @@ def test_many_tags_on_one_index() -> None:
         layout.tag(inner, f"v{number}")
     images = layout_images(MemoryFiles(layout.files()))
     assert len(images.names()) == 3600
-    with pytest.raises(OciError, match="4 images could be meant"):
-        images.image(Choice(name="v77"))
+    with pytest.raises(OciError, match="4 images match"):
+        images.image(Selector(name="v77"))
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_manifests_looked_into_are_few() -> None:
     layout = Layout()
     for number in range(limits.MAX_LOOKS + 1):
         layout.tag(another(layout, str(number)), f"v{number}")
-    with pytest.raises(OciError, match=f"{limits.MAX_LOOKS + 1} images could be meant"):
+    with pytest.raises(OciError, match=f"{limits.MAX_LOOKS + 1} images match"):
         picked(layout)
 
 

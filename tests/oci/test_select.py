@@ -13,7 +13,7 @@ from cfstools.oci.files import MemoryFiles
 from cfstools.oci.images import layout_images
 from cfstools.oci.jsontext import Fields
 from cfstools.oci.manifest import Index
-from cfstools.oci.select import Catalogue, Choice, is_named, platform_rank
+from cfstools.oci.select import Catalogue, Selector, is_named, platform_rank
 from cfstools.streams import limits
 from tests.oci.making import INDEX, Layout, descriptor, member, packed, tar
 
@@ -31,7 +31,7 @@ def add(layout: Layout, text: str | None, **fields: Any) -> dict[str, Any]:
 
 
 def pick(layout: Layout, **choice: Any) -> str:
-    image = layout_images(MemoryFiles(layout.files())).image(Choice(**choice))
+    image = layout_images(MemoryFiles(layout.files())).image(Selector(**choice))
     assert image.manifest is not None
     return str(image.manifest.digest)
 
@@ -60,11 +60,11 @@ def test_several_tags() -> None:
     one, two = add(layout, "linux/amd64"), add(layout, "linux/arm64")
     layout.tag(one, "v1").tag(two, "v2")
     assert pick(layout, name="v2") == two["digest"]
-    with pytest.raises(OciError, match="2 images could be meant") as caught:
+    with pytest.raises(OciError, match="2 images match") as caught:
         pick(layout)
     listed = f"v1 (linux/amd64) @{one['digest']}, v2 (linux/arm64) @{two['digest']}"
-    assert str(caught.value) == f"2 images could be meant: {listed}"
-    assert caught.value.hint == "choose one with --platform os/arch, or name one with :NAME, or give its @DIGEST"
+    assert str(caught.value) == f"2 images match: {listed}"
+    assert caught.value.hint == "choose one with platform, or name one with :NAME, or give its @DIGEST"
 
 
 def test_one_image_under_two_tags_is_no_question() -> None:
@@ -78,7 +78,7 @@ def test_platform_that_two_tags_have() -> None:
     layout.tag(add(layout, "linux/amd64"), "v1").tag(
         layout.manifest([tar(member("other"))], platform=platform("linux/amd64")), "v2"
     )
-    with pytest.raises(OciError, match="2 images could be meant") as caught:
+    with pytest.raises(OciError, match="2 images match") as caught:
         pick(layout, platform=parse_platform("linux/amd64"))
     assert caught.value.hint == "name one with :NAME, or give its @DIGEST"
 
@@ -87,10 +87,10 @@ def test_images_without_names_are_listed_by_digest() -> None:
     layout = Layout()
     one, two = add(layout, "linux/amd64"), layout.manifest([tar(member("other"))])
     layout.tag(one).tag(two)
-    with pytest.raises(OciError, match="2 images could be meant") as caught:
+    with pytest.raises(OciError, match="2 images match") as caught:
         pick(layout)
     assert str(caught.value).endswith(f": @{one['digest']} (linux/amd64), @{two['digest']}")
-    assert caught.value.hint == "choose one with --platform os/arch, or give its @DIGEST"
+    assert caught.value.hint == "choose one with platform, or give its @DIGEST"
 
 
 def test_nested_indexes_and_attestations() -> None:
@@ -105,9 +105,9 @@ def test_nested_indexes_and_attestations() -> None:
     layout.tag(outer, "all")
     assert pick(layout, name="all", platform=parse_platform("linux/arm64")) == arm["digest"]
     assert pick(layout, digest=parse_digest(inner["digest"], "")) == amd["digest"]
-    with pytest.raises(OciError, match=r"be meant: all \(linux/amd64\) @.*, all \(linux/arm64\) @") as caught:
+    with pytest.raises(OciError, match=r"images match: all \(linux/amd64\) @.*, all \(linux/arm64\) @") as caught:
         pick(layout)
-    assert "--platform" in (caught.value.hint or "")
+    assert "platform" in (caught.value.hint or "")
 
 
 def test_first_of_equal_platforms_wins() -> None:
@@ -144,7 +144,7 @@ def test_many_candidates_are_cut() -> None:
     layout = Layout()
     for number in range(20):
         layout.tag(layout.manifest([tar(member(str(number)))]), f"v{number}")
-    with pytest.raises(OciError, match=r"20 images could be meant: v0 @sha256:.*, v11 @.*, 8 more$"):
+    with pytest.raises(OciError, match=r"20 images match: v0 @sha256:.*, v11 @.*, 8 more$"):
         pick(layout)
 
 
