@@ -1,7 +1,7 @@
 """Keys, signatures and the policy over them; the only importer of cryptography.
 
-This package itself imports no cryptography: :mod:`cfstools.signing.keys` and :mod:`cfstools.signing.pkcs7` do,
-so they are imported where a key is really used.
+This package itself imports no cryptography: :mod:`cfstools.signing.keys` and what it needs do, so it is imported
+where a key is really used.
 """
 
 from cfstools.signing.attach import MAX_TRAILER, Attached, find_trailer, make_trailer, starts_trailer
@@ -13,6 +13,7 @@ from cfstools.signing.envelope import (
     Verifier,
     add_signatures,
     check_signatures,
+    extend_envelope,
     parse_envelope,
     sign_envelope,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Verifier",
     "add_signatures",
     "check_signatures",
+    "extend_envelope",
     "find_trailer",
     "judge",
     "make_statement",

@@ -1,16 +1,16 @@
-"""An envelope behind the image it signs, in one file (docs/signatures.md, "Attached").
+"""An envelope appended to the image that it signs, in one file (docs/signatures.md, "Attached").
 
-The image keeps its bytes; readers that know nothing of this stop where its superblock says. Layout, all numbers
+The bytes of the image stay as they are; other readers stop at the size in its superblock. Layout, all numbers
 little endian::
 
-    image       multiple of 4096 bytes; this alone is what is signed
+    image       multiple of 4096 bytes; only these bytes are signed
     start       8 bytes, _START
     envelope    the JSON
     padding     zero bytes, until the whole trailer is a multiple of 512 but not of 4096 bytes
     footer      24 bytes, _Footer
 
-A multiple of 512, because loop devices end at whole sectors; not of 4096, because then a file whose size is no
-multiple of 4096 and that has no footer at its end is known to have lost a part of its trailer.
+A multiple of 512, because loop devices end at whole sectors. Not of 4096, so that a truncated trailer shows: a file
+whose size is not a multiple of 4096 and that does not end with a footer.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ MAX_TRAILER = -(-(len(_START) + MAX_ENVELOPE + _FOOTER.size) // _UNIT) * _UNIT +
 
 
 class Attached(NamedTuple):
-    """A file with an envelope behind its image: how long the image is, and the envelope."""
+    """A file with an attached envelope: the size of its image, and the envelope."""
 
     image_size: int
     envelope: bytes
 
 
 def make_trailer(image_size: int, envelope: bytes) -> bytes:
-    """What to append to an image of *image_size* bytes. ``UsageError`` if it cannot have one."""
+    """The trailer to append to an image of *image_size* bytes. Raises UsageError if it cannot have one."""
     if image_size <= 0 or image_size % IMAGE_UNIT:
         raise UsageError(f"an image of {image_size} bytes cannot carry a signature: not a multiple of {IMAGE_UNIT}")
     if len(envelope) > MAX_ENVELOPE:
@@ -66,8 +66,8 @@ def make_trailer(image_size: int, envelope: bytes) -> bytes:
 def find_trailer(tail: bytes, file_size: int, *, unit: int = IMAGE_UNIT) -> Attached | None:
     """Find the envelope in *tail*, the last ``min(file_size, MAX_TRAILER)`` bytes of a file; None if it has none.
 
-    ``SignatureInvalid`` if there is a trailer that is not whole, and if the file has a size no image has, which
-    is what a cut trailer leaves behind: images of its format are multiples of *unit* bytes.
+    Sizes of images of this format are multiples of *unit* bytes. Raises SignatureInvalid for a damaged trailer, and for
+    a file of any other size without a footer: its trailer was truncated.
     """
     if len(tail) != min(file_size, MAX_TRAILER):
         raise UsageError(f"{len(tail)} bytes are not the tail of a file of {file_size} bytes")
@@ -76,11 +76,11 @@ def find_trailer(tail: bytes, file_size: int, *, unit: int = IMAGE_UNIT) -> Atta
             raise SignatureInvalid(
                 f"the file has {file_size} bytes, no multiple of {unit}, and no whole signature behind the image",
                 where="trailer",
-                hint="its end was cut off, or it is no image",
+                hint="its end was truncated, or it is not an image",
             )
         return None
     if len(tail) < _FOOTER.size:
-        raise SignatureInvalid("its footer is cut", where="trailer")
+        raise SignatureInvalid("its footer is truncated", where="trailer")
     footer = _Footer(*_FOOTER.unpack_from(tail, len(tail) - _FOOTER.size))
     if footer.version != VERSION:
         raise SignatureInvalid(f"version {footer.version} is not known", where="trailer")
@@ -103,17 +103,12 @@ def find_trailer(tail: bytes, file_size: int, *, unit: int = IMAGE_UNIT) -> Atta
 
 
 def starts_trailer(data: bytes) -> bool:
-    """Whether *data*, found where an image should have ended, is the beginning of a trailer."""
+    """Whether *data*, which follows an image, begins as a trailer does; it may be truncated."""
     return data.startswith(_START)
 
 
-def has_trailer(behind: bytes) -> bool:
-    """Whether *behind*, what follows an image, is the whole of a trailer, or what is left of one."""
-    return behind.startswith(_START)
-
-
 def has_trailer_marks(tail: bytes, file_size: int) -> bool:
-    """Whether *tail*, the end of a file, has the start or the end of a trailer, whole or not, with zeros behind it."""
+    """Whether *tail*, the end of a file, contains the start or the end of a trailer; zeros may follow."""
     if tail.rstrip(b"\0").endswith(_MAGIC):
         return True
     first = -(file_size - len(tail)) % IMAGE_UNIT

@@ -1,4 +1,4 @@
-"""DER as far as the forms of keys need it: elements in a row, one level at a time (X.690)."""
+"""A minimal DER reader and writer for key files: consecutive elements, one level at a time (X.690)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONTEXT_0 = 0xA0
 
 
 class Element(NamedTuple):
-    """One element: its tag byte, what it holds, and all its bytes."""
+    """One element: tag byte, content, and all its bytes."""
 
     tag: int
     content: bytes
@@ -17,7 +17,7 @@ class Element(NamedTuple):
 
 
 def elements(data: bytes) -> list[Element]:
-    """The elements *data* consists of, without looking into them. Raises ValueError for anything else."""
+    """Split *data* into its elements, whose contents are not parsed. Raises ValueError if it is not DER."""
     found = []
     at = 0
     while at < len(data):
@@ -38,7 +38,7 @@ def elements(data: bytes) -> list[Element]:
 
 
 def sequence(data: bytes) -> list[Element]:
-    """The elements of the one SEQUENCE that *data* is. Raises ValueError for anything else."""
+    """The elements of *data*, which must be a single SEQUENCE. Raises ValueError."""
     match elements(data):
         case [Element(tag=tag, content=content)] if tag == SEQUENCE:
             return elements(content)
@@ -47,14 +47,14 @@ def sequence(data: bytes) -> list[Element]:
 
 
 def number(element: Element) -> int:
-    """The value of an INTEGER, 0 or more. Raises ValueError for anything else."""
+    """The value of a non-negative INTEGER. Raises ValueError for anything else."""
     if element.tag != INTEGER or not element.content or element.content[0] & 0x80:
         raise ValueError("not a number")
     return int.from_bytes(element.content)
 
 
 def made(tag: int, *parts: bytes) -> bytes:
-    """The bytes of an element that holds *parts*."""
+    """Encode an element with *parts* as its content."""
     content = b"".join(parts)
     size = len(content)
     if size < 0x80:
@@ -64,5 +64,5 @@ def made(tag: int, *parts: bytes) -> bytes:
 
 
 def made_number(value: int) -> bytes:
-    """The bytes of the INTEGER *value*, 0 or more."""
+    """Encode the non-negative INTEGER *value*."""
     return made(INTEGER, value.to_bytes(value.bit_length() // 8 + 1))

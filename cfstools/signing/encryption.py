@@ -1,7 +1,7 @@
-"""The encryption of private keys with a passphrase: PKCS#8 with PBES2 (RFC 8018; RFC 7914 for scrypt).
+"""Private keys encrypted with a passphrase: PKCS#8 with PBES2 (RFC 8018; RFC 7914 for scrypt).
 
-A key file says itself how much work the passphrase takes, so what it says is bounded before any of it is done. And only
-what is decrypted here shows for what its maker meant a key: cryptography gives a key out without that.
+The key file states how much work the key derivation takes, so that is bounded before any work is done. Decryption is
+done here because cryptography does not tell whether the decrypted key is restricted to RSA-PSS.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ _Derive = Callable[[bytes, int], bytes]
 
 
 class Encrypted(NamedTuple):
-    """An encrypted PKCS#8, read and found to ask for a bounded amount of work.
+    """An encrypted PKCS#8 whose work is within the limits.
 
-    ``derive`` makes a key of so many bytes from a passphrase; ``key_size`` is 0 where the cipher is not one of AES, and
-    ``derive`` is ``None`` where the scheme is older than PBES2.
+    ``derive`` derives a key from a passphrase and a length in bytes; it is ``None`` for schemes older than PBES2.
+    ``key_size`` is in bytes, 0 for ciphers other than AES-CBC.
     """
 
     derive: _Derive | None
@@ -70,11 +70,11 @@ class Encrypted(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether :meth:`decrypt` can."""
+        """Whether :meth:`decrypt` supports the scheme."""
         return self.derive is not None and self.key_size > 0
 
     def decrypt(self, passphrase: bytes) -> bytes:
-        """The PKCS#8 in DER. Raises ValueError for a wrong passphrase (or, one time in 256, gives nonsense)."""
+        """Decrypt to PKCS#8 in DER. A wrong passphrase raises ValueError, or one time in 256 returns garbage."""
         assert self.derive is not None
         key = self.derive(passphrase, self.key_size)
         context = Cipher(algorithms.AES(key), modes.CBC(self.vector)).decryptor()
@@ -85,8 +85,7 @@ class Encrypted(NamedTuple):
 def read_encrypted(data: bytes) -> Encrypted:
     """Read an EncryptedPrivateKeyInfo in DER.
 
-    Raises LimitExceeded for one that asks for more work or memory than any passphrase needs, and ValueError for what is
-    none.
+    Raises LimitExceeded if it asks for more work or memory than any passphrase needs, ValueError for other data.
     """
     scheme, body = der.sequence(data)
     if body.tag != der.OCTET_STRING:
@@ -140,7 +139,7 @@ def _scrypt(parameters: list[Element]) -> _Derive:
     if 128 * n * r > MAX_SCRYPT_MEMORY or 128 * n * r * p > MAX_SCRYPT_WORK or 128 * r * p > MAX_SCRYPT_MEMORY:
         raise LimitExceeded(
             f"the key's encryption asks scrypt for more than {MAX_SCRYPT_MEMORY >> 20} MiB of memory, "
-            f"or for more than {MAX_SCRYPT_WORK >> 20} MiB to be gone through"
+            f"or for more than {MAX_SCRYPT_WORK >> 20} MiB of work"
         )
 
     def derive(passphrase: bytes, length: int) -> bytes:
@@ -161,7 +160,7 @@ def _bound_rounds(rounds: int) -> None:
 
 
 def encrypt(data: bytes, passphrase: bytes) -> bytes:
-    """A PKCS#8 in DER, encrypted with AES-256-CBC; the key by PBKDF2 with HMAC-SHA-256 and a random salt."""
+    """Encrypt a PKCS#8 in DER with AES-256-CBC; the key is derived by PBKDF2-HMAC-SHA-256 with a random salt."""
     salt, vector = os.urandom(_SALT_SIZE), os.urandom(_BLOCK)
     key = PBKDF2HMAC(hashes.SHA256(), 32, salt, ROUNDS).derive(passphrase)
     padder = padding.PKCS7(8 * _BLOCK).padder()

@@ -1,19 +1,18 @@
 """DSSE envelopes: a payload with any number of signatures (docs/signatures.md, "Envelope"; DSSE v1.0).
 
-Nothing here interprets the payload: signatures are over its bytes, and only what holds is worth parsing.
+Signatures are over the bytes of the payload, so checking them does not parse it.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
 from cfstools.errors import SignatureInvalid, UsageError
-from cfstools.signing.jsontext import dump_canonical, load_object
-from cfstools.signing.statement import parse_statement, renamed
+from cfstools.signing.statement import load_object, parse_statement, renamed
+from cfstools.strictjson import dump_canonical
 from cfstools.text import quoted
 from cfstools.values import Value
 
@@ -34,10 +33,10 @@ class Verifier(Protocol):
 
     @property
     def algorithm(self) -> str:
-        """What kind of key it is, for people: ``Ed25519``, ``ECDSA P-256``, ``RSA-3072``."""
+        """The kind of key, for people: ``Ed25519``, ``ECDSA P-256``, ``RSA-3072``."""
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Whether *signature* is this key's over *data*; false for any other bytes, never an error."""
+        """Whether *signature* is a valid one of *data* by this key; false for any other bytes, never an error."""
 
 
 class Signer(Protocol):
@@ -48,21 +47,20 @@ class Signer(Protocol):
         """The public half."""
 
     def sign(self, data: bytes) -> bytes:
-        """The signature over *data*, in the form the public half verifies."""
+        """Sign *data*; the result is what the public half verifies."""
 
 
 class Signature(Value):
-    """One entry of an envelope. ``key_id`` is a hint nobody vouches for; empty if there is none."""
+    """One entry of an envelope. ``key_id`` is an unauthenticated hint; empty if there is none."""
 
     key_id: str
     value: bytes
 
 
 class Envelope(Value):
-    """A parsed envelope whose signatures nobody has checked yet.
+    """A parsed envelope whose signatures have not been checked.
 
-    ``members`` is the JSON as it came, unknown members included; ``signatures`` has one value for each of its
-    entries, in the same order.
+    ``members`` is the JSON object as read, with unknown members; ``signatures`` are its entries in the same order.
     """
 
     payload: bytes
@@ -71,12 +69,12 @@ class Envelope(Value):
 
     @property
     def signed_bytes(self) -> bytes:
-        """What the signatures are over."""
+        """The bytes that the signatures sign."""
         return pae(self.payload)
 
 
 class KeyState(Enum):
-    """What came of one signature."""
+    """The result of checking one signature."""
 
     VERIFIED = "verified"
     DUPLICATE = "duplicate"
@@ -86,7 +84,7 @@ class KeyState(Enum):
 
 
 class SignatureCheck(Value):
-    """One signature and its state. ``key_id`` is the key that verified it, else the one it claims."""
+    """One signature and its state. ``key_id`` is the key that verified it, else the one that it names."""
 
     key_id: str
     state: KeyState
@@ -100,11 +98,10 @@ def pae(payload: bytes) -> bytes:
 
 
 def parse_envelope(data: bytes) -> Envelope:
-    """Read an envelope strictly; ``SignatureInvalid`` for anything else.
+    """Parse an envelope strictly. Raises SignatureInvalid.
 
-    Base64 may use either alphabet but must be canonical, the payload type must be ours, and unknown members are
-    ignored, with one exception: an entry that names no ``keyid`` may have none, or a damaged ``keyid`` would
-    pass for a signature without one.
+    Base64 may use either alphabet but must be canonical. The payload type must be ours. Unknown members are ignored,
+    except in an entry without ``keyid``: there the unknown member may be a damaged ``keyid``.
     """
     members = load_object(data, limit=MAX_ENVELOPE, where="envelope")
     kind = members.get("payloadType")
@@ -134,7 +131,9 @@ def _parse_entry(entry: object, where: str) -> Signature:
 
 
 def _decode(value: object, member: str, where: str = "envelope") -> bytes:
-    """Base64 in the standard or the URL-safe alphabet, padded, with nothing that could be written otherwise."""
+    """Decode canonical, padded base64 in the standard or the URL-safe alphabet."""
+    import base64  # noqa: PLC0415 - most verbs that can read a signature meet none
+
     if not isinstance(value, str) or not value.isascii():
         raise SignatureInvalid(f"{member} is not a base64 string", where=where)
     text = value.encode("ascii")
@@ -151,27 +150,35 @@ def _decode(value: object, member: str, where: str = "envelope") -> bytes:
 
 
 def sign_envelope(payload: bytes, signers: Iterable[Signer]) -> bytes:
-    """An envelope around *payload* with one signature of each key, as canonical JSON.
+    """Sign *payload* with each key; returns the envelope as canonical JSON.
 
-    Entries are ordered by key id, so the order of *signers* does not matter. ``UsageError`` without a signer.
+    Entries are ordered by key id, so the order of *signers* does not matter. Raises UsageError without a signer.
     """
+    import base64  # noqa: PLC0415 - most verbs that can read a signature meet none
+
     entries = _sign(payload, {signer.verifier.key_id: signer for signer in signers})
     if not entries:
         raise UsageError("there is no key to sign with")
     return _write({"payload": base64.b64encode(payload).decode("ascii"), "payloadType": PAYLOAD_TYPE}, entries)
 
 
-def add_signatures(existing: bytes, payload: bytes, signers: Iterable[Signer]) -> bytes:
-    """The *existing* envelope with a valid signature of each of *signers*.
+def extend_envelope(existing: bytes | None, payload: bytes, signers: Sequence[Signer]) -> bytes:
+    """As :func:`add_signatures`, but a new envelope where there is no *existing* one. Raises also ``UsageError``."""
+    if existing is None or not signers:
+        return sign_envelope(payload, signers)
+    return add_signatures(existing, payload, signers)
 
-    What signs already is left alone, and if nothing is missing the bytes come back unchanged. *payload* is what
-    would be signed today (:func:`make_statement`): the one in the envelope must say the same, except for the
-    name of the file. Otherwise, and if the envelope is malformed, ``SignatureInvalid``.
+
+def add_signatures(existing: bytes, payload: bytes, signers: Iterable[Signer]) -> bytes:
+    """Add the missing signatures of *signers* to the *existing* envelope; returns it unchanged if none is missing.
+
+    *payload* is the statement as :func:`make_statement` would make it now. The payload of the envelope must be the same
+    except for the name of the file; if not, or if the envelope is malformed, raises SignatureInvalid.
     """
     envelope = parse_envelope(existing)
     if not _says_the_same(envelope.payload, payload):
         raise SignatureInvalid(
-            "the envelope there is for another image or says more than we would sign",
+            "the existing envelope is for another image or states more than would be signed now",
             hint="remove it to sign afresh",
         )
     wanted = {signer.verifier.key_id: signer for signer in signers}
@@ -187,15 +194,15 @@ def add_signatures(existing: bytes, payload: bytes, signers: Iterable[Signer]) -
 
 
 def _says_the_same(present: bytes, wanted: bytes) -> bool:
-    """Whether *present* is *wanted* under another name, to the byte: a key signs nothing its owner did not mean."""
+    """Whether *present* equals *wanted* except for the name: a key must not sign anything its owner did not intend."""
     return present == renamed(wanted, parse_statement(present).name)
 
 
 def check_signatures(envelope: Envelope, keys: Sequence[Verifier]) -> tuple[SignatureCheck, ...]:
     """The state of each signature of *envelope* under *keys*, in the order of the envelope.
 
-    A signature is tried with the key it names, or with all if it names none. A key counts once: what it verifies
-    again is a duplicate.
+    A signature is checked with the key that it names, or with all keys if it names none. Each key counts once: further
+    valid signatures of it are duplicates.
     """
     data = envelope.signed_bytes
     by_id = {key.key_id: key for key in keys}
@@ -217,6 +224,8 @@ def check_signatures(envelope: Envelope, keys: Sequence[Verifier]) -> tuple[Sign
 
 
 def _sign(payload: bytes, signers: Mapping[str, Signer]) -> list[dict[str, str]]:
+    import base64  # noqa: PLC0415 - most verbs that can read a signature meet none
+
     data = pae(payload)
     return [
         {"keyid": key_id, "sig": base64.b64encode(signer.sign(data)).decode("ascii")}
@@ -225,7 +234,7 @@ def _sign(payload: bytes, signers: Mapping[str, Signer]) -> list[dict[str, str]]
 
 
 def _write(members: Mapping[str, object], entries: list[dict[str, str]]) -> bytes:
-    """The envelope as bytes, within the limits of :func:`parse_envelope`."""
+    """Encode the envelope. Raises SignatureInvalid if :func:`parse_envelope` would refuse it."""
     entries = sorted(entries, key=lambda entry: entry.get("keyid", ""))
     data = dump_canonical({**members, "signatures": entries})
     parse_envelope(data)

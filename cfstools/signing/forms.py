@@ -1,7 +1,7 @@
-"""The forms in which a file may have a key: only the one whose SHA-256 is the key's id, and none its maker restricted.
+"""Check the encoding of keys in files: it must be the one whose SHA-256 is the key id, without RSA-PSS restriction.
 
-cryptography gives out the same key for several encodings. An id made of another encoding than the file has is not the
-one that ``openssl`` computes, and a key that was made for RSA-PSS alone must not sign anything else.
+cryptography returns the same key for several encodings. If the file had another encoding, its key id would differ from
+the one that ``openssl`` computes; and a key made for RSA-PSS only must not sign anything else.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _UNCOMPRESSED = 4
 
 
 def check_curve(stored: bytes, *, public: bool) -> None:
-    """Refuse a SubjectPublicKeyInfo, or else a PKCS#8, with explicit parameters. Raises KeyUnusable, ValueError.
+    """Refuse explicit curve parameters in a SubjectPublicKeyInfo (*public*) or PKCS#8. Raises KeyUnusable, ValueError.
 
-    To be called before cryptography reads the key: some versions refuse it without a reason.
+    Call this before cryptography reads the key: some of its versions refuse such keys without a reason.
     """
     first, second, *_ = der.sequence(stored)
     algorithm = first if public else second
@@ -30,21 +30,21 @@ def check_curve(stored: bytes, *, public: bool) -> None:
 
 
 def check_public(stored: bytes, canonical: bytes) -> None:
-    """Compare the SubjectPublicKeyInfo of a file with the one the id is made of. Raises KeyUnusable, ValueError."""
+    """Compare a file's SubjectPublicKeyInfo with the one that the id hashes. Raises KeyUnusable, ValueError."""
     if stored != canonical:
         algorithm, key = der.sequence(stored)
         _refuse(algorithm, key)
 
 
 def check_private(stored: bytes, canonical: bytes) -> None:
-    """Compare the algorithm in a PKCS#8 with that of its *canonical* SubjectPublicKeyInfo. Raises likewise."""
+    """Compare the algorithm in a PKCS#8 with that of its *canonical* SubjectPublicKeyInfo. Raises the same."""
     _version, algorithm, *_ = der.sequence(stored)
     if algorithm.whole != der.sequence(canonical)[0].whole:
         _refuse(algorithm, None)
 
 
 def check_traditional(stored: bytes) -> None:
-    """Refuse an ECPrivateKey (RFC 5915) with explicit parameters. Raises likewise; RSAPrivateKey is always fine."""
+    """Refuse an ECPrivateKey (RFC 5915) with explicit parameters. RSAPrivateKey needs no check."""
     for element in der.sequence(stored):
         if element.tag == der.CONTEXT_0 and element.content[:1] == bytes((der.SEQUENCE,)):
             _refuse_parameters("")

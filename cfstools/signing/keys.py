@@ -1,6 +1,6 @@
 """Plain keys: Ed25519, ECDSA over P-256 and P-384, RSA (docs/signatures.md, "Keys").
 
-Importing this module imports cryptography; ``cfstools.signing`` alone does not.
+Importing this module imports cryptography; importing ``cfstools.signing`` does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -21,9 +21,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
-from cfstools.errors import KeyUnusable, PassphraseNeeded, UsageError
+from cfstools.errors import KeyUnusable, PassphraseNeeded, UsageError, naming
+from cfstools.linux.contents import read_secret, read_small
 from cfstools.signing import forms
 from cfstools.signing.encryption import Encrypted, encrypt, read_encrypted
+from cfstools.verity import Algorithm, ObjectId, formatted_digest
 
 MAX_KEY_FILE = 1 << 16
 MAX_KEY_BLOCK = 1 << 14
@@ -42,8 +44,8 @@ _CURVES: dict[str, tuple[str, hashes.HashAlgorithm]] = {
     "secp256r1": ("ECDSA P-256", hashes.SHA256()),
     "secp384r1": ("ECDSA P-384", hashes.SHA384()),
 }
-# The y coordinates of the eight points of small order and their encodings above the prime: under such a key
-# anybody can make a signature that holds for every message (RFC 8032, section 8.9, "small subgroups").
+# The y coordinates of the eight points of small order and their encodings above the prime: for such a key
+# anybody can make a signature that is valid for every message (RFC 8032, section 8.9, "small subgroups").
 _SMALL_ORDER = frozenset(
     y.to_bytes(32, "little")
     for y in (
@@ -59,13 +61,13 @@ _SMALL_ORDER = frozenset(
 _PRIVATE = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"})
 _PUBLIC = frozenset({"PUBLIC KEY", "RSA PUBLIC KEY", "CERTIFICATE"})
 _SIGSTORE = frozenset({"ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY"})
-# A block without an end is passed over in time by its length: only one way leads through a text. Not possessive, as
-# Python before 3.11.3 then finds nothing at all.
+# Takes linear time on a block without an end, because the pattern matches in one way only. No possessive quantifiers:
+# with them Python before 3.11.3 finds nothing.
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,64})-----[ \t]*\r?\n([^-]*(?:-(?!----)[^-]*)*)-----END \1-----")
 
 
 class KeyType(Enum):
-    """The kinds of key that can be made; the value is the word for the command line."""
+    """The kinds of keys that can be generated; the value is the word on the command line."""
 
     ED25519 = "ed25519"
     P256 = "ecdsa-p256"
@@ -75,7 +77,7 @@ class KeyType(Enum):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A public key fit for use: the :class:`cfstools.signing.Verifier` for real keys."""
+    """An acceptable public key: the :class:`cfstools.signing.Verifier` for real keys."""
 
     numbers: PublicNumbers
 
@@ -108,10 +110,10 @@ class PublicKey:
         return self.numbers.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Whether *signature* is this key's over *data*.
+        """Whether *signature* is a valid one of *data* by this key.
 
-        Ed25519 (RFC 8032) takes *data* itself; ECDSA is in DER over SHA-256 (P-256) or SHA-384 (P-384); RSA is
-        PKCS#1 v1.5 over SHA-256.
+        Ed25519 (RFC 8032) signs *data* itself; ECDSA signs its SHA-256 (P-256) or SHA-384 (P-384), in DER; RSA its
+        SHA-256, by PKCS#1 v1.5.
         """
         try:
             match self.numbers:
@@ -128,7 +130,7 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """A private key fit for use: the :class:`cfstools.signing.Signer` for real keys."""
+    """An acceptable private key: the :class:`cfstools.signing.Signer` for real keys."""
 
     numbers: PrivateNumbers
 
@@ -154,10 +156,10 @@ class PrivateKey:
         return self.verifier.algorithm
 
     def sign(self, data: bytes) -> bytes:
-        """The signature over *data*, as :meth:`PublicKey.verify` wants it.
+        """Sign *data* as :meth:`PublicKey.verify` expects it.
 
-        Same data, same bytes: for ECDSA by RFC 6979, which needs OpenSSL 3.2; with an older one ECDSA
-        signatures are random.
+        Signatures are deterministic: for ECDSA by RFC 6979, which needs OpenSSL 3.2; with an older one they have a
+        random part.
         """
         match self.numbers:
             case ed25519.Ed25519PrivateKey():
@@ -170,7 +172,7 @@ class PrivateKey:
     def pem(self, passphrase: bytes | None = None) -> bytes:
         """PKCS#8 in PEM, encrypted if there is a *passphrase* (PBES2, see :mod:`cfstools.signing.encryption`).
 
-        ``UsageError`` for a passphrase that is empty or longer than OpenSSL takes.
+        Raises UsageError for a passphrase that is empty or longer than OpenSSL accepts.
         """
         plain = self.numbers.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -183,7 +185,7 @@ class PrivateKey:
 
 
 def generate(kind: KeyType = KeyType.ED25519, *, rsa_bits: int = MIN_NEW_RSA_BITS) -> PrivateKey:
-    """Make a new key. ``UsageError`` for RSA sizes that are too small or no multiple of 256 bits."""
+    """Generate a key. Raises UsageError for RSA sizes out of range or not a multiple of 256 bits."""
     if kind is KeyType.ED25519:
         return PrivateKey(ed25519.Ed25519PrivateKey.generate())
     if kind is KeyType.P256:
@@ -199,11 +201,10 @@ def generate(kind: KeyType = KeyType.ED25519, *, rsa_bits: int = MIN_NEW_RSA_BIT
 
 
 def load_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey:
-    """Read the one private key of a PEM text: PKCS#8, or the traditional forms of EC and RSA.
+    """Read the only private key in a PEM text: PKCS#8, or the traditional forms of EC and RSA.
 
-    A *passphrase* is used only if the key is encrypted. ``PassphraseNeeded`` if it is and there is none,
-    ``LimitExceeded`` if it would take more work than a passphrase needs, ``KeyUnusable`` for everything else that is
-    wrong.
+    A *passphrase* is used only if the key is encrypted. Raises PassphraseNeeded if it is encrypted and there is no
+    passphrase, LimitExceeded if decryption would take more work than the limits allow, KeyUnusable for other problems.
     """
     label, block = _pick(_blocks(data, "private"), _PRIVATE, "private")
     wrong = "the private key is damaged or not supported"
@@ -222,7 +223,7 @@ def load_private_key(data: bytes, passphrase: bytes | None = None) -> PrivateKey
 
 
 def _private(label: str, block: bytes, encrypted: Encrypted | None, passphrase: bytes | None) -> PrivateKey:
-    """The key of a PEM block. Raises KeyUnusable, and for a damaged one whatever cryptography does."""
+    """The key of a PEM block. Raises KeyUnusable, and whatever cryptography raises for a damaged one."""
     if passphrase is None or (encrypted is not None and encrypted.is_known):
         plain = _der(block) if encrypted is None or passphrase is None else encrypted.decrypt(passphrase)
         if label == "EC PRIVATE KEY":
@@ -235,7 +236,7 @@ def _private(label: str, block: bytes, encrypted: Encrypted | None, passphrase: 
         return key
     key = _fit(serialization.load_pem_private_key(block, passphrase))
     if encrypted is not None and isinstance(key.numbers, rsa.RSAPrivateKey):
-        # Nobody but cryptography decrypts these, and it does not tell whether the key is restricted to PSS.
+        # Only cryptography can decrypt these, and it does not tell whether the key is restricted to PSS.
         hint = "`openssl pkcs8 -topk8 -in KEY -out NEW.pem` encrypts it as it is done today"
         raise KeyUnusable("the RSA key is encrypted in an outdated way, which is not read here", hint=hint)
     return key
@@ -248,9 +249,9 @@ def _fit(numbers: object) -> PrivateKey:
 
 
 def load_public_key(data: bytes) -> PublicKey:
-    """Read the one public key of a PEM text, or that of its first certificate, whose dates are not looked at.
+    """Read the only public key in a PEM text, or that of its first certificate, whose dates are ignored.
 
-    ``KeyUnusable`` for anything else, also for a private key: a verifier should not have one.
+    Raises KeyUnusable for anything else, including a private key: a verifier should not have one.
     """
     label, block = _pick(_blocks(data, "public"), _PUBLIC, "public")
     if label == "CERTIFICATE":
@@ -266,7 +267,7 @@ def load_public_key(data: bytes) -> PublicKey:
 
 
 def load_certificate(data: bytes) -> x509.Certificate:
-    """Read the first certificate of a PEM text; ``KeyUnusable`` if there is none or it is damaged."""
+    """Read the first certificate in a PEM text. Raises KeyUnusable if there is none or it is damaged."""
     block = next((block for label, block in _blocks(data, "certificate") if label == "CERTIFICATE"), None)
     if block is None:
         raise KeyUnusable("there is no certificate in it")
@@ -275,7 +276,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
 
 
 def certificate_key(certificate: x509.Certificate) -> PublicKey:
-    """The key that *certificate* is for; ``KeyUnusable`` if it is not fit for use."""
+    """The key of *certificate*. Raises KeyUnusable if it is not acceptable."""
     with _translated("the key of the certificate is damaged or not supported"):
         stored = forms.public_of_certificate(certificate.tbs_certificate_bytes)
         forms.check_curve(stored, public=True)
@@ -291,7 +292,7 @@ def _public(numbers: object) -> PublicKey:
 
 
 def _blocks(data: bytes, kind: str) -> list[tuple[str, bytes]]:
-    """The PEM blocks of *data*, each with its label; *kind* is that of the key wanted, for hints."""
+    """The PEM blocks of *data* with their labels; *kind* is the kind of key wanted, for hints."""
     if len(data) > MAX_KEY_FILE:
         raise KeyUnusable(f"{len(data)} bytes are too many for a key: at most {MAX_KEY_FILE}")
     found = [(match[1].decode("ascii"), match[0] + b"\n") for match in _BLOCK.finditer(data)]
@@ -317,7 +318,7 @@ def _pem(label: str, data: bytes) -> bytes:
 
 
 def _pick(blocks: list[tuple[str, bytes]], labels: frozenset[str], kind: str) -> tuple[str, bytes]:
-    """The one block with a label out of *labels*; of several certificates the first."""
+    """The only block with one of *labels*; of several certificates the first."""
     fit = [(label, block) for label, block in blocks if label in labels]
     if not fit:
         _refuse_label(blocks[0][0], kind)
@@ -341,7 +342,7 @@ def _refuse_label(label: str, kind: str) -> NoReturn:
         hint = "this is the public half; signing needs the private one"
     elif label in _PRIVATE and kind == "public":
         hint = "this is a private key; `openssl pkey -in KEY -pubout` gives its public half"
-    raise KeyUnusable(f"there is no {kind} key in it that can be used, but {label}", hint=hint)
+    raise KeyUnusable(f"there is no {kind} key in it, but {label}", hint=hint)
 
 
 def _is_encrypted_traditionally(block: bytes) -> bool:
@@ -350,7 +351,7 @@ def _is_encrypted_traditionally(block: bytes) -> bool:
 
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Turn whatever cryptography says into *what*: its own texts may quote the input."""
+    """Replace errors of cryptography by *what*: their texts may quote the input."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -365,7 +366,7 @@ def _refuse_kind(numbers: object) -> NoReturn:
 
 
 def _refuse_weak(numbers: PublicNumbers) -> None:
-    """``KeyUnusable`` with the reason for a key that nobody should rely on."""
+    """Raise KeyUnusable with the reason for a key that is too weak."""
     if isinstance(numbers, rsa.RSAPublicKey):
         exponent = numbers.public_numbers().e
         if not MIN_RSA_BITS <= numbers.key_size <= MAX_RSA_BITS:
@@ -389,3 +390,50 @@ def _ecdsa(digest: hashes.HashAlgorithm) -> ec.ECDSA:
         return ec.ECDSA(digest, deterministic_signing=True)
     except UnsupportedAlgorithm:
         return ec.ECDSA(digest)
+
+
+def read_private_key(
+    path: bytes, passphrase: bytes | None = None, *, warn: Callable[[str], None] = lambda _text: None
+) -> PrivateKey:
+    """The private key in the PEM file *path*; *warn* hears it if others can have it too.
+
+    Raises InputError, PassphraseNeeded, LimitExceeded and KeyUnusable, naming the file.
+    """
+    with naming(path):
+        return load_private_key(read_secret(path, MAX_KEY_FILE + 1, warn), passphrase)
+
+
+def read_public_key(path: bytes) -> PublicKey:
+    """The public key in the PEM file *path*, or that of its certificate. Raises InputError and KeyUnusable."""
+    with naming(path):
+        return load_public_key(read_small(path, MAX_KEY_FILE + 1))
+
+
+def sign_kernel(digest: bytes, algorithm_number: int, private_key: PrivateKey, certificate_pem: bytes) -> bytes:
+    """A detached PKCS#7 in DER over the fs-verity *digest*, as ``fsverity enable`` takes it.
+
+    Rule: docs/signatures.md, "For the kernel"; Documentation/filesystems/fsverity.rst, "Built-in signature
+    verification"; RFC 2315. With an RSA key the bytes are those of ``fsverity sign`` and of ``openssl smime -sign
+    -binary -noattr -nocerts``; ECDSA has a random part. ``KeyUnusable`` if the certificate is not for the key or the
+    key is Ed25519, ``UsageError`` if the digest is not one of the algorithm with that kernel number.
+    """
+    from cryptography.hazmat.primitives.serialization import pkcs7
+
+    algorithm = Algorithm.from_number(algorithm_number)
+    if len(digest) != algorithm.digest_size:
+        raise UsageError(f"a {algorithm.value} digest has {algorithm.digest_size} bytes, not {len(digest)}")
+    numbers = private_key.numbers
+    if isinstance(numbers, ed25519.Ed25519PrivateKey):
+        raise KeyUnusable("the kernel's signatures need an RSA or ECDSA key, not Ed25519")
+    certificate = load_certificate(certificate_pem)
+    if certificate_key(certificate).key_id != private_key.key_id:
+        raise KeyUnusable("the certificate is for another key")
+    hashed = getattr(hashes, algorithm.name)()
+    options = (
+        pkcs7.PKCS7Options.DetachedSignature,
+        pkcs7.PKCS7Options.Binary,
+        pkcs7.PKCS7Options.NoAttributes,
+        pkcs7.PKCS7Options.NoCerts,
+    )
+    builder = pkcs7.PKCS7SignatureBuilder().set_data(formatted_digest(ObjectId(algorithm, digest)))
+    return builder.add_signer(certificate, numbers, hashed).sign(serialization.Encoding.DER, options)

@@ -1,4 +1,4 @@
-"""From the states of single signatures to one answer about an image (docs/signatures.md, "Verifying")."""
+"""From the states of single signatures to one verdict about an image (docs/signatures.md, "Verifying")."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Verdict(Enum):
 
 
 class SignatureReport(Report):
-    """The answer: its ``state``, the ids of the keys whose signatures hold, every signature, every problem.
+    """The verdict: ``state``, ids of the keys whose signatures are valid, all signatures, all problems.
 
-    ``statement`` is there only when enough signatures hold, also if it is about another image.
+    ``statement`` is set only if enough signatures are valid, even if it is about another image.
     """
 
     state: Verdict
@@ -47,17 +47,17 @@ class SignatureReport(Report):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing that was asked for is wrong: no key, no question."""
+        """Whether there are no problems. Without keys nothing is checked, so there are none."""
         return not self.problems
 
     def require(self) -> None:
-        """``SignatureInvalid`` with all problems unless :attr:`ok`."""
+        """Raise SignatureInvalid with all problems unless :attr:`ok`."""
         if self.problems:
             raise SignatureInvalid("; ".join(self.problems))
 
 
 class _Count(Value):
-    """The signatures of one envelope against a threshold."""
+    """The signatures of one envelope, compared with a threshold."""
 
     state: Verdict
     checks: tuple[SignatureCheck, ...]
@@ -68,11 +68,11 @@ class _Count(Value):
 def judge(
     envelope: bytes | None, image: ImageDigests, keys: Sequence[Verifier], *, threshold: int = 1
 ) -> SignatureReport:
-    """Check the *envelope* of an image, None if there is none, against *keys*.
+    """Check the *envelope* of an image, ``None`` if there is none, against *keys*.
 
-    Verified means: signatures of at least *threshold* different keys hold, none that names a given key fails,
-    and the statement is about *image*. Without keys an envelope is only read, not checked. ``UsageError`` for a
-    threshold that the keys cannot reach; everything else is in the report.
+    Verified means: signatures of at least *threshold* different keys are valid, no signature that names one of *keys*
+    is invalid, and the statement is about *image*. Without keys an envelope is parsed, not checked. Raises UsageError
+    for a threshold that the keys cannot reach; everything else is in the report.
     """
     _check_threshold(keys, threshold)
     required = threshold if keys else 0
@@ -111,7 +111,7 @@ def _check_threshold(keys: Sequence[Verifier], threshold: int) -> None:
 
 
 def _read_statement(payload: bytes, image: ImageDigests) -> tuple[Statement | None, str | None]:
-    """What the signed *payload* says, and why it does not fit *image*."""
+    """Parse the signed *payload*; the second value says why it is not about *image*."""
     try:
         statement = parse_statement(payload)
     except SignatureInvalid as error:
@@ -141,7 +141,7 @@ def _mismatch(number: int, check: SignatureCheck) -> str:
 
 
 def _others(checks: Sequence[SignatureCheck], keys: Sequence[Verifier]) -> str:
-    """What the envelope has instead of the signatures that are missing."""
+    """Which signatures the envelope has instead of the missing ones."""
     made = sorted({check.key_id[:80] or "a key without id" for check in checks if check.state is KeyState.UNKNOWN_KEY})
     if len(made) > _SHOWN_KEYS:
         made = [*made[:_SHOWN_KEYS], f"and {len(made) - _SHOWN_KEYS} more"]
@@ -151,5 +151,5 @@ def _others(checks: Sequence[SignatureCheck], keys: Sequence[Verifier]) -> str:
     if made:
         parts.append(f"made by unknown keys: {', '.join(map(printable, made))}")
     if twice:
-        parts.append(f"counted once though there twice: {', '.join(twice)}")
+        parts.append(f"duplicates, counted once: {', '.join(twice)}")
     return "".join(f"; {part}" for part in [*parts, f"keys given: {given}"])

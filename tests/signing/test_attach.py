@@ -96,7 +96,7 @@ def with_footer(image_size: int, envelope_size: int, version: int = 1) -> bytes:
         (with_footer(8192 - 512, 512), "an image cannot have 7680 bytes"),
         (SIGNED[8192:-24] + struct.pack("<QII8s", 0, 17, 1, b"\ncfs:end"), "an image cannot have 0 bytes"),
         (IMAGE + b"x" + SIGNED[8192:], "do not make a file of 8705 bytes"),
-        (SIGNED[-8:], "its footer is cut"),
+        (SIGNED[-8:], "its footer is truncated"),
     ],
 )
 def test_trailers_that_are_not_whole(file: bytes, what: str) -> None:

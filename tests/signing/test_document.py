@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.dump.parse import parse_dump
 from cfstools.signing import (
     ImageDigests,
     Verdict,
@@ -22,8 +21,8 @@ from cfstools.signing import (
     parse_statement,
     sign_envelope,
 )
-from cfstools.signing.keys import KeyType, PrivateKey, generate, load_private_key, load_public_key
-from cfstools.signing.pkcs7 import sign_kernel
+from cfstools.signing.keys import KeyType, PrivateKey, generate, load_private_key, load_public_key, sign_kernel
+from tests.formats.images import write_image
 from tests.requirements import REPOSITORY, need_command
 from tests.signing.conftest import key_of
 

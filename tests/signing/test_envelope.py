@@ -18,8 +18,8 @@ from cfstools.signing import (
     sign_envelope,
 )
 from cfstools.signing.envelope import PAYLOAD_TYPE, pae
-from cfstools.signing.jsontext import dump_canonical
 from cfstools.signing.keys import KeyType, PrivateKey, generate
+from cfstools.strictjson import dump_canonical
 from tests.signing.conftest import DIGESTS, STATEMENT, key_of
 
 SIGNED = sign_envelope(STATEMENT, [key_of(KeyType.ED25519)])
@@ -122,7 +122,7 @@ def test_what_others_wrote_is_kept(ed25519: PrivateKey, rsa: PrivateKey) -> None
 )
 def test_only_our_own_words_are_signed(payload: bytes, rsa: PrivateKey) -> None:
     existing = changed(payload=base64.b64encode(payload).decode())
-    with pytest.raises(SignatureInvalid, match="another image or says more") as caught:
+    with pytest.raises(SignatureInvalid, match="another image or states more") as caught:
         add_signatures(existing, STATEMENT, [rsa])
     assert caught.value.hint
 

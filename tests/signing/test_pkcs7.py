@@ -8,8 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from cfstools.errors import KeyUnusable, UsageError
-from cfstools.signing.keys import KeyType, PrivateKey, load_private_key
-from cfstools.signing.pkcs7 import sign_kernel
+from cfstools.signing.keys import KeyType, PrivateKey, load_private_key, sign_kernel
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.requirements import need_command
 from tests.signing.conftest import key_of

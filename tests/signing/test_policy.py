@@ -10,8 +10,8 @@ import pytest
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing import ImageDigests, KeyState, SignatureReport, Verdict, judge, sign_envelope
 from cfstools.signing.envelope import pae
-from cfstools.signing.jsontext import dump_canonical
 from cfstools.signing.keys import KeyType, PrivateKey, generate
+from cfstools.strictjson import dump_canonical
 from tests.signing.conftest import DIGESTS, STATEMENT, key_of
 
 ED25519, P256, RSA = key_of(KeyType.ED25519), key_of(KeyType.P256), key_of(KeyType.RSA)
@@ -65,7 +65,7 @@ def test_a_duplicated_signature_counts_once() -> None:
     assert check(twice, ED25519, P256).state is Verdict.VERIFIED
     report = check(twice, ED25519, P256, threshold=2)
     assert report.state is Verdict.MISSING
-    assert f"counted once though there twice: {ED25519.key_id}" in report.problems[0]
+    assert f"duplicates, counted once: {ED25519.key_id}" in report.problems[0]
     assert [one.state for one in report.signatures] == [KeyState.VERIFIED, KeyState.DUPLICATE]
 
 
@@ -198,6 +198,7 @@ def test_as_json() -> None:
             "name": "root.cfs",
             "size": 8192,
             "format_version": "v1-sha256-12",
+            "further": [],
             "digests": {name: value.hex() for name, value in DIGESTS.named().items()},
         },
         "problems": [],

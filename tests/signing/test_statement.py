@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cfstools.errors import SignatureInvalid, UsageError
 from cfstools.signing import ImageDigests, make_statement, parse_statement
-from cfstools.signing.jsontext import dump_canonical
 from cfstools.signing.statement import PREDICATE_TYPE, renamed
+from cfstools.strictjson import dump_canonical
 from tests.signing.conftest import DIGESTS, STATEMENT
 
 SHA512 = DIGESTS._replace(fsverity=bytes(64))
@@ -114,6 +114,18 @@ def test_members_nobody_knows_are_ignored() -> None:
     assert parse_statement(with_digests(gitTree="zz")) == parse_statement(STATEMENT)
 
 
+def test_other_subjects_may_stand_beside_the_image() -> None:
+    manifest = bytes(range(32))
+    statement = make_statement(b"image.cfs", DIGESTS, "v1-sha256-12", further={"docker://registry/app": manifest})
+    parsed = parse_statement(statement)
+    assert parsed.further == (manifest,)
+    assert parsed.difference(DIGESTS) is None
+    body = json.loads(statement)
+    odd: list[object] = [{"digest": {"sha256": "AB" * 32}}, {"digest": {"sha1": "ab"}}, {"digest": 1}, {}]
+    body["subject"] = [*odd, *body["subject"][::-1]]
+    assert parse_statement(dump_canonical(body)) == parsed
+
+
 def test_a_name_is_not_needed() -> None:
     body = json.loads(STATEMENT)
     del body["subject"][0]["name"]
@@ -128,14 +140,15 @@ def test_a_name_is_not_needed() -> None:
         (changed(predicateType="https://slsa.dev/provenance/v1"), f"provenance/v1', not {PREDICATE_TYPE}"),
         (changed(predicateType="x" * 100), r"xxx\.\.\.', not urn"),
         (changed(predicateType=["urn"]), "predicateType is missing"),
-        (changed(subject=None), "exactly one subject"),
-        (changed(subject=[]), "exactly one subject"),
-        (changed(subject=[1]), "exactly one subject"),
-        (changed(subject=json.loads(STATEMENT)["subject"] * 2), "exactly one subject"),
+        (changed(subject=None), "no list of subjects"),
+        (changed(subject=[]), "no list of subjects"),
+        (changed(subject=[1]), "no list of subjects"),
+        (changed(subject=json.loads(STATEMENT)["subject"] * 2), "fs-verity digest, more than one has"),
+        (changed(subject=[{"name": "other", "digest": {"sha256": "ab" * 32}}]), "fs-verity digest, none has"),
         (with_subject(name=1), "name is not a string"),
-        (with_subject(digest=None), "no digests"),
-        (with_subject(digest={}), "no fs-verity digest"),
-        (with_digests(fsverity_sha256_12="gone"), "no fs-verity digest"),
+        (with_subject(digest=None), "fs-verity digest, none has"),
+        (with_subject(digest={}), "fs-verity digest, none has"),
+        (with_digests(fsverity_sha256_12="gone"), "fs-verity digest, none has"),
         (with_digests(sha256="ab"), "sha256 is not 64 lower-case hexadecimal digits"),
         (with_digests(sha256="A" * 64), "sha256 is not 64 lower-case"),
         (with_digests(sha256="é" * 64), "sha256 is not 64 lower-case"),

@@ -21,8 +21,8 @@ from cfstools.signing import (
     make_trailer,
     sign_envelope,
 )
-from cfstools.signing.jsontext import dump_canonical
 from cfstools.signing.keys import KeyType, PrivateKey, load_public_key
+from cfstools.strictjson import dump_canonical
 from cfstools.verity import digest_bytes
 from tests.signing.conftest import DIGESTS, IMAGE, STATEMENT, key_of
 
@@ -154,4 +154,4 @@ def test_a_payload_that_appears_twice() -> None:
     doubled = BESIDE.replace(b'"payloadType"', b'"payload":"' + other + b'","payloadType"', 1)
     report = verify(IMAGE, doubled)
     assert report.state is Verdict.MISMATCH
-    assert "stands twice" in report.problems[0]
+    assert "occurs twice" in report.problems[0]

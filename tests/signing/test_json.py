@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.errors import SignatureInvalid
-from cfstools.signing.jsontext import MAX_DEPTH, dump_canonical, load_object
+from cfstools.signing.statement import MAX_DEPTH, load_object
+from cfstools.strictjson import dump_canonical
 
 VALUES = st.recursive(
     st.none()
@@ -50,10 +51,10 @@ def test_what_is_written_is_read(value: dict[str, object]) -> None:
         (b"\xff{}", "not UTF-8 at byte 0"),
         (b"\xef\xbb\xbf{}", "not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig): line 1 column 1 (char 0)"),
         ('{"a":1}'.encode("utf-16"), "not UTF-8 at byte 0"),
-        (b'{"a":1,"a":1}', "the key 'a' stands twice in one object"),
-        (b'{"a":{"b":1,"\\u0062":2}}', "the key 'b' stands twice in one object"),
-        (b'{"a":NaN}', "not JSON: NaN is no JSON number"),
-        (b'{"a":-Infinity}', "not JSON: -Infinity is no JSON number"),
+        (b'{"a":1,"a":1}', "the key 'a' occurs twice in one object"),
+        (b'{"a":{"b":1,"\\u0062":2}}', "the key 'b' occurs twice in one object"),
+        (b'{"a":NaN}', "not JSON: NaN is not a JSON number"),
+        (b'{"a":-Infinity}', "not JSON: -Infinity is not a JSON number"),
         (b'{"a":1e999}', "not JSON: a number is too large"),
         (b'{"a":"\n"}', "not JSON: Invalid control character at: line 1 column 7 (char 6)"),
         (b'{"a":' * 40 + b"1" + b"}" * 40, f"JSON nested deeper than {MAX_DEPTH}"),
