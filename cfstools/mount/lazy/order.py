@@ -1,0 +1,89 @@
+"""Which objects are fetched before anybody asks for them, and in which order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+GROUP_OBJECTS = 64
+GROUP_BYTES = 8 << 20
+"""What is planned together: so much fits in one range of a layer."""
+
+MAX_AHEAD = 8 << 20
+"""Larger objects are not read ahead."""
+
+
+class Order:
+    """The objects in *sizes*, sizes by digest in the order of the tree. Thread-safe."""
+
+    def __init__(self, sizes: Mapping[bytes, int]) -> None:
+        self._sizes = sizes
+        self._lock = threading.Lock()
+        self._wanted: list[Iterator[bytes]] = []
+        self._ahead: set[bytes] = set()
+        self._pending: bytes | None = None  # did not fit into the last group
+
+    @cached_property
+    def _digests(self) -> list[bytes]:
+        return list(self._sizes)
+
+    @cached_property
+    def _places(self) -> dict[bytes, int]:
+        return {digest: place for place, digest in enumerate(self._digests)}
+
+    def following(self, digest: bytes, count: int, *, missed: bool) -> list[bytes]:
+        """So many objects behind one in the tree, without large ones, and without those named before.
+
+        For one that was *missed*, or that was named itself and now is half of the way behind.
+        """
+        with self._lock:
+            if not count or not (missed or digest in self._ahead):
+                return []
+            place = self._places[digest]
+            names = [
+                one
+                for one in self._digests[place + 1 : place + 1 + count]
+                if self._sizes[one] <= MAX_AHEAD and one not in self._ahead
+            ]
+            if not missed and len(names) < -(-count // 2):
+                return []
+            self._ahead.update(names)
+            return names
+
+    def add(self, digests: Iterable[bytes]) -> None:
+        """Fetch these behind what was added before. What is no object is ignored when it is its turn."""
+        with self._lock:
+            self._wanted.append(iter(digests))
+
+    def forget(self) -> bool:
+        """Fetch nothing of what was added; whether there was something."""
+        with self._lock:
+            had = bool(self._wanted) or self._pending is not None
+            self._wanted, self._pending = [], None
+            return had
+
+    def next_group(self) -> Sequence[bytes]:
+        """The next objects that were added; none at the end."""
+        with self._lock:
+            group: dict[bytes, None] = {}
+            room = GROUP_BYTES
+            while len(group) < GROUP_OBJECTS and (digest := self._next()) is not None:
+                size = self._sizes[digest]
+                if group and size > room:
+                    self._pending = digest
+                    break
+                group[digest] = None
+                room -= size
+            return list(group)
+
+    def _next(self) -> bytes | None:
+        if self._pending is not None:
+            digest, self._pending = self._pending, None
+            return digest
+        while self._wanted:
+            for digest in self._wanted[0]:
+                if digest in self._sizes:
+                    return digest
+            del self._wanted[0]
+        return None
