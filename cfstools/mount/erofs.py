@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 
-from cfstools.errors import CfsError, Unsupported, os_error
+from cfstools.errors import CfsError, Phrase, Remedy, Unsupported, os_error
 from cfstools.formats.base import HEAD, KernelMount
 from cfstools.formats.registry import FORMATS, recognise
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
-from cfstools.mount.kernel_needs import cannot, missing
+from cfstools.mount.layers import cannot, missing
 
-# Of this mount only the overlay is seen, whose own flags count; before that, and after an accident, it does no harm.
+# Users only see the overlay, whose own flags count; until then, and after a crash, this mount must be harmless.
 _FLAGS = linux.MountFlag.READ_ONLY | linux.MountFlag.NO_SUID | linux.MountFlag.NO_DEV
 
 
@@ -28,8 +28,7 @@ def kernel_mount(image_fd: int) -> KernelMount:
 def mount_erofs(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | None = None) -> bool:
     """Mount the image in the first *size* bytes of the file *image_fd* on *directory_fd*; whether by a loop device.
 
-    *idmap_fd* is a user namespace that owners
-    are mapped with. Raises InputError and Unsupported.
+    *idmap_fd* is a user namespace that owners are mapped with. Raises InputError and Unsupported.
     """
     how = kernel_mount(image_fd)
     try:
@@ -102,5 +101,6 @@ def _map_ids(mount_fd: int, idmap_fd: int) -> None:
 
 def _translated(error: OSError) -> CfsError:
     if error.errno == errno.ENODEV:
-        return Unsupported("this kernel has no EROFS (CONFIG_EROFS_FS)", hint="`mkcfs extract` needs none")
+        hint = Phrase("{} needs none", Remedy.EXTRACT)
+        return Unsupported("this kernel has no EROFS (CONFIG_EROFS_FS)", hint=hint)
     return cannot("mount the image", error)

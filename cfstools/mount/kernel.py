@@ -1,40 +1,59 @@
-"""An image and its stores as one mount of the kernel (composefs format, section 9.2)."""
+"""An image and its stores as one mount of the kernel (docs/mount.md, "What is mounted")."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cfstools.errors import InputError, os_error, shown_path
+from cfstools.errors import InputError, os_error
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
-from cfstools.linux.places import Doubt, make_directory, open_directory
+from cfstools.linux.paths import UntrustedPath, make_directory, open_directory
 from cfstools.mount.erofs import mount_erofs
-from cfstools.mount.layers import Layers, Mounting
+from cfstools.mount.layers import Layers, Mounting, OverlayVerity, cannot
 from cfstools.mount.overlay import mount_overlay
+from cfstools.text import shown_path
 
 
-def mount_image(image_fd: int, layers: Layers, directory_fd: int, *, size: int) -> Mounting:
+def mount_image(image_fd: int, layers: Layers, directory_fd: int, *, size: int, scratch: bytes) -> Mounting:
     """Mount the image in the first *size* bytes of the file *image_fd*, with *layers*, on *directory_fd*.
 
-    It is this open file that is mounted, whatever its name leads to by now. After an error nothing is mounted. Raises
-    InputError, StoreError and Unsupported, which names the feature that the kernel lacks.
+    It is this open file that is mounted, whatever its name leads to by now; meanwhile the
+    image is mounted in a directory of its own in *scratch*. After an error nothing is mounted. Raises
+    InputError, StoreError, Unsupported, which names the feature that the kernel lacks, and what the server of a lazy
+    layer raises that does not answer.
     """
-    with _namespace(layers.idmap) as idmap_fd, _hidden_place() as (place, place_fd):
+    with _namespace(layers.idmap) as idmap_fd, _hidden_place(scratch) as (place, place_fd):
         loop = mount_erofs(image_fd, place_fd, size=size, idmap_fd=idmap_fd)
-        checked = mount_overlay(place, layers, directory_fd)
+        with _lazy_as_store(layers, scratch) as by_path:
+            checked = mount_overlay(place, by_path, directory_fd)
     return Mounting(loop=loop, objects_checked=checked)
 
 
 @contextmanager
-def _hidden_place() -> Iterator[tuple[bytes, int]]:
-    """A directory that only we can enter; at the end it is gone, with whatever was mounted on it.
+def _lazy_as_store(layers: Layers, scratch: bytes) -> Iterator[Layers]:
+    """*layers* with the lazy one as last store, by a path: before Linux 6.15 no detached mount can be a layer."""
+    if layers.lazy is None:
+        yield layers
+        return
+    lazy = layers.lazy()
+    with _hidden_place(scratch) as (place, place_fd):
+        try:
+            linux.move_mount(lazy, place_fd)
+        except OSError as error:
+            raise cannot("mount the lazy store", error) from error
+        # The kernel checks no objects there: what they are fetched by does.
+        yield layers._replace(stores=(*layers.stores, place), lazy=None, objects=OverlayVerity.OFF)
+
+
+@contextmanager
+def _hidden_place(directory: bytes) -> Iterator[tuple[bytes, int]]:
+    """A directory in *directory* that only we can enter; at the end it is gone, with whatever was mounted on it.
 
     An overlay keeps the file systems of its layers alive without any place of their own.
     """
-    directory, name = tempfile.gettempdirb(), b"mkcfs-mount-" + os.urandom(8).hex().encode()
+    name = b"mkcfs-mount-" + os.urandom(8).hex().encode()
     place = os.path.join(directory, name)
     try:
         above = open_directory(directory, private=True)
@@ -42,11 +61,11 @@ def _hidden_place() -> Iterator[tuple[bytes, int]]:
             fd = make_directory(above, name)
         finally:
             close(above)
-    except Doubt as doubt:
+    except UntrustedPath as untrusted:
         hint = "set TMPDIR to a directory that only root may write"
-        raise InputError(doubt.about(directory), subject=shown_path(directory), hint=hint) from doubt
+        raise InputError(untrusted.about(directory), subject=shown_path(directory), hint=hint) from untrusted
     except OSError as error:
-        raise os_error(error, "cannot make a temporary directory") from error
+        raise os_error(error, "cannot make a temporary directory", subject=shown_path(directory)) from error
     try:
         yield place, fd
     finally:

@@ -1,14 +1,23 @@
-"""What is laid over what, and what came of it."""
+"""The layers of a mount, the result of mounting them, and the errors of a kernel that cannot.
+
+Those name the missing feature and the Linux that has it (docs/mount.md, "What the kernel needs").
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from enum import Enum
 
-from cfstools.errors import UsageError
+from cfstools.errors import CfsError, InputError, Phrase, Remedy, Unsupported, UsageError
+from cfstools.report import LeftOut
 from cfstools.values import Value
 
+__all__ = ["Layers", "LeftOut", "Mounting", "OverlayVerity", "cannot", "missing"]
 
-class ObjectCheck(Enum):
+
+class OverlayVerity(Enum):
     """Whether the kernel compares objects with their digests when they are opened.
 
     ``TRY`` leaves it out where the kernel's overlay file system does not know the option, ``REQUIRE`` fails there.
@@ -25,7 +34,10 @@ class Layers(Value):
     ``stores`` hold the objects, the first that has one counts. Writes go to ``upper``, with ``work`` as scratch space
     on the same file system; without both there are none. ``idmap`` is the file of a user namespace that owners in
     the image are mapped with. ``nosuid`` (file capabilities as well), ``nodev`` and ``noexec`` say what the kernel
-    ignores or refuses in the whole mount. Raises UsageError for what contradicts itself.
+    ignores or refuses in the whole mount; with ``noatime`` it keeps no times of reading.
+
+    ``lazy`` gives the descriptor of a detached mount that looks like a store, for objects that no store has, once its
+    server answers; the holder closes it when the layers are mounted. Raises UsageError for what contradicts itself.
     """
 
     stores: tuple[bytes, ...]
@@ -36,17 +48,41 @@ class Layers(Value):
     nosuid: bool = False
     nodev: bool = False
     noexec: bool = False
-    objects: ObjectCheck = ObjectCheck.OFF
+    noatime: bool = False
+    objects: OverlayVerity = OverlayVerity.OFF
+    lazy: Callable[[], int] | None = None
 
     def _check(self) -> None:
-        if not self.stores:
-            raise UsageError("there is no store to take objects from", hint="name one with --store or -o basedir=")
+        if not self.stores and self.lazy is None:
+            hint = Phrase("name one with {}", Remedy.LAYER_STORES)
+            raise UsageError("there is no store to take objects from", hint=hint)
         if (self.upper is None) != (self.work is None):
             raise UsageError("an upper directory and a work directory only go together")
+        if self.lazy is not None and self.objects is OverlayVerity.REQUIRE:
+            what = "objects fetched later cannot be sealed before they are opened"
+            raise UsageError(what, hint="they are checked when they are fetched")
 
 
 class Mounting(Value):
-    """How it was mounted: over a loop device or not, and whether the kernel checks objects."""
+    """The result of a mount: whether a loop device was needed, whether the kernel checks objects, and what is missing.
+
+    ``left_out`` has what the image has and this mount cannot show.
+    """
 
     loop: bool
     objects_checked: bool
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def missing(what: str, since: str, *, hint: str | None = None) -> Unsupported:
+    """*what* needs a newer kernel."""
+    return Unsupported(f"{what} needs Linux {since} or newer, and this is {os.uname().release}", hint=hint)
+
+
+def cannot(what: str, error: OSError) -> CfsError:
+    """A system call failed: for want of rights, or for what the kernel says."""
+    if error.errno == errno.EPERM:
+        hint = Phrase("{} works for everybody", Remedy.EXTRACT)
+        return Unsupported(f"cannot {what}: only root can", hint=hint)
+    log = "the kernel's log may say more (dmesg)" if error.errno == errno.EINVAL else None
+    return InputError(f"cannot {what}: {error.strerror}", hint=log)

@@ -1,11 +1,12 @@
-"""The option string of mount.composefs (composefs format, section 9.1)."""
+"""The option string of mount.composefs, with words of our own (docs/mount.md, "Options of mount.composefs")."""
 
 from __future__ import annotations
 
 import re
 
-from cfstools.errors import UsageError, shown_path
-from cfstools.mount.layers import ObjectCheck
+from cfstools.errors import UsageError
+from cfstools.mount.layers import OverlayVerity
+from cfstools.text import shown_path
 from cfstools.values import Value
 
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
@@ -20,19 +21,51 @@ _SWITCHES = {
     b"dev": ("nodev", False),
     b"noexec": ("noexec", True),
     b"exec": ("noexec", False),
+    b"noatime": ("noatime", True),
+    b"atime": ("noatime", False),
 }
 _FLAGS = frozenset({b"verity", b"tryverity", *_SWITCHES})
+# What the command has options of its own for, by their names there with "_" for "-"; several may be given.
+SETTINGS = frozenset(
+    {
+        "attempts",
+        "authfile",
+        "ca_file",
+        "cache_size",
+        "cert_dir",
+        "check",
+        "connections",
+        "fetch_timeout",
+        "jobs",
+        "key",
+        "lazy",
+        "log",
+        "map",
+        "method",
+        "platform",
+        "prefetch",
+        "readahead",
+        "trace",
+    }
+)
+SETTING_FLAGS = frozenset({"allow_other", "plain_http"})
+# What fstab(5) has for others: mount(8), the start of the system, and times that never change here.
+_IGNORED = frozenset(
+    b"_netdev auto async defaults group noauto nofail norelatime nostrictatime nouser owner relatime user users".split()
+)
+_IGNORED_PREFIXES = (b"x-", b"X-", b"comment=", b"user=")
 
 
 class HelperOptions(Value):
     """What an option string asks for; ``None`` and empty where it says nothing.
 
-    ``digest`` is the text behind ``digest=``, which may be empty.
+    ``digest`` is the text behind ``digest=``, which may be empty. ``settings`` are the words of :data:`SETTINGS` with
+    their values and of :data:`SETTING_FLAGS` with ``None``, in order.
     """
 
     stores: tuple[bytes, ...] = ()
     digest: str | None = None
-    objects: ObjectCheck | None = None
+    objects: OverlayVerity | None = None
     writable: bool | None = None
     upper: bytes | None = None
     work: bytes | None = None
@@ -40,20 +73,30 @@ class HelperOptions(Value):
     nosuid: bool | None = None
     nodev: bool | None = None
     noexec: bool | None = None
+    noatime: bool | None = None
+    settings: tuple[tuple[str, bytes | None], ...] = ()
 
 
-def parse_options(text: bytes) -> HelperOptions:
+def parse_options(text: bytes, *, sloppy: bool = False) -> HelperOptions:
     """Read options joined by commas. A backslash takes the next character as it is, also a comma or a colon.
 
-    Of an option given twice the last counts. Raises UsageError.
+    Of an option given twice the last counts, but settings are all kept. Words of fstab(5) for others are passed over.
+    Unknown ones are passed over if *sloppy*. Raises UsageError.
     """
     values: dict[bytes, bytes] = {}
     switches: dict[str, bool] = {}
+    settings: list[tuple[str, bytes | None]] = []
     for part in _split(text, b",") if text else ():
+        if part in _IGNORED or part.startswith(_IGNORED_PREFIXES):
+            continue
         name, equals, value = part.partition(b"=")
-        if name not in (_VALUES if equals else _FLAGS):
-            raise UsageError(f"unknown mount option: {shown_path(part)}")
-        if name in _SWITCHES:
+        word = name.decode("ascii", "replace")
+        if word in (SETTINGS if equals else SETTING_FLAGS):
+            settings.append((word, _plain(value) if equals else None))
+        elif name not in (_VALUES if equals else _FLAGS):
+            if not sloppy:
+                raise UsageError(f"unknown mount option: {shown_path(part)}")
+        elif name in _SWITCHES:
             switch, on = _SWITCHES[name]
             switches[switch] = on
         else:
@@ -69,6 +112,8 @@ def parse_options(text: bytes) -> HelperOptions:
         nosuid=switches.get("nosuid"),
         nodev=switches.get("nodev"),
         noexec=switches.get("noexec"),
+        noatime=switches.get("noatime"),
+        settings=tuple(settings),
     )
 
 
@@ -101,10 +146,10 @@ def _digest(value: bytes | None) -> str | None:
     return None if value is None else shown_path(_plain(value))
 
 
-def _objects(values: dict[bytes, bytes]) -> ObjectCheck | None:
+def _objects(values: dict[bytes, bytes]) -> OverlayVerity | None:
     if b"verity" in values or b"digest" in values:
-        return ObjectCheck.REQUIRE
-    return ObjectCheck.TRY if b"tryverity" in values else None
+        return OverlayVerity.REQUIRE
+    return OverlayVerity.TRY if b"tryverity" in values else None
 
 
 def _path(values: dict[bytes, bytes], name: bytes) -> bytes | None:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from cfstools.errors import CfsError, InputError, StoreError, Unsupported, shown_path
+from cfstools.errors import CfsError, InputError, StoreError, Unsupported
 from cfstools.linux import mount as linux
 from cfstools.linux.files import close
-from cfstools.linux.places import is_private
-from cfstools.mount.kernel_needs import cannot, missing
-from cfstools.mount.layers import Layers, ObjectCheck
+from cfstools.linux.paths import is_private
+from cfstools.mount.layers import Layers, OverlayVerity, cannot, missing
+from cfstools.text import shown_path
 
 SOURCE = b"composefs"
 
@@ -45,14 +45,14 @@ def mount_overlay(image: bytes, layers: Layers, directory_fd: int) -> bool:
         try:
             return mount_overlay_classic(image, layers, directory_fd)
         except OSError as error:
-            # If both ways are refused, the first has the better words for it.
-            told = why if isinstance(why, OSError) and why.errno == errno.EINVAL else error
-            raise _translated(told) from error
+            # If both fail, report the first error: it is more specific.
+            reported = why if isinstance(why, OSError) and why.errno == errno.EINVAL else error
+            raise _translated(reported) from error
 
 
 def mount_overlay_classic(image: bytes, layers: Layers, directory_fd: int) -> bool:
     """As :func:`mount_overlay` with mount(2), for kernels before 6.7. Raises OSError and Unsupported."""
-    checked = layers.objects is ObjectCheck.REQUIRE
+    checked = layers.objects is OverlayVerity.REQUIRE
     failed: OSError | None = None
     # One colon: kernels before 6.5, to which stores are layers like others.
     for colons in (b"::", b":"):
@@ -60,7 +60,7 @@ def mount_overlay_classic(image: bytes, layers: Layers, directory_fd: int) -> bo
         if len(options) > _OPTIONS_MAX:
             raise missing("mounting with paths this long", "6.7", hint="use fewer stores, or shorter paths")
         try:
-            linux.mount(SOURCE, directory_fd, b"overlay", options, _flags(layers))
+            linux.mount(SOURCE, directory_fd, b"overlay", options, mount_flags(layers))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -79,7 +79,7 @@ def classic_options(image: bytes, layers: Layers, *, colons: bytes) -> bytes:
     parts = [b"metacopy=on", b"redirect_dir=on", b"lowerdir=" + lower]
     if layers.upper is not None and layers.work is not None:
         parts += [b"upperdir=" + _escaped(layers.upper), b"workdir=" + _escaped(layers.work)]
-    if layers.objects is ObjectCheck.REQUIRE:
+    if layers.objects is OverlayVerity.REQUIRE:
         parts.append(b"verity=require")
     return b",".join(parts)
 
@@ -100,7 +100,7 @@ def _mount(image: bytes, layers: Layers, directory_fd: int) -> bool:
         try:
             for name, path in _paths(image, layers):
                 context.set_string(name, path)
-            mount_fd = context.mount(_flags(layers))
+            mount_fd = context.mount(mount_flags(layers))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise _OldKernel from error
@@ -112,13 +112,15 @@ def _mount(image: bytes, layers: Layers, directory_fd: int) -> bool:
     return checked
 
 
-def _flags(layers: Layers) -> linux.MountFlag:
+def mount_flags(layers: Layers) -> linux.MountFlag:
+    """The flags of a mount of *layers*."""
     wanted = linux.MountFlag(0)
     for flag, wish in (
         (linux.MountFlag.READ_ONLY, not layers.writable),
         (linux.MountFlag.NO_SUID, layers.nosuid),
         (linux.MountFlag.NO_DEV, layers.nodev),
         (linux.MountFlag.NO_EXEC, layers.noexec),
+        (linux.MountFlag.NO_ATIME, layers.noatime),
     ):
         if wish:
             wanted |= flag
@@ -133,13 +135,13 @@ def _refuse_emulation(context: linux.FsContext) -> None:
     raise _OldKernel
 
 
-def _check_objects(context: linux.FsContext, wish: ObjectCheck) -> bool:
-    if wish is ObjectCheck.OFF:
+def _check_objects(context: linux.FsContext, wish: OverlayVerity) -> bool:
+    if wish is OverlayVerity.OFF:
         return False
     try:
         context.set_string(b"verity", b"require")
     except OSError as error:
-        if wish is ObjectCheck.REQUIRE:
+        if wish is OverlayVerity.REQUIRE:
             raise missing("an overlay with verity=require", "6.6") from error
         return False
     return True

@@ -15,9 +15,9 @@ import pytest
 from cfstools.errors import CfsError, InputError, StoreError, Unsupported, UsageError
 from cfstools.formats.base import KernelMount
 from cfstools.linux import mount as linux
-from cfstools.mount import Layers, Mounting, ObjectCheck, mount_image
+from cfstools.mount import Layers, Mounting, OverlayVerity, mount_image
 from cfstools.mount.erofs import kernel_mount, mount_erofs, mount_erofs_by_loop, mount_erofs_classic
-from cfstools.mount.kernel_needs import cannot
+from cfstools.mount.layers import cannot
 from cfstools.mount.overlay import classic_options, mount_overlay, mount_overlay_classic
 from tests.compat.mounted import differences
 from tests.mounts import mounts_below
@@ -25,6 +25,7 @@ from tests.mounts import mounts_below
 pytestmark = pytest.mark.kernel
 
 NO_SUCH_CALL = 0x7FFF
+SCRATCH = b"/tmp"
 
 
 @contextmanager
@@ -41,22 +42,21 @@ def stores(place: Path) -> tuple[bytes, ...]:
     return (bytes(place / "one"), bytes(place / "two"))
 
 
-def mounted(place: Path, layers: Layers, image: Path | None = None) -> Mounting:
+def mounted(place: Path, layers: Layers, image: Path | None = None, *, scratch: bytes | None = None) -> Mounting:
     image = image or place / "image"
     with opened(image, place / "mnt") as (image_fd, directory_fd):
-        return mount_image(image_fd, layers, directory_fd, size=image.stat().st_size)
+        return mount_image(image_fd, layers, directory_fd, size=image.stat().st_size, scratch=scratch or SCRATCH)
 
 
 @pytest.fixture
-def temporaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary directories are made; other tests, at the same time, have them elsewhere."""
+def temporaries(tmp_path: Path) -> Path:
+    """A directory that nothing else makes temporary directories in."""
     (tmp_path / "temporaries").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporaries"))
     return tmp_path / "temporaries"
 
 
 def test_two_stores_show_the_source(place: Path, temporaries: Path) -> None:
-    done = mounted(place, Layers(stores=stores(place)))
+    done = mounted(place, Layers(stores=stores(place)), scratch=bytes(temporaries))
     assert done == Mounting(loop=False, objects_checked=False)
     assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
     with pytest.raises(OSError, match="Read-only file system"):
@@ -128,7 +128,7 @@ def test_flags_without_the_new_calls(place: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_old_overlay_alone(place: Path) -> None:
     (place / "erofs").mkdir()
     with opened(place / "image", place / "erofs", place / "mnt") as (image_fd, erofs_fd, directory_fd):
-        mount_erofs_classic(linux.fd_path(image_fd), erofs_fd, how=KernelMount(b"erofs", (b"noacl",)))
+        mount_erofs_classic(linux.fd_path(image_fd), erofs_fd, how=KernelMount(file_system=b"erofs", flags=(b"noacl",)))
         assert not mount_overlay_classic(bytes(place / "erofs"), Layers(stores=stores(place)), directory_fd)
         assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
         long = Layers(stores=stores(place) * 400)
@@ -141,14 +141,14 @@ def test_the_old_overlay_alone(place: Path) -> None:
         with pytest.raises(OSError, match="Invalid argument"):
             mount_overlay_classic(bytes(place / "erofs"), wrong, directory_fd)
         required = Layers(
-            stores=stores(place), upper=bytes(place / "upper"), work=b"/dev/shm", objects=ObjectCheck.REQUIRE
+            stores=stores(place), upper=bytes(place / "upper"), work=b"/dev/shm", objects=OverlayVerity.REQUIRE
         )
         with pytest.raises(Unsupported, match=r"verity=require needs Linux 6.6"):
             mount_overlay_classic(bytes(place / "erofs"), required, directory_fd)
 
 
 def test_old_options_are_escaped() -> None:
-    layers = Layers(stores=(b"/a,b", b"/c:d\\"), upper=b"/u", work=b"/w,", objects=ObjectCheck.REQUIRE)
+    layers = Layers(stores=(b"/a,b", b"/c:d\\"), upper=b"/u", work=b"/w,", objects=OverlayVerity.REQUIRE)
     assert classic_options(b"/i", layers, colons=b"::") == (
         b"metacopy=on,redirect_dir=on,lowerdir=/i::/a\\,b::/c\\:d\\\\,upperdir=/u,workdir=/w\\,,verity=require"
     )
@@ -189,7 +189,7 @@ def test_a_file_the_kernel_cannot_mount_gets_a_loop_device(place: Path) -> None:
 def test_no_loop_device(place: Path) -> None:
     with opened(place / "mnt") as (directory_fd,):
         with pytest.raises(Unsupported, match="cannot attach a loop device") as caught:
-            mount_erofs_by_loop(directory_fd, directory_fd, size=4096, how=KernelMount(b"erofs"))
+            mount_erofs_by_loop(directory_fd, directory_fd, size=4096, how=KernelMount(file_system=b"erofs"))
         assert caught.value.hint == "EROFS straight on a file needs Linux 6.12"
 
 
@@ -223,33 +223,44 @@ def test_owners_that_cannot_be_mapped(place: Path, monkeypatch: pytest.MonkeyPat
 
 def test_checked_objects(place: Path) -> None:
     """Without fs-verity a checked object cannot be opened, and what is in the image can."""
-    done = mounted(place, Layers(stores=stores(place), objects=ObjectCheck.REQUIRE))
+    done = mounted(place, Layers(stores=stores(place), objects=OverlayVerity.REQUIRE))
     assert done.objects_checked
     assert (place / "mnt/etc/conf").read_text() == "text\n"
     with pytest.raises(OSError):
         (place / "mnt/file1").read_bytes()
     linux.umount(bytes(place / "mnt"))
-    assert mounted(place, Layers(stores=stores(place), objects=ObjectCheck.TRY)).objects_checked
+    assert mounted(place, Layers(stores=stores(place), objects=OverlayVerity.TRY)).objects_checked
 
 
 def test_what_cannot_be_mounted(place: Path, temporaries: Path) -> None:
+    def refused(layers: Layers, image: Path | None = None) -> None:
+        mounted(place, layers, image, scratch=bytes(temporaries))
+
     with pytest.raises(StoreError, match="/nowhere: cannot open: No such file or directory"):
-        mounted(place, Layers(stores=(bytes(place / "nowhere"),)))
+        refused(Layers(stores=(bytes(place / "nowhere"),)))
     with pytest.raises(InputError, match="/nowhere: cannot open: No such file or directory"):
-        mounted(place, Layers(stores=stores(place), upper=bytes(place / "nowhere"), work=bytes(place / "work")))
+        mounted(
+            place,
+            Layers(stores=stores(place), upper=bytes(place / "nowhere"), work=bytes(place / "work")),
+            scratch=bytes(temporaries),
+        )
     with pytest.raises(InputError, match="cannot mount the overlay: Invalid argument") as caught:
-        mounted(place, Layers(stores=stores(place), upper=bytes(place / "upper"), work=b"/dev/shm"))
+        mounted(
+            place,
+            Layers(stores=stores(place), upper=bytes(place / "upper"), work=b"/dev/shm"),
+            scratch=bytes(temporaries),
+        )
     assert caught.value.hint == "the kernel's log may say more (dmesg)"
     damaged = place / "damaged"
     data = bytearray((place / "image").read_bytes())
     data[1024:1028] = b"\0\0\0\0"
     damaged.write_bytes(data)
     with pytest.raises(InputError, match="cannot mount the image: Invalid argument"):
-        mounted(place, Layers(stores=stores(place)), damaged)
+        refused(Layers(stores=stores(place)), damaged)
     for bad, text in ((b"", "too short"), (bytes(5000), "no composefs image")):
         damaged.write_bytes(bad)
         with pytest.raises(InputError, match=text):
-            mounted(place, Layers(stores=stores(place)), damaged)
+            refused(Layers(stores=stores(place)), damaged)
     assert mounts_below(place) == []
     assert os.listdir(temporaries) == []
 
@@ -273,10 +284,10 @@ def test_a_temporary_directory_of_others(place: Path, temporaries: Path) -> None
         os.chown(temporaries, owner, owner)
         temporaries.chmod(mode)
         with pytest.raises(InputError, match="temporaries: ") as caught:
-            mounted(place, Layers(stores=stores(place)))
+            mounted(place, Layers(stores=stores(place)), scratch=bytes(temporaries))
         assert caught.value.hint == "set TMPDIR to a directory that only root may write"
     temporaries.chmod(0o1777)
-    mounted(place, Layers(stores=stores(place)))
+    mounted(place, Layers(stores=stores(place)), scratch=bytes(temporaries))
     assert os.listdir(temporaries) == []
 
 
@@ -318,10 +329,9 @@ def test_layers_are_those_that_were_open(place: Path, monkeypatch: pytest.Monkey
         assert os.listdir(other / "upper") == []
 
 
-def test_a_place_that_cannot_be_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(place / "nowhere"))
-    with pytest.raises(InputError, match="cannot make a temporary directory"):
-        mounted(place, Layers(stores=stores(place)))
+def test_a_place_that_cannot_be_made(place: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: cannot make a temporary directory"):
+        mounted(place, Layers(stores=stores(place)), scratch=bytes(place / "nowhere"))
 
 
 def test_layers_that_make_no_sense() -> None:
@@ -374,8 +384,8 @@ class BeforeLayers(linux.FsContext):
 def test_an_overlay_without_checks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "FsContext", BeforeVerity)
     with pytest.raises(Unsupported, match=r"^an overlay with verity=require needs Linux 6.6 or newer, and this is "):
-        mounted(place, Layers(stores=stores(place), objects=ObjectCheck.REQUIRE))
-    assert not mounted(place, Layers(stores=stores(place), objects=ObjectCheck.TRY)).objects_checked
+        mounted(place, Layers(stores=stores(place), objects=OverlayVerity.REQUIRE))
+    assert not mounted(place, Layers(stores=stores(place), objects=OverlayVerity.TRY)).objects_checked
     assert (place / "mnt/file1").read_bytes() == b"1" * 10_000
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfstools.errors import UsageError
-from cfstools.mount import HelperOptions, ObjectCheck, parse_options
+from cfstools.mount import HelperOptions, OverlayVerity, parse_options
 
 
 def test_all_options() -> None:
@@ -15,7 +15,7 @@ def test_all_options() -> None:
     assert parse_options(text) == HelperOptions(
         stores=(b"/a", b"/b:c,d"),
         digest="abc",
-        objects=ObjectCheck.REQUIRE,
+        objects=OverlayVerity.REQUIRE,
         writable=True,
         upper=b"/u\\",
         work=b"/w=x",
@@ -27,10 +27,30 @@ def test_what_is_not_there_stays_open() -> None:
     assert parse_options(b"") == HelperOptions()
     assert parse_options(b"rw,ro").writable is False
     assert parse_options(b"suid,nosuid,nodev,dev,noexec") == HelperOptions(nosuid=True, nodev=False, noexec=True)
-    assert parse_options(b"tryverity").objects is ObjectCheck.TRY
-    assert parse_options(b"verity,tryverity").objects is ObjectCheck.REQUIRE
-    assert parse_options(b"digest=") == HelperOptions(digest="", objects=ObjectCheck.REQUIRE)
+    assert parse_options(b"tryverity").objects is OverlayVerity.TRY
+    assert parse_options(b"verity,tryverity").objects is OverlayVerity.REQUIRE
+    assert parse_options(b"digest=") == HelperOptions(digest="", objects=OverlayVerity.REQUIRE)
     assert parse_options(b"upperdir=/a,upperdir=/b").upper == b"/b"
+    assert parse_options(b"noatime,atime").noatime is False
+    assert parse_options(b"atime,noatime").noatime is True
+
+
+def test_what_the_command_has_options_for() -> None:
+    text = rb"lazy=docker://h:1/a\,b,method=fuse,lazy=s3://x/y,allow_other,readahead=0,lazy=,fetch_timeout=5"
+    assert parse_options(text).settings == (
+        ("lazy", b"docker://h:1/a,b"),
+        ("method", b"fuse"),
+        ("lazy", b"s3://x/y"),
+        ("allow_other", None),
+        ("readahead", b"0"),
+        ("lazy", b""),
+        ("fetch_timeout", b"5"),
+    )
+
+
+def test_words_for_others_are_passed_over() -> None:
+    text = b"rw,nofail,_netdev,user,users,auto,noauto,relatime,defaults,x-systemd.automount,comment=a=b,user=me,group"
+    assert parse_options(text) == HelperOptions(writable=True)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +68,11 @@ def test_what_is_not_there_stays_open() -> None:
         (b"basedir=", "empty path"),
         (b"upperdir=", "empty path"),
         (b"ro\\", "end in a backslash"),
+        (b"lazy", "unknown mount option: lazy"),
+        (b"allow_other=1", "unknown mount option: allow_other=1"),
+        (b"foreground", "unknown mount option: foreground"),
+        (b"store=/a", "unknown mount option: store=/a"),
+        (b"nofail=1", "unknown mount option: nofail=1"),
     ],
 )
 def test_what_is_refused(text: bytes, why: str) -> None:
