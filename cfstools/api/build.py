@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from cfstools.api.image_output import ImageOutput, Signing
-from cfstools.errors import naming, shown_path
+from cfstools.errors import Phrase, Remedy, naming
 from cfstools.formats.base import Format, ImagePlan, PlanOptions
+from cfstools.formats.image_output import output_image
 from cfstools.formats.registry import COMPOSEFS
-from cfstools.lasting import keep
+from cfstools.lifetime import keep_until_exit
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.sources.oci_request import DEFAULT_REQUEST, OciRequest
 from cfstools.sources.recognise import recognise
 from cfstools.sources.source import Reading, Source, SourceKind, SourceTree, WalkOptions
 from cfstools.store import Ingest, RootedBlobs
+from cfstools.store.locking import PATIENT, Waiting
 from cfstools.store.place import local_path
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.text import shown_path
 from cfstools.tree import Directory
 from cfstools.tree.filters import clamp_mtime
-from cfstools.tree.globs import GlobSet
 from cfstools.tree.xattrs import XattrPolicy
+from cfstools.values import Value
 from cfstools.verity import Algorithm, Params
 
 if TYPE_CHECKING:
+    from cfstools.signing.new_image import ImageSignature, Signing
     from cfstools.sources.oci import OciReport
     from cfstools.store import Blobs, StoreWriter
     from cfstools.store.base import FsVerity, Sync
-    from cfstools.store.cache import DigestCache
+    from cfstools.store.cache.digest_cache import DigestCache
     from cfstools.store.open import StorePlace
-    from cfstools.store.publisher import StoreReport
+    from cfstools.store.write.publisher import StoreReport
 
 
-class BuildOptions(NamedTuple):
+class BuildOptions(Value):
     """What decides the bytes of an image besides its source.
 
     Versions that are ``None`` follow the reference tool of the source. For a directory or a dump neither given means 0
     to 1, else the one not given is 0; for a container image neither given means 1.
     ``clamp_mtime`` is in seconds since the epoch; ``exclude`` holds patterns as in ``cfstools.tree.globs``.
-    ``strict`` refuses dump texts that only the reference's leniency accepts. What does not concern the source is not
-    looked at.
+    ``strict`` refuses dump texts that only the reference's leniency accepts. Options that do not
+    apply to the source are ignored.
     """
 
     algorithm: Algorithm = Algorithm.SHA256
@@ -62,8 +63,11 @@ class BuildOptions(NamedTuple):
     def plan_options(self, kind: SourceKind) -> PlanOptions:
         """The algorithm, and the lowest and highest version allowed for a source of this *kind*."""
         if self.min_version is None and self.max_version is None:
-            return PlanOptions(self.algorithm, *((1, 1) if kind is SourceKind.CONTAINER else (0, 1)))
-        return PlanOptions(self.algorithm, self.min_version or 0, self.max_version or 0)
+            lowest = 1 if kind is SourceKind.CONTAINER else 0
+            return PlanOptions(algorithm=self.algorithm, min_version=lowest)
+        return PlanOptions(
+            algorithm=self.algorithm, min_version=self.min_version or 0, max_version=self.max_version or 0
+        )
 
     def reading(self, **means: Any) -> Reading:
         """How the source is read, with the *means* of :class:`Reading`."""
@@ -77,7 +81,7 @@ class BuildOptions(NamedTuple):
         return Reading(walk=walk, algorithm=self.algorithm, strict=self.strict, oci=self.oci, **means)
 
 
-class ObjectOptions(NamedTuple):
+class ObjectOptions(Value):
     """How new objects are stored: their mode, and whether fs-verity is turned on (``auto``: where it can be).
 
     ``cache`` is the directory of the digest cache, which must be the user's own (``docs/store.md``), or is made.
@@ -148,17 +152,24 @@ def build(
     Raises InputError, SourceChanged, FormatError, TreeError, StoreError and UsageError, each naming its file.
     """
     options, objects = options or BuildOptions(), objects or ObjectOptions()
-    output = ImageOutput(image, signing)
+    signature = _signature(image, signing)
     params = Params(algorithm=options.algorithm)
+    _refuse_remote(stores)
     with ExitStack() as stack:
         found = stack.enter_context(_recognise(source, options, accept))
         choices = options.plan_options(found.kind)
         format.plan(_NOTHING, choices)  # a version that does not exist is found out before any work
         writer = stack.enter_context(_writer(stores, params, objects, deferred=found.kind is SourceKind.CONTAINER))
-        contents = stack.enter_context(closing(_Contents(writer, params, objects, threads=threads, progress=progress)))
-        reading = options.reading(writer=writer, reader=contents.start, stdin=stdin, progress=progress)
+        contents = stack.enter_context(
+            closing(_Contents(writer, params, objects, options.xattrs, threads=threads, progress=progress))
+        )
+        targets = _targets(image, stores, objects)
+        cache = objects.cache if objects.sync != "none" else None
+        reading = options.reading(
+            writer=writer, reader=contents.start, stdin=stdin, targets=targets, progress=progress, cache=cache
+        )
         tree = stack.enter_context(found.open(reading))
-        keep(tree)
+        keep_until_exit(tree)
         contents.finish()
         if accept is not None and tree.kind is not found.kind:
             accept(tree.kind)
@@ -166,24 +177,42 @@ def build(
             plan = _plan(tree, format, options, choices)
         if writer is not None:
             writer.commit(_wanted(tree))
-        digest = output.write(plan, params)
+        digest = output_image(plan, image, params, signature)
     stored = writer.report if writer is not None else None
-    places = [local_path(place) for place in stores if isinstance(place, bytes)]
-    targets = (image, *places, objects.cache if stores else None)
-    inside = _inside(source, targets, options) if tree.kind is SourceKind.DIRECTORY else ()
-    built = _Built(tree, plan, digest, output, stored, contents.cache_hits)
-    return _report(built, image, stores, inside)
+    built = _Built(tree, plan, digest, signature, stored, contents.cache_hits)
+    return _report(built, image, stores)
 
 
-@contextmanager
-def _recognise(source: bytes, options: BuildOptions, accept: Callable[[SourceKind], object] | None) -> Iterator[Source]:
+def _signature(image: bytes | BinaryIO | None, signing: Signing | None) -> ImageSignature | None:
+    """The signature that is wanted. What cannot be signed is refused here, before any work."""
+    if signing is None:
+        return None
+    from cfstools.signing.new_image import ImageSignature
+
+    return ImageSignature(image, signing)
+
+
+def _recognise(
+    source: bytes, options: BuildOptions, accept: Callable[[SourceKind], object] | None
+) -> AbstractContextManager[Source]:
     """What is at *source*, if it is to be accepted."""
-    limits = options.oci.options.decompression_limits
-    with recognise(source, from_file=options.from_file, layered=bool(options.oci.layers), limits=limits) as found:
-        if accept is not None:
-            with naming(source):
-                accept(found.kind)
-        yield found
+    limits, layered = options.oci.options.decompression_limits, bool(options.oci.layers)
+    return recognise(source, from_file=options.from_file, layered=layered, limits=limits, accept=accept)
+
+
+def _refuse_remote(stores: Sequence[StorePlace]) -> None:
+    """What a store elsewhere has must not be left out here: the image could not be mounted. Raises UsageError."""
+    if stores:
+        from cfstools.store.open import refuse_remote
+
+        refuse_remote(stores, Phrase("build into a directory, then send its objects there with {}", Remedy.STORE_PUSH))
+
+
+def _targets(image: bytes | BinaryIO | None, stores: Sequence[StorePlace], objects: ObjectOptions) -> tuple[bytes, ...]:
+    """The paths that a build writes to."""
+    places = [local_path(place) for place in stores if isinstance(place, bytes)]
+    paths = (image, *places, objects.cache if stores else None)
+    return tuple(path for path in paths if isinstance(path, bytes))
 
 
 def _plan(tree: SourceTree, format: Format, options: BuildOptions, choices: PlanOptions) -> ImagePlan:
@@ -193,20 +222,18 @@ def _plan(tree: SourceTree, format: Format, options: BuildOptions, choices: Plan
 
 
 class _Built(NamedTuple):
-    """What came out of the steps of a build."""
+    """The results of the steps of a build."""
 
     tree: SourceTree
     plan: ImagePlan
     digest: bytes
-    output: ImageOutput
+    signature: ImageSignature | None
     stored: StoreReport | None
     cache_hits: int
 
 
-def _report(
-    built: _Built, image: bytes | BinaryIO | None, stores: Sequence[StorePlace], inside: Iterable[str]
-) -> BuildReport:
-    tree, plan, digest, output, stored, cache_hits = built
+def _report(built: _Built, image: bytes | BinaryIO | None, stores: Sequence[StorePlace]) -> BuildReport:
+    tree, plan, digest, signature, stored, cache_hits = built
     missing = _count_missing(tree, stores)
     return BuildReport(
         image=shown_path(image) if isinstance(image, bytes) else None,
@@ -221,10 +248,10 @@ def _report(
         bytes_shared=stored.bytes_shared if stored else 0,
         objects_missing=missing,
         source=tree.image,
-        signature=output.signature,
-        key_ids=output.key_ids,
+        signature=signature.name if signature else None,
+        key_ids=signature.key_ids if signature else (),
         cache_hits=cache_hits,
-        warnings=(*inside, *_warnings(tree, missing)),
+        warnings=tuple(_warnings(tree, missing)),
     )
 
 
@@ -232,9 +259,17 @@ class _Contents:
     """Reads the files of a directory while it is still being walked."""
 
     def __init__(
-        self, writer: StoreWriter | None, params: Params, objects: ObjectOptions, *, threads: int, progress: Progress
+        self,
+        writer: StoreWriter | None,
+        params: Params,
+        objects: ObjectOptions,
+        xattrs: XattrPolicy,
+        *,
+        threads: int,
+        progress: Progress,
     ) -> None:
         self._writer = writer
+        self._all_xattrs = xattrs is XattrPolicy.ALL
         self._params = params
         self._cache_path = objects.cache
         self._remember = objects.sync != "none"
@@ -244,11 +279,13 @@ class _Contents:
         self._run: Ingest | None = None
 
     def start(self, blobs: Blobs) -> Ingest:
-        """What is handed the files."""
+        """Return the reader that is handed the files."""
         if self._writer is not None and self._cache_path is not None and isinstance(blobs, RootedBlobs):
-            from cfstools.store.cache import DigestCache
+            from cfstools.store.cache.digest_cache import DigestCache
 
-            self._cache = DigestCache.open(self._cache_path, blobs.root_fd, self._params.algorithm)
+            self._cache = DigestCache.open(
+                self._cache_path, blobs.root_fd, self._params.algorithm, all_xattrs=self._all_xattrs
+            )
             if self._cache is not None and not self._remember:
                 self._cache.forgo()
         self._run = Ingest(
@@ -272,21 +309,9 @@ class _Contents:
         return self._cache.hits if self._cache is not None else 0
 
     def close(self) -> None:
-        """Let the cache keep what it learned, also from a build that failed afterwards."""
+        """Save the digest cache, also when the build failed."""
         if self._cache is not None:
             self._cache.close()
-
-
-def _inside(source: bytes, targets: Sequence[bytes | BinaryIO | None], options: BuildOptions) -> Iterator[str]:
-    """A warning for each of *targets* below the directory *source*, which the next build would find there."""
-    root = os.path.join(os.path.realpath(source), b"")
-    globs = GlobSet(options.exclude)
-    for target in targets:
-        if isinstance(target, bytes):
-            real = os.path.realpath(target)
-            below = real.removeprefix(root)
-            if below != real and not globs.matches_directory(below, os.path.basename(below)):
-                yield f"{shown_path(target)} lies inside the source, and so becomes part of images built from it"
 
 
 def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
@@ -300,20 +325,23 @@ def _warnings(tree: SourceTree, missing: int) -> Iterator[str]:
 
 
 def _count_missing(tree: SourceTree, stores: Sequence[StorePlace]) -> int:
-    """Objects that a dump or an image names and no store has; without stores nobody asked."""
+    """Count the objects that a dump or an image names and no store has; 0 without stores."""
     if not stores or tree.kind not in {SourceKind.DUMP, SourceKind.IMAGE}:
         return 0
-    from cfstools.formats.listing import object_sizes
     from cfstools.store.chain import missing_objects
+    from cfstools.tree.objects import packed_objects, payload_sizes
 
-    return len(missing_objects(stores, object_sizes(tree.root, {})))
+    packed = packed_objects(tree.root)
+    if packed is not None:
+        return len(missing_objects(stores, {}, [packed]))
+    return len(missing_objects(stores, payload_sizes(tree.root, {})))
 
 
 def _wanted(tree: SourceTree) -> Collection[bytes] | None:
     """The objects to keep, ``None`` for all: a later layer or a filter may have taken some out of the tree."""
     if tree.kind is not SourceKind.CONTAINER:
         return None
-    from cfstools.formats.listing import object_digests
+    from cfstools.tree.objects import object_digests
 
     return object_digests(tree.root)
 
@@ -326,7 +354,7 @@ def _writer(
         yield None
         return
     from cfstools.store.open import open_to_write
-    from cfstools.store.writer import StoreWriter
+    from cfstools.store.write.writer import StoreWriter
 
     with (
         open_to_write(stores) as (first, others),

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 
-from cfstools.api.listing import load_image, type_name
+from cfstools.api.listing import type_name
 from cfstools.errors import InputError, naming
 from cfstools.formats.escape import escape_text
+from cfstools.sources.image_file import load_image
 from cfstools.store.chain import StoreChain
-from cfstools.store.open import StorePlace, open_stores
-from cfstools.tree import RegularFile
-from cfstools.view import PIECE, View
+from cfstools.store.open import StorePlace
+from cfstools.store.write.keeping import open_and_keep
+from cfstools.view.contents import PIECE
+from cfstools.view.nodes import View, find
 
 
 def cat(image: bytes, path: bytes, *, stores: Sequence[StorePlace] = ()) -> Iterator[bytes]:
     """The contents of the file at *path* in the image at *image*, links followed, from front to back.
 
-    Nothing is given out before the whole was found right; what is then read is checked again on the way. Raises
+    No byte is yielded before all contents were checked, and what is read then is checked again. Raises
     CheckFailed for contents that are not what the image says, InputError for a path that leads to no file, StoreError
     and ImageError.
     """
-    with naming(image), open_stores(stores) as opened:
+    with naming(image), open_and_keep(stores) as opened:
         view = View(load_image(image), StoreChain(opened))
-        inode = view.lookup(path, follow=True)
-        if not isinstance(inode, RegularFile):
-            raise InputError(f"is a {type_name(inode.mode)}, not a file", where=escape_text(path))
-        with view.open(inode, path) as contents:
+        node = find(view, path, follow=True)
+        mode = view.attributes(node).mode
+        if not stat.S_ISREG(mode):
+            raise InputError(f"is a {type_name(mode)}, not a file", where=escape_text(path))
+        with view.open(node, path) as contents:
             if contents.size > PIECE:
                 contents.check()
             yield from contents.pieces()

@@ -10,15 +10,16 @@ from typing import overload
 from cfstools.api.listing import type_name
 from cfstools.formats.escape import escape_text
 from cfstools.report import Report
-from cfstools.tree import Device, Directory, External, Fifo, Leaf, RegularFile, Socket, Symlink
+from cfstools.tree import Device, Directory, External, Fifo, Leaf, Located, RegularFile, Socket, Symlink, Unread
 from cfstools.tree.diff import Aspect, Change
+from cfstools.tree.objects import pieces_text
 
 
 class Difference(Report):
     """One aspect of a name, before and after, as text; ``None`` where there is nothing.
 
     For ``xattrs`` ``key`` names the attribute. For ``content`` the values are digests, or ``inline`` for contents
-    inside the image, and sizes in bytes are given as well.
+    inside the image, ``located`` for contents inside other blobs, and sizes in bytes are given as well.
     """
 
     aspect: str
@@ -32,8 +33,8 @@ class Difference(Report):
 class ChangeReport(Report):
     """One name that was ``added``, ``removed`` or ``changed``. Paths are escaped as in dump texts.
 
-    ``type`` is what it is now, or was. ``link_to`` is the first name of the inode an added or removed name is a
-    further name of.
+    ``type`` is what it is now, or was. ``link_to`` is the first name of the inode where the name is a hard
+    link.
     """
 
     path: str
@@ -44,7 +45,7 @@ class ChangeReport(Report):
 
 
 class ChangeReports(Sequence[ChangeReport]):
-    """The reports of changes, each made when it is asked for: the paths of many take much room in a deep tree."""
+    """Reports of changes, made on access: all paths of a deep tree at once would take much memory."""
 
     def __init__(self, changes: Sequence[Change]) -> None:
         self._changes = changes
@@ -132,13 +133,25 @@ def _content_difference(aspect: Aspect, old: Directory | Leaf, new: Directory | 
 
 
 def _payload_text(file: RegularFile) -> str | None:
-    return _optional(file.content.payload) if isinstance(file.content, External) else None
+    match file.content:
+        case External(payload=payload):
+            return _optional(payload)
+        case Located() as located:
+            return pieces_text(located)
+        case bytes() | Unread():
+            return None
 
 
 def _digest_text(file: RegularFile) -> str | None:
-    if isinstance(file.content, External):
-        return file.content.digest.hex() if file.content.digest else None
-    return "inline"
+    match file.content:
+        case External(digest=digest):
+            return digest.hex() if digest else None
+        case bytes():
+            return "inline"
+        case Located():
+            return "located"
+        case Unread():
+            return None
 
 
 def _value(aspect: Aspect, inode: Directory | Leaf) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
-from cfstools.verity import DEFAULT, Params, digest_file
+from cfstools.verity import DEFAULT, Params
+from cfstools.verity.files import digest_file
 
 
 class FileDigest(Report):

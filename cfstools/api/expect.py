@@ -5,23 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cfstools.api.build import BuildOptions
-from cfstools.errors import naming, shown_path
-from cfstools.formats.base import PlanOptions
+from cfstools.errors import naming
+from cfstools.formats.base import Format, PlanOptions
 from cfstools.formats.registry import COMPOSEFS
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.sources.load import load
+from cfstools.sources.oci_request import OciRequest
 from cfstools.sources.recognise import recognise
-from cfstools.sources.source import Reading
+from cfstools.sources.source import Reading, load
+from cfstools.text import shown_path
 from cfstools.tree import Device, Directory, HardLink
 from cfstools.tree.copying import copy_tree
 from cfstools.tree.filters import drop_devices, keep_xattrs, split_hardlinks, use_epoch
 from cfstools.tree.walk import iter_inodes, iter_names
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import ObjectId, Params
+
+if TYPE_CHECKING:
+    from cfstools.oci.registry.reference import RegistryOptions
 
 _Change = Callable[[Directory], object]
 
@@ -63,17 +67,26 @@ class ExpectReport(Report):
 
 
 def expect(
-    path: bytes, digest: bytes, *, threads: int = 1, stdin: BinaryIO | None = None, progress: Progress = SILENT
+    path: bytes,
+    digest: ObjectId,
+    *,
+    format: Format = COMPOSEFS,
+    threads: int = 1,
+    stdin: BinaryIO | None = None,
+    registries: RegistryOptions | None = None,
+    progress: Progress = SILENT,
 ) -> ExpectReport:
-    """Try what ``build`` can make of *path* until an image has *digest* (32 bytes for SHA-256, 64 for SHA-512).
+    """Try what ``build`` can make of *path* in *format* until an image has *digest*.
 
-    The defaults come first, then fewer choices before more; a choice that the tree gives no room for is not tried.
-    Raises CfsError as :func:`~cfstools.api.build.build` does, UsageError for a digest of another length.
+    *registries* are the options for a source in a registry. The defaults come first, then fewer choices before more; a
+    choice that the tree gives no room for is not tried. Raises CfsError as :func:`~cfstools.api.build.build` does.
     """
-    algorithm = ObjectId.of(digest).algorithm
+    algorithm, wanted = digest
     with recognise(path) as source:
         default = BuildOptions(algorithm=algorithm).plan_options(source.kind)
-        root = load(source, Reading(algorithm=algorithm, stdin=stdin, progress=progress), threads=threads).root
+        oci = OciRequest(registries=registries)
+        reading = Reading(algorithm=algorithm, oci=oci, stdin=stdin, progress=progress)
+        root = load(source, reading, threads=threads).root
     seen: set[bytes] = set()
     for choices in _combinations(root):
         chosen = [choice for choice, _ in choices if choice is not None]
@@ -83,21 +96,21 @@ def expect(
             if options.min_version == options.max_version == default_version:
                 continue
             with naming(path):
-                plan = COMPOSEFS.plan(tree, options._replace(algorithm=algorithm))
+                plan = format.plan(tree, options._replace(algorithm=algorithm))
                 found = plan.digest(Params(algorithm=algorithm))
             default_version = plan.version if default_version < 0 else default_version
             seen.add(found)
-            if found == digest:
+            if found == wanted:
                 return ExpectReport(
                     path=shown_path(path),
-                    digest=digest.hex(),
+                    digest=wanted.hex(),
                     found=True,
                     format=plan.word,
                     choices=tuple(chosen if version is None else [version, *chosen]),
                     tried=len(seen),
                 )
     return ExpectReport(
-        path=shown_path(path), digest=digest.hex(), found=False, format=None, choices=(), tried=len(seen)
+        path=shown_path(path), digest=wanted.hex(), found=False, format=None, choices=(), tried=len(seen)
     )
 
 

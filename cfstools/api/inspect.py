@@ -6,22 +6,23 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
-from cfstools.api.envelopes import PlacedSignature, signed_file
-from cfstools.api.input import image_view
-from cfstools.errors import InputError, shown_path
+from cfstools.errors import InputError, naming
 from cfstools.formats.base import Region
 from cfstools.formats.escape import escape_text
 from cfstools.formats.facts import ImageInfo
 from cfstools.formats.registry import open_image, read_tree
-from cfstools.lasting import keep
+from cfstools.lifetime import keep_until_exit
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
 from cfstools.signing import ImageDigests
+from cfstools.signing.files import PlacedSignature, signed_file
 from cfstools.sources.oci_request import OciRequest
 from cfstools.sources.recognise import recognise
-from cfstools.sources.source import Reading, SourceKind
+from cfstools.sources.source import Reading
+from cfstools.text import shown_path
 from cfstools.tree import Device, Directory, Entry, Leaf, RegularFile, Symlink
 from cfstools.tree.walk import inode_of, iter_entries, lookup
 from cfstools.verity import Algorithm, Params, digest_bytes
@@ -29,6 +30,7 @@ from cfstools.verity import Algorithm, Params, digest_bytes
 if TYPE_CHECKING:
     from cfstools.api.listing import EntryReport
     from cfstools.oci.descriptor import Platform
+    from cfstools.oci.registry.reference import RegistryOptions
     from cfstools.sources.oci_describe import ImageDescription
 
 
@@ -49,16 +51,27 @@ class InspectReport(Report):
 
 
 def inspect(path: bytes) -> InspectReport:
-    """Read the whole image at *path* and say what it is. Raises InputError and ImageError."""
-    with image_view(path) as data:
-        opened = open_image(data, allow_tail=True)
-        keep(opened)
-        info = opened.facts()
-        algorithm = info.algorithm or Algorithm.SHA256
-        with data[: info.size] as image:
-            digest = digest_bytes(image, Params(algorithm=algorithm))
-            sha256 = hashlib.sha256(image).hexdigest()
-        signatures = signed_file(path, data).judge(ImageDigests(size=info.size), (), threshold=1)
+    """Read the whole image at *path* and say what it is. Raises InputError, ImageError and UsageError."""
+    with _image(path) as data:
+        return _inspect(path, data)
+
+
+@contextmanager
+def _image(path: bytes) -> Iterator[memoryview]:
+    """The bytes of the image at *path*, which is looked at once. Raises UsageError for a container image."""
+    with recognise(path) as source, naming(path), source.image() as data:
+        yield data
+
+
+def _inspect(path: bytes, data: memoryview) -> InspectReport:
+    opened = open_image(data, allow_tail=True)
+    keep_until_exit(opened)
+    info = opened.facts()
+    algorithm = info.algorithm or Algorithm.SHA256
+    with data[: info.size] as image:
+        digest = digest_bytes(image, Params(algorithm=algorithm))
+        sha256 = hashlib.sha256(image).hexdigest()
+    signatures = signed_file(path, data).judge(ImageDigests(size=info.size), (), threshold=1)
     return InspectReport(
         path=shown_path(path),
         format=opened.word(algorithm),
@@ -75,21 +88,21 @@ def describe_source(
     platform: Platform | None = None,
     stdin: BinaryIO | None = None,
     scratch: bytes | None = None,
+    registries: RegistryOptions | None = None,
     progress: Progress = SILENT,
-) -> ImageDescription | None:
-    """What the container image at *path* is; ``None`` where there is none. *scratch* is a directory for temporaries.
+) -> InspectReport | ImageDescription:
+    """What the image at *path* is, a composefs image or a container image. It is opened once.
 
-    Raises CfsError of all kinds.
+    *platform*, *stdin* (which ``-`` stands for) and *scratch*, a directory for temporary files, are for container
+    images, *registries* says how one is spoken to. Raises CfsError of all kinds.
     """
-    request = OciRequest(platform=platform, scratch=scratch)
+    request = OciRequest(platform=platform, scratch=scratch, registries=registries)
     with recognise(path) as source:
-        return source.describe(Reading(oci=request, stdin=stdin, progress=progress))
-
-
-def is_container_image(path: bytes) -> bool:
-    """Whether *path* is a container image, which :func:`describe_source` describes. Raises CfsError of all kinds."""
-    with recognise(path) as source:
-        return source.kind is SourceKind.CONTAINER
+        described = source.describe(Reading(oci=request, stdin=stdin, progress=progress))
+        if described is not None:
+            return described
+        with naming(path), source.image() as data:
+            return _inspect(path, data)
 
 
 class TreeLine(NamedTuple):
@@ -126,9 +139,9 @@ def tree_report(path: bytes, start: bytes = b"/") -> TreeReport:
 
 def _find(path: bytes, start: bytes) -> tuple[Directory, Entry]:
     """The root of the image at *path* and its entry *start*."""
-    with image_view(path) as data:
+    with _image(path) as data:
         root = read_tree(data, allow_tail=True)
-    keep(root)
+    keep_until_exit(root)
     entry = lookup(root, start)
     if entry is None:
         raise InputError(f"no {escape_text(start)} in the image", subject=shown_path(path))
@@ -161,5 +174,5 @@ def _tree_line(depth: int, name: bytes, inode: Directory | Leaf) -> TreeLine:
 
 def layout(path: bytes) -> Iterator[Region]:
     """Every byte range of the image at *path*, named, from front to back. Raises InputError and ImageError."""
-    with image_view(path) as data:
+    with _image(path) as data:
         yield from open_image(data, allow_tail=True).regions()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from cfstools.errors import shown_path
 from cfstools.output.files import create_file, opened_directory, take_back
 from cfstools.report import Report
 from cfstools.signing.keys import MIN_NEW_RSA_BITS, KeyType, generate
+from cfstools.text import shown_path
 
 PRIVATE_SUFFIX = b".key"
 PUBLIC_SUFFIX = b".pub"

@@ -6,18 +6,41 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cfstools.api.input import image_view
-from cfstools.formats.dump import dump_text
+from cfstools.formats.dump.print import dump_text, ls_text
 from cfstools.formats.escape import escape_text
-from cfstools.formats.listing import ls_lines, object_sizes
-from cfstools.formats.registry import read_tree
-from cfstools.lasting import keep
+from cfstools.lifetime import keep_until_exit
 from cfstools.report import Report
-from cfstools.tree import Device, Directory, External, HardLink, Leaf, RegularFile, Symlink
+from cfstools.sources.image_file import load_image, load_objects
+from cfstools.tree import (
+    Device,
+    Directory,
+    External,
+    HardLink,
+    Leaf,
+    Located,
+    Piece,
+    RegularFile,
+    Symlink,
+    Unread,
+)
+from cfstools.tree.objects import PackedObjects, payload_sizes, unpacked_objects
 from cfstools.tree.walk import inode_of, iter_entries, linked_inodes
 
 if TYPE_CHECKING:
     from cfstools.store.open import StorePlace
+
+
+class PieceReport(Report):
+    """A piece of a file's contents that lie inside blobs; ``blob`` is ``None`` for a hole and 0 for the image itself.
+
+    ``offset`` and ``length`` are in bytes of the blob; ``payload`` and ``digest`` name it as an object.
+    """
+
+    length: int
+    blob: int | None
+    offset: int | None
+    payload: str | None
+    digest: str | None
 
 
 class EntryReport(Report):
@@ -37,6 +60,7 @@ class EntryReport(Report):
     payload: str | None = None
     digest: str | None = None
     content: str | None = None
+    pieces: tuple[PieceReport, ...] | None = None
     link_to: str | None = None
     xattrs: dict[str, str] | None = None
 
@@ -47,25 +71,19 @@ class ObjectReport(Report):
     payload: str
 
 
-def load_image(path: bytes, filters: Collection[bytes] = ()) -> Directory:
-    """The tree of the image at *path*, or only the named children of its root. Raises InputError and ImageError."""
-    with image_view(path) as data:
-        return read_tree(data, filters, allow_tail=True)
-
-
 def _trees(images: Sequence[bytes], filters: Collection[bytes]) -> Iterator[Directory]:
-    """The trees of the images one after another; the last may last."""
+    """Yield the tree of each image; the last one may be kept until exit."""
     for left, image in zip(range(len(images) - 1, -1, -1), images, strict=True):
         root = load_image(image, filters)
         if not left:
-            keep(root)
+            keep_until_exit(root)
         yield root
 
 
 def ls(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
-    """Lines as ``composefs-info ls`` prints them, image after image."""
+    """Lines as ``composefs-info ls`` prints them, image after image, in pieces of whole lines."""
     for root in _trees(images, filters):
-        yield from ls_lines(root)
+        yield from ls_text(root)
 
 
 def dump(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[bytes]:
@@ -86,13 +104,17 @@ def objects(
     what ``verify`` without its contents looks at.
     """
     sizes: dict[bytes, int | None] = {}
-    for root in _trees(images, filters):
-        object_sizes(root, sizes)
+    packed: list[PackedObjects] = []
+    for some in _trees(images, filters) if filters else map(load_objects, images):
+        if isinstance(some, Directory):
+            payload_sizes(some, sizes)
+        else:
+            packed.append(some)
     if missing_from is None:
-        return sorted(sizes)
+        return sorted({*sizes, *(path for one in packed for path, _ in unpacked_objects(one))})
     from cfstools.store.chain import missing_objects
 
-    return missing_objects(missing_from, sizes)
+    return missing_objects(missing_from, sizes, packed)
 
 
 def entries(images: Sequence[bytes], *, filters: Collection[bytes] = ()) -> Iterator[EntryReport]:
@@ -135,15 +157,19 @@ def type_name(mode: int) -> str:
 
 
 def _entry_report(path: str, inode: Directory | Leaf, link_to: str | None) -> EntryReport:
-    size = target = rdev = payload = digest = content = None
+    size = target = rdev = payload = digest = content = pieces = None
     match inode:
-        case RegularFile(content=External() as external):
+        case RegularFile():
             size = inode.size
-            payload = _text(external.payload)
-            digest = external.digest.hex() if external.digest else None
-        case RegularFile(content=bytes() as data):
-            size = inode.size
-            content = _text(data)
+            match inode.content:
+                case External(payload=name, digest=raw):
+                    payload, digest = _text(name), _hex(raw)
+                case bytes() as data:
+                    content = _text(data)
+                case Located() as located:
+                    pieces = tuple(map(_piece_report, located.pieces))
+                case Unread():
+                    pass
         case Symlink():
             target = _text(inode.target)
         case Device():
@@ -165,9 +191,23 @@ def _entry_report(path: str, inode: Directory | Leaf, link_to: str | None) -> En
         payload=payload,
         digest=digest,
         content=content,
+        pieces=pieces,
         link_to=link_to,
         xattrs={escape_text(key): escape_text(value) for key, value in inode.xattrs.items()},
     )
+
+
+def _piece_report(piece: Piece) -> PieceReport:
+    length, blob, offset = piece
+    if blob is None:
+        return PieceReport(length=length, blob=None, offset=None, payload=None, digest=None)
+    return PieceReport(
+        length=length, blob=blob.number, offset=offset, payload=_text(blob.payload), digest=_hex(blob.digest)
+    )
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return digest.hex() if digest else None
 
 
 def _text(data: bytes | None) -> str | None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cfstools.api.envelopes import Place, envelope_path, read_envelope, split_trailer
-from cfstools.api.input import read_image_file, read_small
-from cfstools.errors import ImageError, InputError, SignatureInvalid, UsageError, naming, os_error, shown_path
-from cfstools.formats.base import Finding, Severity
+from cfstools.errors import ImageError, InputError, Phrase, Remedy, SignatureInvalid, UsageError, naming, os_error
+from cfstools.formats.base import Finding, errors_of
 from cfstools.formats.registry import open_image
+from cfstools.linux.contents import read_small
 from cfstools.output.files import delete_file, output_file
 from cfstools.report import Report
 from cfstools.signing import (
     ImageDigests,
     Signer,
-    add_signatures,
+    extend_envelope,
     make_statement,
     make_trailer,
     parse_envelope,
-    sign_envelope,
 )
+from cfstools.signing.files import SignaturePlace, envelope_path, read_envelope, split_trailer
+from cfstools.sources.image_file import read_image_file
+from cfstools.text import shown_path
 from cfstools.values import Value
-from cfstools.verity import Algorithm, Params, digest_bytes
+from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
     from cfstools.signing.keys import PrivateKey
@@ -93,12 +93,12 @@ def sign(
         body, attached = split_trailer(data)
         signed = examine(body, algorithm)
     if attach:
-        place, path, existing = Place.ATTACHED, image, attached
+        place, path, existing = SignaturePlace.ATTACHED, image, attached
     else:
-        place, path = Place.BESIDE, output or envelope_path(image)
+        place, path = SignaturePlace.BESIDE, output or envelope_path(image)
         existing = read_envelope(path)
     with naming(path):
-        envelope = extended(existing, signed.statement(image), keys)
+        envelope = extend_envelope(existing, signed.statement(image), keys)
     if envelope != existing:
         if attach:
             _rewrite(image, body, make_trailer(len(body), envelope))
@@ -116,19 +116,19 @@ def sign_for_kernel(
     output: bytes | None = None,
     algorithm: Algorithm | None = None,
 ) -> SignReport:
-    """Write the PKCS#7 that ``fsverity enable --signature`` takes for *image* to *output*, or else ``IMAGE.p7s``.
+    """Write the PKCS#7 that ``fsverity enable`` takes as the signature of *image* to *output*, or else ``IMAGE.p7s``.
 
     *certificate* is the path of the key's certificate in PEM. Raises InputError, ImageError, KeyUnusable, and
     UsageError for an image with a signature attached: the kernel's digest is that of the whole file.
     """
-    from cfstools.signing.pkcs7 import sign_kernel
+    from cfstools.signing.keys import sign_kernel
 
     _refuse_image(image, output)
     data = read_image_file(image)
     with naming(image):
         body, attached = split_trailer(data)
         if attached is not None:
-            hint = "take it off with `mkcfs sign --remove`, and keep signatures beside the image"
+            hint = Phrase("take it off with {}, and keep signatures beside the image", Remedy.REMOVE_SIGNATURES)
             raise UsageError("the kernel would also measure the signature attached to the image", hint=hint)
         signed = examine(body, algorithm)
     digest = signed.digests.fsverity
@@ -142,7 +142,7 @@ def sign_for_kernel(
 
 
 def remove_signatures(image: bytes, *, output: bytes | None = None) -> RemoveReport:
-    """Take the envelope behind *image* off and delete ``IMAGE.sig``, or *output*; having neither is fine.
+    """Remove the envelope attached to *image*, and delete ``IMAGE.sig`` or *output*. Neither has to exist.
 
     A file that is no envelope is not deleted. Raises InputError, and SignatureInvalid for a damaged trailer.
     """
@@ -178,7 +178,7 @@ def _refuse_image(image: bytes, output: bytes | None) -> None:
     except OSError as error:
         raise os_error(error, "cannot look at", subject=shown_path(error.filename or output)) from error
     if same:
-        hint = "--attach puts the signature into the image"
+        hint = Phrase("{} puts the signature into the image", Remedy.ATTACH)
         raise UsageError("is the image itself: the signature would replace it", subject=shown_path(output), hint=hint)
 
 
@@ -188,30 +188,17 @@ def examine(body: memoryview, algorithm: Algorithm | None = None) -> SignedImage
         image = open_image(body)
     except ImageError as error:
         raise _not_signed(error) from None
-    wrong = [finding for finding in image.findings() if finding.severity is Severity.ERROR]
-    if wrong:
+    if wrong := errors_of(image):
         raise _not_signed(wrong[0], len(wrong) - 1)
     image.tree()  # until then its algorithm is not known
     algorithm = algorithm or image.algorithm or Algorithm.SHA256
-    digests = ImageDigests(
-        size=len(body),
-        sha256=hashlib.sha256(body).digest(),
-        fsverity=digest_bytes(body, Params(algorithm=algorithm)),
-    )
-    return SignedImage(digests=digests, format=image.word(algorithm), algorithm=algorithm)
+    return SignedImage(digests=ImageDigests.of(body, algorithm), format=image.word(algorithm), algorithm=algorithm)
 
 
 def _not_signed(first: Finding | ImageError, others: int = 0) -> ImageError:
     more = f" (and {others} more problems)" if others else ""
-    hint = "`mkcfs verify` lists everything that is wrong"
+    hint = Phrase("{} lists everything that is wrong", Remedy.VERIFY)
     return ImageError(f"{first.what}{more}: not signed", where=first.where, hint=hint)
-
-
-def extended(existing: bytes | None, statement: bytes, keys: Sequence[Signer]) -> bytes:
-    """The *existing* envelope with what is missing of *keys*, or a new one. Raises SignatureInvalid, UsageError."""
-    if not keys:
-        raise UsageError("there is no key to sign with")
-    return sign_envelope(statement, keys) if existing is None else add_signatures(existing, statement, keys)
 
 
 def _rewrite(path: bytes, *parts: memoryview | bytes) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cfstools.api.problems import shown
-from cfstools.errors import shown_path
+from cfstools.formats.escape import escape_text
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
-from cfstools.store.donors import check_donor
-from cfstools.store.fsck import Fault, FsckResult, Problem
-from cfstools.store.fsck import fsck as check
+from cfstools.store.care.donors import check_donor
+from cfstools.store.care.fsck import Fault, FsckProblem, FsckResult
+from cfstools.store.care.fsck import fsck as check
+from cfstools.store.care.repair import RepairOptions, repair
+from cfstools.store.locking import PATIENT, Waiting
 from cfstools.store.open import open_directory
-from cfstools.store.repair import RepairOptions, repair
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.text import shown_path
 
 MAX_PROBLEMS = 10_000
 
@@ -69,8 +69,8 @@ def fsck(
 ) -> StoreFsckReport:
     """Compute the digest of every object in *store*, look at everything else, and do what *options* ask for.
 
-    Builds go on meanwhile; they wait while something is changed. See ``cfstools.store.fsck`` and
-    ``cfstools.store.repair`` for the details. Raises StoreError; InputError for a donor that is no directory.
+    Builds go on meanwhile; they wait while something is changed. See ``cfstools.store.care.fsck`` and
+    ``cfstools.store.care.repair`` for the details. Raises StoreError; InputError for a donor that is no directory.
     """
     for donor in options.donors if options else ():
         check_donor(donor)  # before the long work
@@ -99,10 +99,10 @@ def _report(store: bytes, result: FsckResult) -> StoreFsckReport:
     )
 
 
-def _problem(problem: Problem) -> StoreProblem:
+def _problem(problem: FsckProblem) -> StoreProblem:
     return StoreProblem(
         fault=problem.fault,
-        path=shown(problem.path),
+        path=escape_text(problem.path),
         what=problem.what,
         outcome=problem.outcome,
         remains=problem.remains,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cfstools.api.store_images import needed_digests
-from cfstools.errors import shown_path
 from cfstools.progress import SILENT, Progress
 from cfstools.report import Report
+from cfstools.sources.image_file import image_needs
+from cfstools.store.care.usage import StoreUsage, usage
+from cfstools.store.locking import PATIENT, Waiting
 from cfstools.store.open import open_directory
-from cfstools.store.usage import StoreUsage, usage
-from cfstools.store.waiting import PATIENT, Waiting
+from cfstools.text import shown_path
 
 
 class StoreStatReport(Report):
@@ -36,7 +36,7 @@ def stat(
         # One object for each digest, however many images name it.
         known: dict[bytes, bytes] = {}
         needed = [
-            {known.setdefault(digest, digest): size for digest, size in needed_digests(image).items()}
+            {known.setdefault(digest, digest): size for digest, size in image_needs(image).objects.items()}
             for image in images
         ]
         counted = usage(opened, needed, waiting=waiting, progress=progress)

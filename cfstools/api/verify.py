@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from enum import Enum
 
-from cfstools.api.envelopes import Place, PlacedSignature, SignedFile, signed_file
-from cfstools.api.input import ImageBytes, check_large_image, opened_image, read_image
-from cfstools.api.problems import Problem, ProblemKind, Problems
-from cfstools.api.verify_objects import Names, needed_objects
-from cfstools.errors import FormatError, UsageError, shown_path
+from cfstools.errors import FormatError, UsageError
 from cfstools.formats.base import OpenImage, PlanOptions, Severity
+from cfstools.formats.escape import escape_text
 from cfstools.formats.registry import open_image
-from cfstools.lasting import keep
+from cfstools.lifetime import keep_until_exit
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.report import Report
 from cfstools.signing import ImageDigests, SignatureReport, Verdict, Verifier, judge
+from cfstools.signing.files import PlacedSignature, SignaturePlace, SignedFile
+from cfstools.sources.image_file import ImageBytes, read_signed
 from cfstools.store.base import Store
-from cfstools.store.care.check import ObjectCheck, Tally
-from cfstools.store.open import StorePlace, open_stores
+from cfstools.store.care.check import BadObject, Flaw, ObjectChecker, Tally
+from cfstools.store.open import StorePlace
+from cfstools.store.write.keeping import open_and_keep
+from cfstools.text import shown_path
+from cfstools.threadpool import Call, ThreadPool
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm, ObjectId, Params, digest_bytes
-from cfstools.workers import Call, Workers
+from cfstools.view.needed import Names, needed_objects
+
+MAX_PROBLEMS = 10_000
+
+
+class ProblemKind(Enum):
+    """What sort of thing is wrong."""
+
+    DIGEST = "digest"
+    SIGNATURE = "signature"
+    STRUCTURE = "structure"
+    CANONICAL = "canonical"
+    MISSING = "missing"
+    SIZE = "size"
+    DAMAGED = "damaged"
+    UNREADABLE = "unreadable"
+    UNVERIFIABLE = "unverifiable"
+
+
+_KINDS_OF_FLAWS = {
+    Flaw.MISSING: ProblemKind.MISSING,
+    Flaw.SIZE: ProblemKind.SIZE,
+    Flaw.DAMAGED: ProblemKind.DAMAGED,
+    Flaw.UNREADABLE: ProblemKind.UNREADABLE,
+    Flaw.UNVERIFIABLE: ProblemKind.UNVERIFIABLE,
+}
+
+
+class Problem(Report):
+    """One problem: of what ``kind``, with which file (``subject``, a path), and what it is.
+
+    For an object, ``paths`` are the first of the ``path_count`` names in the image whose contents it is.
+    """
+
+    kind: ProblemKind
+    subject: str
+    what: str
+    paths: tuple[str, ...] = ()
+    path_count: int = 0
+
+    def __str__(self) -> str:
+        if not self.path_count:
+            return f"{self.kind.value}: {self.what}"
+        others = self.path_count - len(self.paths)
+        names = ", ".join(self.paths) + (f" and {others} more" if others else "")
+        return f"{self.kind.value}: {names}: object {self.subject}: {self.what}"
+
+
+class Problems:
+    """Collects problems: all are counted, the first ``MAX_PROBLEMS`` are kept."""
+
+    def __init__(self) -> None:
+        self.kept: list[Problem] = []
+        self.count = 0
+
+    def add(self, problems: Iterable[Problem]) -> int:
+        """Add *problems* and return how many they were."""
+        before = self.count
+        for problem in problems:
+            self.count += 1
+            if len(self.kept) < MAX_PROBLEMS:
+                self.kept.append(problem)
+        return self.count - before
 
 
 class Outcome(Enum):
-    """What came of one part of the check."""
+    """The result of one part of the check."""
 
     OK = "ok"
     WRONG = "wrong"
@@ -52,7 +116,7 @@ class VerifyReport(Report):
     format: str | None
     digest_check: Outcome
     signature: SignatureReport
-    signature_place: Place | None
+    signature_place: SignaturePlace | None
     structure: Outcome
     canonical: Outcome
     objects: Outcome
@@ -72,7 +136,7 @@ def verify(
     keys: Sequence[Verifier] = (),
     threshold: int = 1,
     signature: bytes | None = None,
-    digest: bytes | None = None,
+    digest: ObjectId | None = None,
     stores: Sequence[StorePlace] = (),
     deep: bool = True,
     canonical: bool = False,
@@ -93,18 +157,13 @@ def verify(
     neither keys nor a digest; that is CheckFailed. Raises UsageError, InputError and StoreError where something cannot
     be checked.
     """
-    if digest is not None:
-        ObjectId.of(digest)  # raises for a length that no digest has
     if not stores and not deep:
         raise UsageError("a shallow check is about objects and needs a store", hint="name one")
     judge(None, ImageDigests(size=0), keys, threshold=threshold)  # a threshold that cannot be reached is found early
     with ExitStack() as stack:
-        opened = stack.enter_context(open_stores(stores))
-        with opened_image(image, devices=True) as fd:
-            if not (keys or digest):
-                check_large_image(fd)
-            found = read_image(fd)
-        run = _Verification(image, signed_file(image, found.data, signature), found)
+        opened = stack.enter_context(open_and_keep(stores))
+        file, found = read_signed(image, signature, trusted=bool(keys or digest))
+        run = _Verification(file, found)
         if threads > 1 and digest is None:
             run.hash_meanwhile(stack)
         trusted = run.check_digest(digest)
@@ -117,8 +176,8 @@ def verify(
 class _Verification:
     """The state of one check, stage by stage."""
 
-    def __init__(self, path: bytes, file: SignedFile, found: ImageBytes) -> None:
-        self._subject = shown_path(path)
+    def __init__(self, file: SignedFile, found: ImageBytes) -> None:
+        self._subject = shown_path(file.path)
         self._file = file
         self._found = found
         self._image = file.image
@@ -129,7 +188,7 @@ class _Verification:
         self._format: str | None = None
         self._digest_check = Outcome.NOT_CHECKED
         self._signature = SignatureReport(state=Verdict.MISSING, required=0)
-        self._place: Place | None = None
+        self._place: SignaturePlace | None = None
         self._structure = Outcome.NOT_CHECKED
         self._unreadable = ""
         self._canonical = Outcome.NOT_CHECKED
@@ -144,9 +203,9 @@ class _Verification:
             self._warnings.append(f"{rest}; they are no part of the image, and nobody looks at them")
 
     def hash_meanwhile(self, stack: ExitStack) -> None:
-        """Hash the image in another thread while it is looked at, if nothing depends on what comes out."""
+        """Hash the image in another thread while it is parsed, unless a signature depends on the digest."""
         if not self._file.has_envelope:
-            self._hashing = stack.enter_context(Workers(1, "hash")).submit(self._hash)
+            self._hashing = stack.enter_context(ThreadPool(1, "hash")).submit(self._hash)
 
     def _hash(self) -> None:
         import hashlib  # it loads the system's library, which takes longer than to hash a small image
@@ -155,25 +214,25 @@ class _Verification:
         self._digests[Algorithm.SHA256] = digest_bytes(self._image, Params())
 
     def _wait_for_hashes(self) -> None:
-        """Have the digests of the image, from the other thread or here."""
+        """Wait for the digests of the image, or compute them here."""
         if self._hashing is not None:
             self._hashing.result()
         elif not self._sha256:
             self._hash()
 
-    def check_digest(self, expected: bytes | None) -> bool:
+    def check_digest(self, expected: ObjectId | None) -> bool:
         """Compare the fs-verity digest with the one expected; whether nothing is wrong."""
         if expected is None:
             return True
-        self._algorithm = ObjectId.of(expected).algorithm
+        self._algorithm, wanted = expected
         actual = self._digest(self._algorithm)
-        if actual == expected or self._found.whole_digest(self._algorithm) == expected:
+        if wanted in (actual, self._found.whole_digest(self._algorithm)):
             self._digest_check = Outcome.OK
             return True
         self._digest_check = Outcome.WRONG
-        what = f"the image has the fs-verity digest {actual.hex()}, not {expected.hex()}"
+        what = f"the image has the fs-verity digest {actual.hex()}, not {wanted.hex()}"
         self._wait_for_hashes()
-        if expected == self._sha256:
+        if wanted == self._sha256:
             what += "; that is its plain SHA-256"
         self._fail(ProblemKind.DIGEST, [what])
         return False
@@ -199,12 +258,12 @@ class _Verification:
         """
         with ExitStack() as stack:
 
-            def begin(root: Directory) -> ObjectCheck:
+            def begin(root: Directory) -> ObjectChecker:
                 needed = needed_objects(root, self._algorithm)
                 self._needed, self._names = len(needed), Names(root)
                 stage = stack.enter_context(running_stage(progress, "verify", needed.size, "B"))
                 params = Params(algorithm=self._algorithm)
-                check = ObjectCheck(needed, stores, params, deep=deep, threads=threads, progress=stage)
+                check = ObjectChecker(needed, stores, params, deep=deep, threads=threads, progress=stage)
                 return stack.enter_context(check)
 
             image, root = self._read()
@@ -219,7 +278,7 @@ class _Verification:
         image = None
         try:
             image = open_image(self._image)
-            keep(image)
+            keep_until_exit(image)
             root = image.tree()
         except FormatError as error:
             self._structure = Outcome.WRONG
@@ -232,7 +291,7 @@ class _Verification:
         return image, root
 
     def _check_structure(self, image: OpenImage, root: Directory | None, *, canonical: bool) -> None:
-        """Take down everything that is wrong with the image, which has a *root* if it can be read."""
+        """Record everything that is wrong with the image; *root* is its tree if it can be read."""
         findings = image.findings()
         errors = [str(finding) for finding in findings if finding.severity is Severity.ERROR]
         self._warnings += [str(finding) for finding in findings if finding.severity is Severity.WARNING]
@@ -249,11 +308,11 @@ class _Verification:
         from cfstools.formats.canonical import canonical_difference
 
         # The writer may have met another name of an inode first than a reader.
-        options = PlanOptions(self._algorithm, image.version, image.version)
+        options = PlanOptions(algorithm=self._algorithm, min_version=image.version, max_version=image.version)
         return canonical_difference(image.format, self._image, image.tree(as_written=True), options)
 
-    def _add_up(self, check: ObjectCheck) -> None:
-        """Take down what was found out about the objects."""
+    def _add_up(self, check: ObjectChecker) -> None:
+        """Record the results of the object checks."""
         self._objects = Outcome.OK
         total = self._tally
         for tally in check.tallies():
@@ -261,9 +320,20 @@ class _Verification:
             total.hashed += tally.hashed
             total.present += tally.present
             total.bytes_hashed += tally.bytes_hashed
-            assert self._names is not None
-            if self._problems.add(map(self._names.problem, tally.findings)):
+            if self._problems.add(self._object_problem(finding) for finding in tally.findings):
                 self._objects = Outcome.WRONG
+
+    def _object_problem(self, finding: BadObject) -> Problem:
+        """What is wrong with an object, naming the files that need it."""
+        assert self._names is not None
+        paths, count = self._names.of(finding.key)
+        return Problem(
+            kind=_KINDS_OF_FLAWS[finding.flaw],
+            subject=finding.location or escape_text(finding.key[0]),
+            what=finding.what,
+            paths=tuple(map(escape_text, paths)),
+            path_count=count,
+        )
 
     def report(self) -> VerifyReport:
         """Everything found so far."""
@@ -306,7 +376,7 @@ class _Verification:
 
 
 def _choose(found: Sequence[PlacedSignature]) -> PlacedSignature:
-    """The answer of several places: one that does not hold decides, then one that does."""
+    """The report that decides: that of a signature that does not hold, else of one that does."""
     for state in (Verdict.MISMATCH, Verdict.VERIFIED):
         for signature in found:
             if signature.report.state is state:

@@ -22,5 +22,5 @@ def out(tmp_path: Path) -> Iterator[Path]:
 def open_tmp(tmp_path: Path) -> Path:
     """The temporary directory, with the way to it open to everyone."""
     for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(0o755)
+        path.chmod(path.stat().st_mode | 0o755)
     return tmp_path

@@ -13,7 +13,7 @@ from cfstools.api.extract import ExtractOptions, ExtractReport, extract_view
 from cfstools.progress import SILENT, Progress
 from cfstools.store import Store, StoreChain
 from cfstools.tree import Directory, Entry, RegularFile, Xattrs
-from cfstools.view import View
+from cfstools.view.nodes import View
 
 NOBODY = 65534
 UID, GID = os.geteuid(), os.getegid()
@@ -50,7 +50,7 @@ def put(
     return extract_view(view, bytes(target), options=chosen, threads=threads, progress=progress)
 
 
-def left_out(report: ExtractReport) -> dict[str, tuple[int, str]]:
+def left_out(report: ExtractReport) -> dict[str, tuple[int, str | None]]:
     return {left.what: (left.count, left.first) for left in report.left_out}
 
 

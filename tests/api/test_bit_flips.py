@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.build import build
-from cfstools.api.problems import ProblemKind
 from cfstools.api.sign import sign
-from cfstools.api.verify import Outcome, VerifyReport, verify
+from cfstools.api.verify import Outcome, ProblemKind, VerifyReport, verify
 from cfstools.signing import Verdict
 from cfstools.signing.keys import KeyType
-from cfstools.verity import digest_file
+from cfstools.verity.files import digest_file
 from tests.api.trust import key_of
 
 KEY = key_of(KeyType.ED25519)

@@ -19,7 +19,7 @@ import pytest
 
 from cfstools.api.build import BuildReport, ObjectOptions, build
 from cfstools.linux.files import reflink
-from cfstools.store import cache
+from cfstools.store.cache import digest_cache as cache
 from tests.loops import loop_device, made, mounted
 from tests.mkcfs import COMMAND, mkcfs
 from tests.requirements import need_command, need_mounts
@@ -413,7 +413,7 @@ def test_a_build_that_fails_keeps_what_it_read(builder: Builder) -> None:
     fill(source)
     script = (
         "import os, sys\nfrom cfstools.api.build import *\nmodule = sys.modules['cfstools.api.build']\n"
-        "module.ImageOutput.write = None\nfrom cfstools.store import cache\ncache.RACY_NS = 0\n"
+        "module.output_image = None\nfrom cfstools.store.cache import digest_cache\ndigest_cache.RACY_NS = 0\n"
         "source, store, place = map(os.fsencode, sys.argv[1:])\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "try: module.build(source, None, stores=[store], objects=ObjectOptions(cache=place))\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.formats.composefs import write_image
 from cfstools.tree.model import Directory, HardLink, RegularFile, Symlink
 from tests.bounds import SANITIZED
+from tests.formats.images import write_image
 from tests.mkcfs import COMMAND
 
 MIB = 1 << 20

@@ -14,8 +14,7 @@ import pytest
 from cfstools.api.build import BuildOptions, build
 from cfstools.api.diff import DiffOptions, DiffReport, diff
 from cfstools.errors import DumpError, ImageError, InputError, UsageError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import print_dump
+from cfstools.formats.dump.print import print_dump
 from cfstools.formats.erofs.regions import RegionKind, regions
 from cfstools.formats.erofs.xattrs import XattrTable
 from cfstools.formats.explain import Rule
@@ -23,7 +22,7 @@ from cfstools.tree import Device, Directory, Entry, External, Fifo, HardLink, Re
 from cfstools.tree.diff import Aspect
 from cfstools.tree.walk import iter_inodes
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
-from tests.formats.images import directory, external, find, patch, regular, sample_tree
+from tests.formats.images import directory, external, find, patch, regular, sample_tree, write_image
 
 Make = Callable[[], Directory]
 
@@ -231,16 +230,16 @@ def test_nanoseconds(tmp_path: Path) -> None:
 def test_hard_links(rootfs: Path) -> None:
     kept, split = built(rootfs, "kept"), built(rootfs, "split", hardlinks=False)
     assert why(diff(kept, split)) == {
-        Rule.LINKS: "1 name linked otherwise: /large is a link to /etc/again in A, an inode of its own in B"
+        Rule.LINKS: "1 name linked differently: /large is a link to /etc/again in A, an inode of its own in B"
     }
     assert why(diff(split, kept)) == {
-        Rule.LINKS: "1 name linked otherwise: /large is an inode of its own in A, a link to /etc/again in B"
+        Rule.LINKS: "1 name linked differently: /large is an inode of its own in A, a link to /etc/again in B"
     }
 
 
 def test_link_counts(tmp_path: Path) -> None:
     report = compare(tmp_path, directory({b"f": regular(b"")}), directory({b"f": regular(b"", nlink=3)}))
-    assert why(report) == {Rule.LINKS: "1 name linked otherwise: /f has link count 1 in A, 3 in B"}
+    assert why(report) == {Rule.LINKS: "1 name linked differently: /f has link count 1 in A, 3 in B"}
 
 
 def test_the_name_that_carries_the_inode(tmp_path: Path) -> None:
@@ -250,7 +249,7 @@ def test_the_name_that_carries_the_inode(tmp_path: Path) -> None:
     (tmp_path / "first").write_bytes(first + b"/d/b 0 @120000 - - - - 0.0 /a - -\n")
     (tmp_path / "last").write_bytes(last + b"/d/b 0 100644 2 0 0 0 0.0 - - -\n")
     one, other = os.fsencode(tmp_path / "first"), os.fsencode(tmp_path / "last")
-    said = "1 inode carried by another name: {} is a further name in A but not in B"
+    said = "1 inode with another primary name: {} is primary in B but not in A"
     assert why(diff(one, other)) == {Rule.LINKS: said.format("/d/b")}
     assert why(diff(other, one)) == {Rule.LINKS: said.format("/a")}
     assert diff(

@@ -25,7 +25,7 @@ words = json.loads(sys.argv[2])
 from cfstools.api.verify import verify
 from cfstools.api.store_fsck import fsck
 from cfstools.api.cat import cat
-from cfstools.store.repair import RepairOptions
+from cfstools.store.care.repair import RepairOptions
 image, store, donor = (os.fsencode(word) for word in words)
 options = RepairOptions(replace=True, donors=[donor])
 calls = {

@@ -24,7 +24,7 @@ from cfstools.errors import (
 from cfstools.store import DirectoryStore, MemoryStore, StoreWriter
 from cfstools.tree import Entry, External, HardLink, Symlink
 from cfstools.verity import object_path
-from cfstools.view import PIECE
+from cfstools.view.contents import PIECE
 from tests.api.extracting import GID, UID, directory, file, put
 from tests.compat.disk import make_tree
 from tests.compat.mounted import differences

@@ -15,10 +15,10 @@ import pytest
 from cfstools.api.extract import ExtractOptions, extract_view
 from cfstools.errors import CfsError, InputError
 from cfstools.linux import files
-from cfstools.linux.places import Doubt, make_directory
+from cfstools.linux.paths import UntrustedPath, make_directory
 from cfstools.store import StoreChain
 from cfstools.tree import Device, Directory, Entry, Fifo, Socket, Symlink
-from cfstools.view import View
+from cfstools.view.nodes import View
 from tests.mkcfs import COMMAND, mkcfs, unmeasured
 
 NOBODY = 65534
@@ -196,7 +196,7 @@ def test_where_root_extracts(
         with pytest.raises(InputError, match=f"{doubtful}:? {refused}") as caught:
             put(target, shared=False)
         assert caught.value.hint is not None
-        assert "--shared" in caught.value.hint
+        assert "shared=True" in caught.value.hint
         assert state(tmp_path) == before
         put(target, shared=True)
     assert len(os.listdir(target)) == NAMES
@@ -397,7 +397,7 @@ def test_file_systems_that_choose_owners(tmp_path: Path, monkeypatch: pytest.Mon
         os.chown(name, NOBODY, NOBODY, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    with pytest.raises(Doubt, match="was replaced"):
+    with pytest.raises(UntrustedPath, match="was replaced"):
         make_directory(fd, b"theirs")
     assert os.listdir(tmp_path) == ["made"]
     os.close(fd)

@@ -102,7 +102,7 @@ def test_whiteouts_where_users_may_not_make_them(open_tmp: Path, monkeypatch: py
         assert left_out(put(root, place / "out"))["device nodes"] == (2, "/w")
     with pytest.raises(InputError, match="no/w: cannot make a device node: Operation not permitted") as caught:
         put(root, place / "no", shared=True)
-    assert caught.value.hint == "--skip-devices leaves them out"
+    assert caught.value.hint == "devices=False leaves them out"
     report = put(root, place / "without", devices=False, shared=True)
     assert (report.left_out, report.special_files, report.hard_links) == ((), 0, 0)
 
@@ -130,7 +130,7 @@ def test_owners_that_nobody_has_in_a_user_namespace(
     monkeypatch.setattr(pinned, "chown", refuse)
     with pytest.raises(InputError, match="out/f: cannot give it to user 65534 and group 12: Invalid") as caught:
         put(directory({b"f": inode}), out)
-    assert caught.value.hint == "--no-owner leaves owners out"
+    assert caught.value.hint == "owners=False leaves owners out"
     assert not out.exists()
     put(directory({b"f": inode}), out, owners=False)
 

@@ -14,8 +14,9 @@ from cfstools.api.extract import CopyMode, ExtractOptions, ExtractReport, extrac
 from cfstools.errors import CheckFailed
 from cfstools.store import DirectoryStore
 from cfstools.tree import Directory, External, RegularFile
-from cfstools.verity import digest_file, object_path
-from cfstools.view import View
+from cfstools.verity import object_path
+from cfstools.verity.files import digest_file
+from cfstools.view.nodes import View
 
 MIB = 1 << 20
 SHAPES = {

@@ -15,7 +15,7 @@ from cfstools.errors import (
 )
 from cfstools.store import MemoryStore
 from cfstools.tree import Entry, External, HardLink
-from cfstools.view import PIECE
+from cfstools.view.contents import PIECE
 from tests.api.extracting import Stop, directory, file, put, stop_after
 from tests.store.conftest import loop_mount
 

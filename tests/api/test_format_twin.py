@@ -10,7 +10,7 @@ import pytest
 
 from cfstools.api.build import build
 from cfstools.api.diff import diff
-from cfstools.api.image_search import Doubt
+from cfstools.api.expect import expect
 from cfstools.api.inspect import inspect, layout, tree
 from cfstools.api.listing import ls, objects
 from cfstools.api.store_gc import gc
@@ -18,6 +18,8 @@ from cfstools.api.verify import Outcome, verify
 from cfstools.errors import ImageError
 from cfstools.formats import registry
 from cfstools.report import to_json
+from cfstools.sources.image_search import Doubt
+from cfstools.verity import ObjectId
 from tests.formats.lines import LINES
 
 CONTENT = bytes(range(256)) * 40
@@ -51,8 +53,8 @@ def test_it_is_built_and_inspected(place: Path, image: bytes) -> None:
     json.dumps(to_json(report))
     assert [line.name for line in tree(image)] == ["/", "small", "sub", "large"]
     assert [(region.kind.value, region.end) for region in layout(image)] == [("image", report.contents.size)]
-    assert len(list(ls([image]))) == 3
-    assert len(list(ls([image], filters=[b"sub"]))) == 2
+    assert b"".join(ls([image])).count(b"\n") == 3
+    assert b"".join(ls([image], filters=[b"sub"])).count(b"\n") == 2
 
 
 def test_it_is_verified(place: Path, image: bytes) -> None:
@@ -73,6 +75,15 @@ def test_it_is_compared_and_built_from(place: Path, image: bytes) -> None:
     assert (report.a.format, report.b.format) == ("lines0-sha256", "v0-sha256-12")
     assert not report.changes
     assert [reason.rule.value for reason in report.reasons] == ["image format"]
+
+
+def test_a_source_is_compared_and_expected_in_it(place: Path, image: bytes) -> None:
+    source = bytes(place / "source")
+    report = diff(source, image, format=LINES)
+    assert (report.a.format, report.a.digest, report.reasons) == ("lines0-sha256", report.b.digest, ())
+    wanted = ObjectId.parse(f"sha256:{report.b.digest}")
+    assert expect(source, wanted, format=LINES).format == "lines0-sha256"
+    assert not expect(source, wanted).found
 
 
 def test_gc_keeps_its_objects(place: Path, image: bytes) -> None:

@@ -17,7 +17,7 @@ from cfstools.output.files import output_file
 from cfstools.output.removal import empty_directory, remove_file
 from cfstools.store import DirectoryStore, MemoryStore, StoreChain, StoreWriter
 from cfstools.tree import Directory, Entry, External, RegularFile
-from cfstools.view import View
+from cfstools.view.nodes import View
 from tests.store.conftest import loop_mount
 
 pytestmark = pytest.mark.root

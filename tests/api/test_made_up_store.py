@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api.build import build
+from cfstools.api.build import BuildOptions, build
 from cfstools.api.cat import cat
-from cfstools.api.diff import diff
+from cfstools.api.diff import DiffOptions, diff
 from cfstools.api.extract import extract
 from cfstools.api.listing import objects
-from cfstools.api.problems import ProblemKind
-from cfstools.api.verify import verify
+from cfstools.api.verify import ProblemKind, verify
 from cfstools.errors import CheckFailed, InputError, ObjectMissing, UsageError
+from cfstools.tree.diff import Aspect
+from cfstools.verity import Algorithm
 
 FILES = {"etc/motd": b"hello\n" * 50, "usr/large": bytes(range(256)) * 20_000, "usr/small": b"inline"}
 
 
 class Words:
     """An object that is read a bit at a time and has no file."""
+
+    checked = False
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -131,6 +134,51 @@ def test_extract_and_diff(image: bytes, store: DictionaryStore, tmp_path: Path, 
     with pytest.raises(CheckFailed, match="in none of the stores"):
         extract(image, bytes(tmp_path / "other"), stores=[store])
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_diff_compares_contents_named_by_two_algorithms(
+    image: bytes, store: DictionaryStore, tmp_path: Path, threads: int
+) -> None:
+    other = tmp_path / "other.cfs"
+    options = BuildOptions(algorithm=Algorithm.SHA512)
+    build(bytes(tmp_path / "source"), bytes(other), options=options)
+    assert diff(image, bytes(other)).contents_incomparable == 2
+    for one, two in ((image, bytes(other)), (bytes(other), image)):
+        report = diff(one, two, stores=[store], threads=threads)
+        # The store has them by SHA-256 only, on whatever side that is.
+        assert (report.contents_incomparable, len(report.changes)) == (0, 0)
+    motd = tmp_path / "source/etc/motd"
+    motd.write_bytes(FILES["etc/motd"][::-1])
+    build(bytes(tmp_path / "source"), bytes(other), options=options)
+    times = DiffOptions(ignore=frozenset({Aspect.MTIME}))
+    report = diff(image, bytes(other), stores=[store], threads=threads, options=times)
+    assert [(change.path, change.differences[0].aspect) for change in report.changes] == [("/etc/motd", "content")]
+    assert report.contents_incomparable == 0
+    del store.held[min(store.held, key=lambda digest: len(store.held[digest]))]
+    report = diff(image, bytes(other), stores=[store], options=times)
+    assert (report.contents_incomparable, len(report.changes)) == (1, 0)
+
+
+def test_diff_names_a_damaged_object(image: bytes, store: DictionaryStore, tmp_path: Path) -> None:
+    other = tmp_path / "other.cfs"
+    build(bytes(tmp_path / "source"), bytes(other), options=BuildOptions(algorithm=Algorithm.SHA512))
+    digest = next(digest for digest, data in store.held.items() if data == FILES["usr/large"])
+    store.held[digest] = bytes(len(FILES["usr/large"]))
+    with pytest.raises(CheckFailed, match=r"/usr/large: object word .* is damaged"):
+        diff(image, bytes(other), stores=[store])
+
+
+def test_diff_fetches_only_what_no_store_has(image: bytes, store: DictionaryStore, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    report = diff(bytes(tmp_path / "nothing"), image)
+    assert (report.objects_to_fetch, report.bytes_to_fetch) == (2, sum(map(len, store.held.values())))
+    report = diff(bytes(tmp_path / "nothing"), image, stores=[store])
+    assert (report.objects_to_fetch, report.bytes_to_fetch, report.objects_shared) == (0, 0, 0)
+    digest, data = store.held.popitem()
+    report = diff(bytes(tmp_path / "nothing"), image, stores=[store])
+    assert (report.objects_to_fetch, report.bytes_to_fetch) == (1, len(data))
+    assert digest not in store.held
 
 
 def test_builds_look_in_it_and_do_not_write_to_it(image: bytes, store: DictionaryStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,13 @@ import pytest
 from cfstools.api.build import BuildOptions, build
 from cfstools.api.listing import dump, objects
 from cfstools.api.verify import verify
+from cfstools.sources.image_file import load_image
+from cfstools.store import chain
+from cfstools.store.chain import missing_objects
+from cfstools.tree import Entry
+from cfstools.tree.objects import payload_sizes
+from cfstools.verity import Algorithm, object_path
+from tests.formats.images import directory, external, write_image
 
 DATA = b"contents " * 100
 
@@ -128,3 +136,41 @@ def test_paths_that_are_no_objects_places(place: Path) -> None:
 
 def test_a_store_that_is_not_there_has_nothing(place: Path) -> None:
     assert len(objects([bytes(place / "image")], missing_from=[bytes(place / "nowhere")])) == 1
+
+
+def plainly(images: list[bytes], stores: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """What ``objects`` lists of *images*, and with *stores*, found without packing."""
+    sizes: dict[bytes, int | None] = {}
+    for image in images:
+        payload_sizes(load_image(image), sizes)
+    return sorted(sizes), missing_objects(stores, sizes)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("algorithm", [Algorithm.SHA256, Algorithm.SHA512], ids=str)
+def test_several_images_and_stores(
+    tmp_path: Path, algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch, *, threads: bool
+) -> None:
+    """Objects where digests say, elsewhere, of two sizes, in no store, in the first, in the second, in both."""
+    if threads:
+        monkeypatch.setattr(chain, "_AT_ONCE", 7)
+    entries: list[dict[bytes, Entry]] = [{}, {}, {}]
+    stores = [tmp_path / "one", tmp_path / "two"]
+    for number in range(60):
+        digest = hashlib.new(algorithm.value, b"%d" % number).digest()
+        lengths = [100 + number, 100 + number + (number % 5 == 0)]
+        for image, length in zip((number % 2, 1), lengths, strict=True):
+            payload = b"elsewhere/%d" % number if number % 7 == 0 and image else object_path(digest)
+            entries[image][b"f%d" % number] = external(payload=payload, digest=digest, size=length)
+        for place, there in zip(stores, (number % 3, number % 4), strict=True):
+            path = place / os.fsdecode(object_path(digest))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if there == 1:
+                path.write_bytes(bytes(100 + number))
+    images = [bytes(tmp_path / f"image{number}") for number in range(3)]
+    for image_path, contents in zip(images, entries, strict=True):
+        Path(os.fsdecode(image_path)).write_bytes(write_image(directory(contents), algorithm=algorithm))
+    for some in ([images[0]], [images[1]], images, images[::-1]):
+        for places in ([stores[0]], stores, stores[::-1], [tmp_path / "none"], []):
+            paths = list(map(bytes, places))
+            assert (objects(some), objects(some, missing_from=paths)) == plainly(some, paths)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.diff import diff
-from cfstools.api.input import read_image_file
 from cfstools.api.inspect import inspect, layout
 from cfstools.api.listing import ls
 from cfstools.api.mount import mount
@@ -20,11 +19,12 @@ from cfstools.api.sign import sign
 from cfstools.api.store_gc import gc
 from cfstools.api.verify import VerifyReport, verify
 from cfstools.errors import CheckFailed, InputError
-from cfstools.formats.erofs.reader import declared_length
+from cfstools.formats.erofs.superblock import declared_length
 from cfstools.mount import Layers
 from cfstools.signing import Verdict
 from cfstools.signing.keys import KeyType
-from cfstools.verity import digest_bytes
+from cfstools.sources.image_file import read_image_file
+from cfstools.verity import ObjectId, digest_bytes
 from tests.api.trust import Place, key_of, make_place
 from tests.mkcfs import mkcfs
 from tests.mounts import unmount_below
@@ -61,7 +61,7 @@ def append(place: Place, data: bytes) -> None:
 
 
 def checked(place: Place, digest: bytes, path: bytes | None = None, **options: object) -> VerifyReport:
-    words = {"digest": digest, "stores": [place.store], "canonical": True, **options}
+    words = {"digest": ObjectId.of(digest), "stores": [place.store], "canonical": True, **options}
     return verify(path or place.image, **words)  # type: ignore[arg-type]
 
 
@@ -198,7 +198,7 @@ def test_a_device_without_an_image(place: Place, digest: bytes) -> None:
     with loop_device(place.image_file) as device:
         assert not checked(place, digest, device).ok
         with pytest.raises(CheckFailed, match="not mounted"):
-            mount(device, os.fsencode(place.root), layers=Layers(stores=(place.store,)), digest=digest)
+            mount(device, os.fsencode(place.root), layers=Layers(stores=(place.store,)), digest=ObjectId.of(digest))
 
 
 @pytest.mark.root
@@ -219,7 +219,7 @@ def test_mounted(place: Place, digest: bytes, kind: str, *, given: bool) -> None
     if kind == "signed":
         sign(place.image, [key_of(KEY)], attach=True)
     append(place, bytes(1 << 20))
-    options = {"digest": digest} if given else {}
+    options = {"digest": ObjectId.of(digest)} if given else {}
     try:
         if kind == "device":
             with loop_device(place.image_file) as device:
@@ -230,7 +230,7 @@ def test_mounted(place: Place, digest: bytes, kind: str, *, given: bool) -> None
         unmount_below(place.root)
 
 
-def show(place: Place, image: bytes, options: dict[str, bytes]) -> None:
+def show(place: Place, image: bytes, options: dict[str, ObjectId]) -> None:
     target = os.fsencode(place.root / "mnt")
     layers = Layers(stores=(place.store,))
     report = mount(image, target, layers=layers, **options)  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def show(place: Place, image: bytes, options: dict[str, bytes]) -> None:
     subprocess.run(["umount", target], check=True)
     if options:
         with pytest.raises(CheckFailed, match="not mounted"):
-            mount(image, target, layers=layers, digest=bytes(32))
+            mount(image, target, layers=layers, digest=ObjectId.of(bytes(32)))
 
 
 def test_only_verbs_that_read_take_devices(place: Place) -> None:

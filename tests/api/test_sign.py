@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.build import BuildOptions, build
-from cfstools.api.image_output import Signing
-from cfstools.api.input import MAX_IMAGE_FILE, read_image_file
 from cfstools.api.inspect import inspect
 from cfstools.api.keygen import keygen
-from cfstools.api.keys import read_private_key, read_public_key
 from cfstools.api.sign import remove_signatures, sign, sign_for_kernel
 from cfstools.api.verify import verify
 from cfstools.errors import (
@@ -29,8 +26,9 @@ from cfstools.errors import (
     UsageError,
 )
 from cfstools.signing import Verdict
-from cfstools.signing.keys import KeyType
-from cfstools.signing.pkcs7 import sign_kernel
+from cfstools.signing.keys import KeyType, read_private_key, read_public_key, sign_kernel
+from cfstools.signing.new_image import Signing
+from cfstools.sources.image_file import MAX_IMAGE_FILE, read_image_file
 from cfstools.verity import Algorithm, digest_bytes
 from tests.api.trust import Place, key_of, make_place
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api.envelopes import signed_file
-from cfstools.api.mount import _check_signature
+from cfstools.api.mountable import _check_signature
 from cfstools.api.verify import verify
 from cfstools.errors import SignatureInvalid
 from cfstools.signing import Verdict, sign_envelope
-from cfstools.signing.jsontext import dump_canonical
+from cfstools.signing.files import signed_file
 from cfstools.signing.keys import KeyType
 from cfstools.signing.statement import FSVERITY, PLAIN, PREDICATE_TYPE, STATEMENT_TYPE
+from cfstools.strictjson import dump_canonical
 from cfstools.verity import Algorithm, Params, digest_bytes
 from tests.api.trust import Place, key_of
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.api import store_gc, store_images
 from cfstools.api.build import build
-from cfstools.api.image_search import Doubt
 from cfstools.api.store_gc import StoreGcReport
 from cfstools.api.store_gc import gc as collect
-from cfstools.errors import CfsError, ImageError, InputError, StoreError
+from cfstools.errors import CfsError, ImageError, InputError, SourceChanged, StoreError
 from cfstools.signing.attach import make_trailer
+from cfstools.sources.image_file import image_needs
+from cfstools.sources.image_search import Doubt
 from cfstools.store import DirectoryStore
-from cfstools.store.kept import KeptImage, kept_text, parse_kept
+from cfstools.store.care.kept import KeptImage, kept_text, parse_kept
 from tests.mkcfs import mkcfs
 from tests.store.conftest import as_nobody
 
@@ -287,7 +287,7 @@ def test_an_image_that_is_lost_stops_the_next_collection(collected: Place, lose:
         with pytest.raises(InputError, match="deep/second: was kept by the last collection, and is") as caught:
             collected.gc(**options)
         assert caught.value.hint is not None
-        assert "--forget" in caught.value.hint
+        assert "forget_missing=True" in caught.value.hint
     assert collected.objects() == 2
     report = collected.gc(forget=[bytes(collected.image)])
     assert (report.forgotten, len(report.removed)) == ((str(collected.image),), 1)
@@ -377,7 +377,7 @@ def test_a_planted_record_only_stops(place: Place, plant: str) -> None:
 
 def test_an_image_that_is_replaced_while_it_is_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes to a name that was read already, and goes from one that was not read yet."""
-    real = store_images.image_needs
+    real = image_needs
     moved: list[bytes] = []
 
     def moving(path: bytes) -> object:
@@ -388,20 +388,37 @@ def test_an_image_that_is_replaced_while_it_is_read(place: Place, monkeypatch: p
             shutil.copyfile(place.images / "first.cfs", place.image)
         return real(path)
 
-    monkeypatch.setattr(store_gc, "image_needs", moving)
+    monkeypatch.setattr("cfstools.sources.marking.image_needs", moving)
     report = place.gc()
     assert report.removed == ()
     assert len(report.images) == 3
 
 
+def test_an_image_that_is_replaced_while_it_is_read_is_read_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, replaced = image_needs, list[bytes]()
+
+    def replacing(path: bytes) -> object:
+        if not replaced:
+            replaced.append(path)
+            raise SourceChanged("changed while it was read")
+        return real(path)
+
+    monkeypatch.setattr("cfstools.sources.marking.image_needs", replacing)
+    report = place.gc()
+    assert report.removed == ()
+    assert replaced
+
+
 def test_images_that_never_rest_stop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = store_images.image_needs
+    real = image_needs
 
     def touching(path: bytes) -> object:
         os.utime(path)
         return real(path)
 
-    monkeypatch.setattr(store_gc, "image_needs", touching)
+    monkeypatch.setattr("cfstools.sources.marking.image_needs", touching)
     with pytest.raises(InputError, match="images change while they are read"):
         place.gc()
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.build import BuildOptions, build
-from cfstools.api.image_search import Search
 from cfstools.api.store_gc import gc
-from cfstools.api.store_images import needed_digests
 from cfstools.errors import ImageError, InputError, UsageError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import parse_dump
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.sources.image_file import image_needs
+from cfstools.sources.image_search import Search
 from cfstools.store import DirectoryStore, StoreWriter
 from cfstools.verity import Algorithm, Params, digest_bytes
+from tests.formats.images import write_image
 from tests.store.conftest import as_nobody
 
 LARGE, OTHER, LINKED = b"large " * 100, b"other " * 100, b"linked " * 100
@@ -54,7 +54,7 @@ def found(*places: Path) -> list[Path]:
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 def test_needed_digests(place: Path, algorithm: Algorithm) -> None:
     params = Params(algorithm=algorithm)
-    assert needed_digests(bytes(make(place, "image", algorithm))) == {
+    assert image_needs(bytes(make(place, "image", algorithm))).objects == {
         digest_bytes(LARGE, params): len(LARGE),
         digest_bytes(LINKED, params): len(LINKED),
     }
@@ -73,7 +73,7 @@ def test_the_place_and_the_digest_both_count(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(write_image(parse_dump(text.encode()))))
     wanted = {bytes.fromhex(one), bytes.fromhex(two), bytes.fromhex("33" + one[2:])}
-    assert set(needed_digests(bytes(image))) == wanted
+    assert set(image_needs(bytes(image)).objects) == wanted
 
 
 def test_errors_name_the_image(place: Path) -> None:
@@ -82,9 +82,9 @@ def test_errors_name_the_image(place: Path) -> None:
     data[8] = 99
     image.write_bytes(data)
     with pytest.raises(ImageError, match=str(image)):
-        needed_digests(bytes(image))
+        image_needs(bytes(image))
     with pytest.raises(InputError, match="nothing: cannot read"):
-        needed_digests(bytes(place / "nothing"))
+        image_needs(bytes(place / "nothing"))
 
 
 def test_images_are_told_by_content(place: Path) -> None:

@@ -41,7 +41,7 @@ for number in range(rounds):
 REPAIRER = """
 import os, sys
 from cfstools.api.store_fsck import fsck
-from cfstools.store.repair import RepairOptions
+from cfstools.store.care.repair import RepairOptions
 place = os.fsencode(sys.argv[1])
 os.makedirs(place + b"/store", exist_ok=True)
 settled = rounds = 0
