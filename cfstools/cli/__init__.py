@@ -12,10 +12,10 @@ def main() -> NoReturn:
     """Run ``mkcfs`` with the process' arguments and exit with its documented code."""
     from cfstools.cli.app import run
     from cfstools.cli.output import report_defect
-    from cfstools.lasting import end_soon
+    from cfstools.lifetime import free_at_exit
 
     sys.excepthook = report_defect
-    end_soon()
+    free_at_exit()
     code = run()
     # What was printed before an error. That it cannot be written was said, or there is a code that says more.
     for stream in (sys.stdout, sys.stderr):

@@ -1,26 +1,24 @@
-"""The command table, loaded verb by verb, and the one place where errors become lines and exit codes."""
+"""The table of verbs, and the one place where errors become lines and exit codes."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any
-
-import click
+from collections.abc import Sequence
 
 from cfstools import __version__
-from cfstools.cli.output import open_streams, print_lines, tell, tell_lines, tell_traceback
-from cfstools.cli.session import Session
-from cfstools.cli.symlinks import link_hint
-from cfstools.errors import CfsError, Interrupted, UsageError, exit_codes
+from cfstools.cli.output import open_streams, print_lines, tell, tell_traceback
+from cfstools.errors import CfsError, Interrupted
+
+TYPE_CHECKING = False  # typing itself takes longer to load than the rest of this module
+if TYPE_CHECKING:
+    from types import FrameType
 
 _PIPE_CLOSED = 1
+_LIBRARIES = ("click", "cryptography", "isal", "tqdm", "zstandard")
+_METADATA = (".dist-info", ".egg-info")
 
 # Verb to the module that holds it and its one-line help, so that listing verbs imports none of them.
 VERBS: dict[str, tuple[str, str]] = {
@@ -35,127 +33,92 @@ VERBS: dict[str, tuple[str, str]] = {
     "digest": ("digest", "Print fs-verity digests of files."),
     "extract": ("extract", "Extract an image to a directory."),
     "cat": ("extract", "Print the contents of a file in an image."),
+    "push": ("push", "Push an image with its objects into a registry or to files elsewhere."),
+    "pull": ("pull", "Pull an image, and of its objects those that are missing."),
+    "plan": ("plan", "Say what an update from one image to another would fetch."),
     "mount": ("mount", "Mount an image with the kernel, as root."),
+    "run": ("run", "Run a command that sees an image, without root."),
     "umount": ("mount", "Unmount an image."),
     "diff": ("diff", "Say what changed from one image, directory or dump to another."),
-    "store": ("store", "Care for an object store: check it, collect garbage, count."),
+    "store": ("store", "Care for an object store: check it, collect garbage, count, push its objects."),
     "completion": ("completion", "Print the shell completion script."),
 }
+
+
+IGNORED_AT_START: set[int] = set()
+"""Signals that our caller ignores, as nohup does: they stop this command, but a command that it runs ignores them."""
 
 
 class _Stopped(BaseException):
     """A signal asked us to stop; unwinding removes temporaries. Not KeyboardInterrupt, which click answers itself."""
 
 
-class _Verbs(click.Group):
-    """A group that imports a verb's module when the verb is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"cfstools.cli.commands.{VERBS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
-        assert isinstance(command, click.Command)
-        _let_talk(command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Exit codes"):
-            formatter.write_dl([(str(code), meaning) for code, meaning in exit_codes().items()])
-
-
-def _let_talk(command: click.Command) -> None:
-    """Give a command the options that say how much to tell; they may stand before the verb or behind it."""
-    known = {parameter.name for parameter in command.params}
-    command.params += [option for option in _talk_options() if option.name not in known]
-    if isinstance(command, click.Group):
-        for below in command.commands.values():
-            _let_talk(below)
-
-
-def _talk_options() -> list[click.Option]:
-    return [
-        _talk_option(["-v", "--verbose"], "Say more on standard error.", lambda session: session.louder()),
-        _talk_option(
-            ["-q", "--quiet"], "Say nothing but errors on standard error.", lambda session: session.silenced()
-        ),
-        _talk_option(["--debug"], "Show a traceback with an error.", lambda session: session),
-    ]
-
-
-def _talk_option(names: list[str], text: str, change: Callable[[Session], Session]) -> click.Option:
-    def callback(ctx: click.Context, _param: click.Parameter, value: int) -> None:
-        top = ctx.find_root()
-        for _ in range(value):
-            top.obj = change(top.ensure_object(Session))
-        ctx.obj = top.obj
-
-    return click.Option(names, count=True, expose_value=False, is_eager=True, callback=callback, help=text)
-
-
-def _print_version(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
-    if not value or ctx.resilient_parsing:
-        return
-    from cfstools.cli.versions import version_text
-
-    print_lines(version_text(__version__).split("\n"))
-    ctx.exit()
-
-
-@click.group(
-    cls=_Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-@click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print versions."
-)
-@click.pass_context
-def mkcfs(ctx: click.Context) -> None:
-    """Build, inspect, sign and verify composefs images.
-
-    A composefs image is a small read-only manifest of a root file system: every name, mode, owner, extended attribute
-    and link, and for each file the fs-verity digest of its contents, which are kept in an object store.
-    """
-    ctx.ensure_object(Session)
-
-
-_let_talk(mkcfs)
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run ``mkcfs`` and return its exit code; nothing raises out of here but a defect under ``--debug``."""
+    called = sys.argv[0] if arguments is None else "mkcfs"
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     open_streams()
     # Trees are millions of small objects without cycles: the cyclic collector would go through them over and over.
     gc.disable()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
     try:
         _choose_loops()
-        # A verb that did its work and found something wrong leaves with ``ctx.exit(code)``, which comes back here.
-        code = mkcfs.main(arguments, prog_name="mkcfs", standalone_mode=False)
+        if os.path.basename(called) == "mount.mkcfs":
+            from cfstools.cli.mount_helper import arguments_of
+
+            arguments = arguments_of(arguments)
+        code = _call(arguments)
         sys.stdout.flush()
-    except click.UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # only newer versions of click have it
-            tell_lines(error.format_message().split("\n"))
-            return error.exit_code
-        verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
-        hint = f"mkcfs {verb} --help" if verb else "mkcfs --help"
-        return _report(UsageError(error.format_message(), subject=verb, hint=hint), debug=_wants_debug(arguments))
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody left to tell. Keep the interpreter from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
-    except (CfsError, _Stopped, click.Abort, MemoryError, OSError) as error:
+    except (CfsError, _Stopped, MemoryError, OSError) as error:
         return _report(error, debug=_wants_debug(arguments))
-    return code if isinstance(code, int) else 0
+    return code
+
+
+def _call(arguments: Sequence[str]) -> int:
+    """Do what the words say. What parses them is loaded here, because ``--version`` alone is nothing to parse."""
+    if list(arguments) == ["--version"]:
+        print_versions()
+        return 0
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.signal(number, _stop) is signal.SIG_IGN:
+            IGNORED_AT_START.add(number)
+    from cfstools.cli.standins import load_click
+
+    load_click()
+    from cfstools.cli.verbs import call
+
+    return call(arguments)
+
+
+def print_versions() -> None:
+    """Print our version and the implementation of the hot loops, then the libraries in use."""
+    from cfstools import native
+
+    installed = _installed()
+    python = ".".join(map(str, sys.version_info[:3]))
+    libraries = ", ".join(f"{name} {installed.get(name, 'not installed')}" for name in _LIBRARIES)
+    print_lines([f"mkcfs {__version__} ({native.IMPLEMENTATION} loops)", f"Python {python}, {libraries}"])
+
+
+def _installed() -> dict[str, str]:
+    """Versions by the names of metadata directories: importlib.metadata would take most of the start-up time."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        try:
+            names = os.listdir(place)
+        except OSError:
+            continue
+        for name in names:
+            library, _, rest = name.partition("-")
+            if name.lower().endswith(_METADATA) and library.lower() in _LIBRARIES:
+                version = rest[: -len(_METADATA[0])] if rest.endswith(_METADATA[0]) else rest[: -len(_METADATA[1])]
+                found.setdefault(library.lower(), version.partition("-")[0])
+    return found
 
 
 def _choose_loops() -> None:
@@ -189,8 +152,11 @@ def _report(error: BaseException, *, debug: bool) -> int:
             shown = CfsError(f"cannot write output: {error.strerror}")
         case _:
             shown = Interrupted("interrupted")
+    from cfstools.cli.hints import link_hint, spelled
+
+    shown.what = spelled(shown.what)
     tell(f"mkcfs: {shown}")
     for hint in (shown.hint or link_hint(shown), *getattr(error, "__notes__", ())):
         if hint:
-            tell(f"hint: {hint}")
+            tell(f"hint: {spelled(hint)}")
     return shown.exit_code

@@ -10,7 +10,7 @@ import click
 
 from cfstools.cli.params import PATH, given, option_group
 from cfstools.errors import UsageError
-from cfstools.oci.choices import KeptXattrs, Mapping
+from cfstools.oci.mapping import KeptXattrs, OciMapping
 from cfstools.sources.oci_request import OciOptions, OciRequest
 from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.tree.layer_rules import DEFAULT_RULES, LayerRules
@@ -56,8 +56,8 @@ _OPTIONS = (
     ),
     click.option(
         "--oci-mapping",
-        type=click.Choice([mapping.value for mapping in Mapping]),
-        default=Mapping.COMPOSEFS.value,
+        type=click.Choice([mapping.value for mapping in OciMapping]),
+        default=OciMapping.COMPOSEFS.value,
         show_default=True,
         help="Canonical tree as cfsctl makes it, or the tree as an unpacker leaves it.",
     ),
@@ -121,7 +121,7 @@ def oci_request(words: OciWords) -> OciRequest:
         layers=words["layers"],
         scratch=os.environb.get(b"TMPDIR") or None,
         options=OciOptions(
-            mapping=Mapping(words["oci_mapping"]),
+            mapping=OciMapping(words["oci_mapping"]),
             xattrs=None if words["oci_xattrs"] is None else KeptXattrs(words["oci_xattrs"]),
             rules=LayerRules(
                 allow_duplicates=words["allow_duplicates"],

@@ -23,6 +23,7 @@ from cfstools.text import escaped, printable
 # Larger outputs are handed to the stream in pieces of about this size.
 _WRITE_SIZE = 1 << 16
 _ESCAPING = "mkcfs-escaping"
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def open_streams() -> None:
@@ -108,11 +109,18 @@ def write_lines(lines: Iterable[bytes]) -> None:
         pending.append(line)
         size += len(line)
         if size >= _WRITE_SIZE:
-            stream.write(b"".join(pending))
+            _write_all(stream, b"".join(pending))
             pending.clear()
             size = 0
-    stream.write(b"".join(pending))
+    _write_all(stream, b"".join(pending))
     stream.flush()
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    """Write *data*, also where the stream has no buffer (``PYTHONUNBUFFERED``) and takes only a part at a time."""
+    left = memoryview(data)
+    while left:
+        left = left[stream.write(left) :]
 
 
 def binary_stdout(what: str) -> BinaryIO:
@@ -135,3 +143,9 @@ def _write(stream: TextIO, lines: Iterable[str]) -> None:
     if pending:
         stream.write("\n".join(pending) + "\n")
     stream.flush()
+
+
+def size_text(size: int) -> str:
+    """*size* in bytes with a binary unit: ``512 B``, ``1.5 MiB``."""
+    power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size} B" if power == 0 else f"{size / 1024**power:.1f} {_UNITS[power]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,12 +19,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 if TYPE_CHECKING:
+    from cfstools.signing.keys import PublicKey
+
     _BytesParam = click.ParamType[bytes]
     _IntParam = click.ParamType[int]
 else:  # generic only in newer versions of click
     _BytesParam = _IntParam = click.ParamType
 
-_OCTAL = re.compile("0?[0-7]{1,3}")
+_OCTAL = "0?[0-7]{1,3}"
 
 
 class PathBytes(_BytesParam):
@@ -83,7 +85,7 @@ class OctalMode(_IntParam):
         """The bits; a usage error for what is not octal, sets more than permissions, or denies the owner reading."""
         if isinstance(value, int):
             return value
-        if not _OCTAL.fullmatch(value):
+        if not re.fullmatch(_OCTAL, value):
             self.fail(f"{value!r} is not a mode in octal, 0 to 0777", param, ctx)
         mode = int(value, 8)
         if not mode & 0o400:
@@ -172,6 +174,15 @@ def json_lines_option(function: F) -> F:
 def zero_option(function: F) -> F:
     """``-z``; arrives as ``zero``."""
     return click.option("-z", "--zero", is_flag=True, help="End lines with a NUL byte, and escape nothing.")(function)
+
+
+def public_keys(paths: Sequence[bytes]) -> list[PublicKey]:
+    """The public keys in these files. What reads them is loaded only if there are any."""
+    if not paths:
+        return []
+    from cfstools.signing.keys import read_public_key
+
+    return [read_public_key(path) for path in paths]
 
 
 def xattr_policy(*, skip: bool, user: bool) -> XattrPolicy:

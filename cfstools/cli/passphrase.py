@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cfstools.cli.params import PATH
-from cfstools.errors import PassphraseNeeded, UsageError, shown_path
+from cfstools.errors import PassphraseNeeded, UsageError
+from cfstools.text import shown_path
 from cfstools.values import Value
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Passphrases(Value):
     @classmethod
     def of(cls, file: bytes | None, fd: int | None, warn: Callable[[str], None]) -> Passphrases:
         """Read what the options name, or the environment. Raises UsageError for both options."""
-        from cfstools.api.input import read_descriptor, read_secret
+        from cfstools.linux.contents import read_descriptor, read_secret
 
         guard_secrets(warn)
         if file is not None and fd is not None:
@@ -72,7 +73,7 @@ class Passphrases(Value):
 
     def load(self, path: bytes) -> PrivateKey:
         """The private key at *path*, asking for its passphrase only if it is encrypted."""
-        from cfstools.api.keys import read_private_key
+        from cfstools.signing.keys import read_private_key
 
         try:
             return read_private_key(path, self.given, warn=self.warn)
@@ -97,7 +98,7 @@ class Passphrases(Value):
 
 def guard_secrets(warn: Callable[[str], None]) -> None:
     """Let nobody have the memory of this process, which is about to hold a key or a passphrase."""
-    from cfstools.linux.process import forbid_core_dumps
+    from cfstools.linux.libc import forbid_core_dumps
 
     try:
         forbid_core_dumps()

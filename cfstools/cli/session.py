@@ -1,17 +1,19 @@
-"""What every verb is given: how talkative to be, and the streams to talk to."""
+"""How much the user wants to be told, and what the environment says about colours and the digest cache."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
 
 from cfstools.cli.output import tell, tell_lines
 from cfstools.errors import UsageError
 from cfstools.progress import SILENT, Progress
+from cfstools.values import Value
+
+_CACHE_OF_ROOT = b"/var/cache/cfstools"
 
 
-class Session(NamedTuple):
+class Session(Value):
     """How much to tell."""
 
     verbosity: int = 0  # -1 quiet, 0 normal, 1 and more verbose
@@ -59,3 +61,17 @@ class Session(NamedTuple):
 def use_color() -> bool:
     """Whether colour is welcome: standard error is a terminal and ``NO_COLOR`` is not set (or empty)."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def default_cache() -> bytes | None:
+    """The directory of this user's digest cache; ``None`` where the environment tells of no home.
+
+    Root's is not where variables say: sudo and su may leave those of another user in place.
+    """
+    if os.geteuid() == 0:
+        return _CACHE_OF_ROOT
+    home = os.environb.get(b"HOME", b"")
+    base = os.environb.get(b"XDG_CACHE_HOME", b"")
+    if not base.startswith(b"/"):  # others are to be passed over, the specification says
+        base = os.path.join(home, b".cache")
+    return os.path.join(base, b"cfstools") if base.startswith(b"/") else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfstools.cli.app import run
-from cfstools.cli.cache import default_cache
+from cfstools.cli.session import default_cache
 from tests.mkcfs import COMMAND, mkcfs, unmeasured
 from tests.store.conftest import as_nobody
 

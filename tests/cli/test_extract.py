@@ -50,7 +50,7 @@ def test_extract(place: Path) -> None:
     assert list(differences(bytes(place / "source"), bytes(place / "out"))) == []
     done = mkcfs("-v", "extract", place / "image", place / "part", "--path", "/etc", "-j1", "--store", place / "store")
     assert done.stderr.decode() == (
-        f"{place}/part: 2 directories, 2 files, 1 symlink, 0 special files, 0 further names; "
+        f"{place}/part: 2 directories, 2 files, 1 symlink, 0 special files, 0 hard links; "
         "5.0 KiB copied, 0 B cloned, 0 B linked\n"
     )
     words = ["--store", str(place / "store"), "--hardlink", "--sync", "--json"]

@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +17,18 @@ import pytest
 
 from cfstools.api.digest import digest as compute
 from cfstools.api.keygen import keygen
-from cfstools.api.keys import read_private_key
 from cfstools.api.sign import sign
-from cfstools.cli.app import mkcfs as group
+from cfstools.cli.verbs import mkcfs as group
 from cfstools.errors import exit_codes
-from cfstools.signing.keys import KeyType
+from cfstools.signing.keys import KeyType, read_private_key
+from tests.api.places import Served
 from tests.mkcfs import mkcfs
 from tests.mounts import unmount_below
 from tests.oci import making
-from tests.requirements import need_mounts
+from tests.requirements import need_command, need_mounts, need_overlay_for_users
+from tests.servers.faulty import FaultyServer
+from tests.servers.images import OneImage
+from tests.servers.registries import docker_registry
 
 VERBS = group.list_commands(click.Context(group))
 
@@ -49,14 +53,25 @@ def examples_of(command: click.Command) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip().startswith("mkcfs ")]
 
 
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that an image without libraries can have as its shell."""
+    path = tmp_path_factory.mktemp("shell") / "sh"
+    need_command("gcc")
+    subprocess.run(["gcc", "-static", "-o", path, "-x", "c", "-"], input=b"int main(void) { return 0; }", check=True)
+    return path
+
+
 @pytest.fixture
-def workplace(tmp_path: Path) -> Iterator[Path]:
+def workplace(tmp_path: Path, shell: Path) -> Iterator[Path]:
     """A directory in which the examples of all verbs can run."""
     rootfs = tmp_path / "rootfs"
     (rootfs / "etc").mkdir(parents=True)
     (rootfs / "etc/hostname").write_text("host\n")
     (rootfs / "usr").mkdir()
     (rootfs / "usr/large").write_bytes(b"x" * 10_000)
+    (rootfs / "bin").mkdir()
+    shutil.copy(shell, rootfs / "bin/sh")
     (tmp_path / "tree.dump").write_text("/ 4096 40755 2 0 0 0 0.0 - - -\n/f 2 100644 1 0 0 0 0.0 - hi -\n")
     layout = making.Layout()
     layout.tag(layout.manifest([making.hello()]), "latest")
@@ -74,6 +89,10 @@ def workplace(tmp_path: Path) -> Iterator[Path]:
     unmount_below(tmp_path)
 
 
+def files_of(directory: Path) -> list[str]:
+    return [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()]
+
+
 def make_keys(place: Path) -> None:
     """Keys and the signatures and digest of image.cfs that examples speak of."""
     (place / "secret.txt").write_text("a passphrase\n")
@@ -88,7 +107,36 @@ def make_keys(place: Path) -> None:
     (place / "image.digest").write_text(f"sha256:{digest.digest.hex()} image.cfs\n")
 
 
+def with_files(workplace: Path, line: str) -> None:
+    """Run a line about files elsewhere; what is in a bucket in the example is in a directory here."""
+    (workplace / "www").mkdir(exist_ok=True)
+    run_as_printed(workplace, f"mkcfs push image.cfs --store ./objects {workplace}/www/images/")
+    with FaultyServer(Served(workplace / "www")) as server:
+        places = {"https://example.com/": server.address(), "s3://bucket/": f"file://{workplace}/www/", "/mnt/": "mnt/"}
+        for place, here in places.items():
+            line = line.replace(place, here)
+        run_as_printed(workplace, line)
+
+
 def run(workplace: Path, line: str) -> None:
+    if re.search("https://example.com/|s3://|/mnt/", line):
+        with_files(workplace, line)
+        return
+    if re.match("mkcfs (push|pull|plan|mount) .*docker://", line):
+        with docker_registry(workplace / "registry") as host:
+            if not line.startswith("mkcfs push"):
+                run_as_printed(workplace, f"mkcfs push image.cfs --store ./objects docker://{host}/app:2")
+            run_as_printed(workplace, re.sub(r"registry\.example|localhost:5000", host, line))
+        return
+    if "docker://registry.example/" in line:
+        one = OneImage({name: (workplace / "layout" / name).read_bytes() for name in files_of(workplace / "layout")})
+        with FaultyServer(one) as server:
+            run_as_printed(workplace, line.replace("registry.example", f"127.0.0.1:{server.port}"))
+        return
+    run_as_printed(workplace, line)
+
+
+def run_as_printed(workplace: Path, line: str) -> None:
     words = shlex.split(line)
     assert words[0] == "mkcfs"
     done = subprocess.run(
@@ -108,8 +156,12 @@ def test_examples_work_as_printed(words: tuple[str, ...], workplace: Path) -> No
     assert lines, f"{words} has no example"
     if words[0] in ("mount", "umount"):
         need_mounts("erofs", "overlay")
+    if words == ("run",):
+        need_overlay_for_users()
     if words == ("umount",):
         run(workplace, "mkcfs mount image.cfs mnt --store ./objects")
+    if words[0] in ("pull", "plan"):
+        run(workplace, "mkcfs push image.cfs --store ./objects oci:layout:app")
     for line in lines:
         run(workplace, line)
 
@@ -129,6 +181,7 @@ def test_the_options_of_build_stand_in_groups() -> None:
     assert headings == [
         "Source options",
         "Container image options",
+        "Network options",
         "Image options",
         "Store options",
         "Signature options",

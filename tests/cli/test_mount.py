@@ -84,16 +84,22 @@ def test_mount_and_umount(place: Path) -> None:
         "schema": 1,
         "image": str(place / "image"),
         "directory": str(place / "mnt"),
+        "method": "kernel",
         "stores": [str(place / "store")],
+        "lazy": [],
         "writable": False,
         "digest_checked": False,
         "verified_by": [],
         "measured": False,
         "objects_checked": False,
+        "check": "off",
         "loop": False,
         "nosuid": True,
         "nodev": True,
         "noexec": False,
+        "map": None,
+        "pid": None,
+        "left_out": [],
     }
     assert list(differences(bytes(place / "source"), bytes(place / "mnt"))) == []
     with (place / "mnt/file1").open("rb"):
@@ -404,7 +410,7 @@ def test_only_root_can() -> None:
         place.chmod(0o755)
         fill(place)
         words = ["mount", str(place / "image"), str(place / "mnt"), "--store", str(place / "store")]
-        done = as_nobody(words)
+        done = as_nobody([*words, "--method", "kernel"])
         line = f"mkcfs: {place}/image: cannot mount the image: only root can"
         assert (done.returncode, done.stderr.decode().splitlines()[0]) == (1, line)
         mkcfs(*words)

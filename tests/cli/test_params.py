@@ -94,7 +94,7 @@ def test_places_of_stores(tmp_path: Path) -> None:
     assert mkcfs("cat", image, "/f", "--store", f"FILE://localhost{objects}").stdout == b"contents" * 100
     assert mkcfs("store", "stat", "--store", f"file://{objects}").code == 0
     for words in (["verify", image], ["build", tmp_path / "source", "-"], ["store", "fsck"]):
-        done = mkcfs(*words, "--store", "https://host/x", check=False)
+        done = mkcfs(*words, "--store", "ssh://host/x", check=False)
         assert done.code == 2
-        assert done.stderr.startswith(b"mkcfs: https://host/x: stores of the scheme https:// are not supported\n")
+        assert done.stderr.startswith(b"mkcfs: ssh://host/x: a store of the scheme ssh:// cannot be used here\n")
         assert b"\nhint: " in done.stderr

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cfstools.api.build import BuildOptions, build
-from cfstools.errors import InputError, LimitExceeded, shown_path
+from cfstools.errors import InputError, LimitExceeded
 from cfstools.linux import contents
+from cfstools.text import shown_path
 from tests.mkcfs import COMMAND, mkcfs
 from tests.requirements import REPOSITORY
 

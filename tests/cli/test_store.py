@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cfstools.cli.waiting import Duration
+from cfstools.cli.store_options import Duration
 from cfstools.store import DirectoryStore, StoreWriter
 from tests.mkcfs import COMMAND, mkcfs
 
@@ -55,7 +55,7 @@ def test_fsck(place: Path) -> None:
     out, err = care(place, "fsck", code=3)
     assert sorted(out[:2]) == [
         f"/store: damaged: {name}: it is empty",
-        "/store: foreign: odd\\xff\\n\\x1b[31m: a file that is no object",
+        "/store: foreign: odd\\xff\\n\\x1b[31m: a file that is not an object",
     ]
     assert out[2:] == ["/store: FAILED: 2 problems: 2 objects checked (5.9 KiB), 1 damaged, 1 foreign"]
     assert err == []
@@ -71,7 +71,7 @@ def test_fsck_repairs(place: Path) -> None:
     stage = place / "store/.mkcfs-tmp-0123456789abcdef"
     stage.mkdir()
     assert care(place, "fsck", "--repair", code=3)[0] == [
-        "/store: temporary: .mkcfs-tmp-0123456789abcdef: left behind by a writer; removed",
+        "/store: temporary: .mkcfs-tmp-0123456789abcdef: left behind by a killed writer; removed",
         *care(place, "fsck", code=3)[0][:-1],
         "/store: FAILED: 1 problem: 2 objects checked (5.9 KiB), 1 damaged, 1 temporary, 1 put right",
     ]

@@ -1,1 +1,4 @@
-"""One module a verb: options in, a call to ``cfstools.api``, its report as text or JSON out."""
+"""The verbs: each turns its options into values of the library, calls one function of ``cfstools.api``, and prints.
+
+Modules are imported by ``cfstools.cli.app`` when one of their verbs is called or asked for its help.
+"""

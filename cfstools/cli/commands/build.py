@@ -6,18 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
 from cfstools.api.build import BuildOptions, BuildReport, ObjectOptions
 from cfstools.api.build import build as run_build
-from cfstools.api.image_output import Signing
-from cfstools.cli.cache import default_cache
+from cfstools.cli.network_options import NetworkWords, network_options, registries_of
 from cfstools.cli.oci_options import OciWords, oci_given, oci_options, oci_request
-from cfstools.cli.output import binary_stdout, print_json, print_line
+from cfstools.cli.output import binary_stdout, print_json, print_line, size_text
 from cfstools.cli.params import (
-    MODE,
     PATH,
     GroupedCommand,
     examples,
@@ -28,9 +26,8 @@ from cfstools.cli.params import (
     xattr_policy,
 )
 from cfstools.cli.passphrase import Passphrases, passphrase_fd_option, passphrase_file_option
-from cfstools.cli.session import Session
-from cfstools.cli.text import size_text
-from cfstools.cli.waiting import lock_timeout_option, waiting
+from cfstools.cli.session import Session, default_cache
+from cfstools.cli.store_options import lock_timeout_option, new_object_options, waiting
 from cfstools.errors import UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.sources.source import SourceKind
@@ -40,6 +37,8 @@ from cfstools.verity import Algorithm
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from cfstools.signing.new_image import Signing
 
 _STDIO = b"-"
 _KINDS = {
@@ -85,29 +84,7 @@ _IMAGE_OPTIONS = (
 )
 _STORE_OPTIONS = (
     store_option("Put file contents here; further stores are only looked in for objects already there."),
-    click.option(
-        "--verity",
-        type=click.Choice(get_args(FsVerity)),
-        default="auto",
-        show_default=True,
-        help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
-    ),
-    click.option(
-        "--sync",
-        type=click.Choice(get_args(Sync)),
-        default="auto",
-        show_default=True,
-        help="Bring new objects to stable storage in batches, object by object, whichever is faster (auto), or not at "
-        "all (none: for stores that end with the job; a power cut may leave objects that are not whole).",
-    ),
-    click.option(
-        "--object-mode",
-        type=MODE,
-        default="0644",
-        show_default=True,
-        metavar="OCTAL",
-        help="Permissions of new objects.",
-    ),
+    *new_object_options,
     click.option(
         "--cache-dir",
         type=PATH,
@@ -127,129 +104,150 @@ _SIGNATURE_OPTIONS = (
 )
 
 
-@click.command(
-    cls=GroupedCommand,
-    epilog=examples(
-        "mkcfs build rootfs/ image.cfs --store ./objects",
-        "mkcfs build rootfs/ image.cfs --store ./objects --sign-key release.key",
-        "mkcfs build rootfs/ --print-digest-only",
-        "mkcfs build rootfs/ small.cfs --store ./objects --exclude '/var/cache/**' --clamp-mtime 1700000000",
-        "mkcfs build --from-file tree.dump image.cfs --print-digest",
-        "mkcfs build oci-archive:app.tar app.cfs --store ./objects",
-        "mkcfs build oci:layout:latest app.cfs --store ./objects --platform linux/amd64",
-        "mkcfs build base.tar.gz app.cfs --layer top.tar --oci-mapping plain",
-    ),
+class _Words(OciWords, NetworkWords):
+    """What click hands over for the options."""
+
+    stores: list[bytes]
+    verity: FsVerity
+    sync: Sync
+    object_mode: int
+    from_file: bool
+    strict: bool
+    print_digest: bool
+    print_digest_only: bool
+    algorithm: str
+    use_epoch: bool
+    clamp_mtime: int | None
+    skip_devices: bool
+    skip_xattrs: bool
+    user_xattrs: bool
+    excludes: tuple[str, ...]
+    no_hardlinks: bool
+    format_version: int | None
+    min_version: int | None
+    max_version: int | None
+    sign_keys: tuple[bytes, ...]
+    attach: bool
+    passphrase_file: bytes | None
+    passphrase_fd: int | None
+    cache_dir: bytes | None
+    no_cache: bool
+    lock_timeout: float | None
+    threads: int | None
+    as_json: bool
+
+
+_EXAMPLES = (
+    "mkcfs build rootfs/ image.cfs --store ./objects",
+    "mkcfs build rootfs/ image.cfs --store ./objects --sign-key release.key",
+    "mkcfs build rootfs/ --print-digest-only",
+    "mkcfs build rootfs/ small.cfs --store ./objects --exclude '/var/cache/**' --clamp-mtime 1700000000",
+    "mkcfs build --from-file tree.dump image.cfs --print-digest",
+    "mkcfs build oci-archive:app.tar app.cfs --store ./objects",
+    "mkcfs build oci:layout:latest app.cfs --store ./objects --platform linux/amd64",
+    "mkcfs build docker://registry.example/app:2 app.cfs --store ./objects",
+    "mkcfs build base.tar.gz app.cfs --layer top.tar --oci-mapping plain",
 )
+
+
+@click.command(cls=GroupedCommand, epilog=examples(*_EXAMPLES))
 @click.argument("source", type=PATH)
 @click.argument("image", type=PATH, required=False)
 @option_group("Source options", *_SOURCE_OPTIONS)
 @oci_options
+@network_options
 @option_group("Image options", *_IMAGE_OPTIONS)
 @option_group("Store options", *_STORE_OPTIONS)
 @option_group("Signature options", *_SIGNATURE_OPTIONS)
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
 @json_option
 @click.pass_context
-def build(
-    context: click.Context,
-    *,
-    source: bytes,
-    image: bytes | None,
-    stores: list[bytes],
-    verity: FsVerity,
-    sync: Sync,
-    object_mode: int,
-    from_file: bool,
-    strict: bool,
-    print_digest: bool,
-    print_digest_only: bool,
-    algorithm: str,
-    use_epoch: bool,
-    clamp_mtime: int | None,
-    skip_devices: bool,
-    skip_xattrs: bool,
-    user_xattrs: bool,
-    excludes: tuple[str, ...],
-    no_hardlinks: bool,
-    format_version: int | None,
-    min_version: int | None,
-    max_version: int | None,
-    sign_keys: tuple[bytes, ...],
-    attach: bool,
-    passphrase_file: bytes | None,
-    passphrase_fd: int | None,
-    cache_dir: bytes | None,
-    no_cache: bool,
-    lock_timeout: float | None,
-    threads: int | None,
-    as_json: bool,
-    **oci: Unpack[OciWords],
-) -> None:
+def build(context: click.Context, *, source: bytes, image: bytes | None, **words: Unpack[_Words]) -> None:
     """Turn SOURCE into the composefs image IMAGE.
 
-    SOURCE is a directory, a container image (oci:DIR[:TAG], oci-archive:FILE, docker-archive:FILE, a layer tar or - for
-    one on standard input), a composefs image, or with --from-file a composefs-dump(5) text.
+    SOURCE is a directory, a container image (docker://HOST/NAME[:TAG] in a registry, oci:DIR[:TAG], oci-archive:FILE,
+    docker-archive:FILE, a layer tar or - for one on standard input), a composefs image, or with --from-file a
+    composefs-dump(5) text.
 
     The bytes equal those of mkcomposefs with the same options, except that hard links are kept (see --no-hardlinks),
     and for a container image those of cfsctl. IMAGE is replaced only once it is whole; - writes it to standard output.
     """
     session: Session = context.obj
-    if format_version is not None:
-        if min_version is not None or max_version is not None:
-            raise UsageError("--format-version cannot be combined with --min-version or --max-version")
-        min_version = max_version = format_version
-    _check_targets(image, print_digest=print_digest, only=print_digest_only, as_json=as_json)
-    signing = None
-    if sign_keys:
-        passphrases = Passphrases.of(passphrase_file, passphrase_fd, session.warn)
-        signing = Signing(keys=[passphrases.load(key) for key in sign_keys], attach=attach)
-    elif attach or passphrase_file is not None or passphrase_fd is not None:
-        raise UsageError("--attach and passphrases are about a signature: add --sign-key")
-    if not stores and (
-        asked := given(context, {"verity", "sync", "object_mode", "cache_dir", "no_cache", "lock_timeout"})
-    ):
-        raise UsageError(f"{', '.join(asked)} is about objects: add --store")
-    if no_cache and given(context, {"cache_dir"}):
-        raise UsageError("--no-cache and --cache-dir contradict each other")
+    options = _build_options(words)
+    options = options._replace(oci=options.oci._replace(registries=registries_of(context, words, source)))
+    _check_targets(image, words)
+    signing = _signing(session, words)
+    _check_objects(context, words)
     raise_fd_limit()  # a batch of objects holds one descriptor each
     report = run_build(
         source,
         binary_stdout("an image") if image == _STDIO else image,
-        stores=() if print_digest_only else stores,
-        options=BuildOptions(
-            algorithm=Algorithm(algorithm),
-            min_version=min_version,
-            max_version=max_version,
-            use_epoch=use_epoch,
-            skip_devices=skip_devices,
-            xattrs=xattr_policy(skip=skip_xattrs, user=user_xattrs),
-            hardlinks=not no_hardlinks,
-            clamp_mtime=clamp_mtime,
-            exclude=tuple(map(os.fsencode, excludes)),
-            from_file=from_file,
-            oci=oci_request(oci),
-            strict=strict or "CFS_PARSE_STRICT" in os.environ,
-        ),
-        objects=ObjectOptions(
-            mode=object_mode,
-            fs_verity=verity,
-            sync=sync,
-            cache=None if no_cache else cache_dir or default_cache(),
-            waiting=waiting(session, lock_timeout),
-        ),
+        stores=() if words["print_digest_only"] else words["stores"],
+        options=options,
+        objects=_object_options(session, words),
         signing=signing,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=words["threads"] or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer,
-        accept=partial(_accept, containers=oci_given(context), dumps=given(context, {"strict"}), from_file=from_file),
+        accept=partial(
+            _accept,
+            containers=oci_given(context),
+            dumps=given(context, {"strict"}),
+            from_file=words["from_file"],
+        ),
         progress=session.progress(),
     )
     for warning in report.warnings:
         session.warn(warning)
-    if as_json:
+    if words["as_json"]:
         print_json(report.to_dict())
-    elif print_digest or print_digest_only:
+    elif words["print_digest"] or words["print_digest_only"]:
         print_line(report.digest)
     session.summary(*_summary(report))
+
+
+def _build_options(words: _Words) -> BuildOptions:
+    lowest, highest = words["min_version"], words["max_version"]
+    if words["format_version"] is not None:
+        if lowest is not None or highest is not None:
+            raise UsageError("--format-version cannot be combined with --min-version or --max-version")
+        lowest = highest = words["format_version"]
+    return BuildOptions(
+        algorithm=Algorithm(words["algorithm"]),
+        min_version=lowest,
+        max_version=highest,
+        use_epoch=words["use_epoch"],
+        skip_devices=words["skip_devices"],
+        xattrs=xattr_policy(skip=words["skip_xattrs"], user=words["user_xattrs"]),
+        hardlinks=not words["no_hardlinks"],
+        clamp_mtime=words["clamp_mtime"],
+        exclude=tuple(map(os.fsencode, words["excludes"])),
+        from_file=words["from_file"],
+        oci=oci_request(words),
+        strict=words["strict"] or "CFS_PARSE_STRICT" in os.environ,
+    )
+
+
+def _object_options(session: Session, words: _Words) -> ObjectOptions:
+    return ObjectOptions(
+        mode=words["object_mode"],
+        fs_verity=words["verity"],
+        sync=words["sync"],
+        cache=None if words["no_cache"] else words["cache_dir"] or default_cache(),
+        waiting=waiting(session, words["lock_timeout"]),
+    )
+
+
+def _signing(session: Session, words: _Words) -> Signing | None:
+    """The keys to sign with, opened before any work; ``None`` without."""
+    file, fd = words["passphrase_file"], words["passphrase_fd"]
+    if words["sign_keys"]:
+        from cfstools.signing.new_image import Signing
+
+        passphrases = Passphrases.of(file, fd, session.warn)
+        return Signing(keys=[passphrases.load(key) for key in words["sign_keys"]], attach=words["attach"])
+    if words["attach"] or file is not None or fd is not None:
+        raise UsageError("--attach and passphrases are about a signature: add --sign-key")
+    return None
 
 
 def _accept(kind: SourceKind, *, containers: Sequence[str], dumps: Sequence[str], from_file: bool) -> None:
@@ -262,13 +260,22 @@ def _accept(kind: SourceKind, *, containers: Sequence[str], dumps: Sequence[str]
         raise UsageError(f"{', '.join(dumps)} is only for a composefs-dump(5) text, and the source is {_KINDS[kind]}")
 
 
-def _check_targets(image: bytes | None, *, print_digest: bool, only: bool, as_json: bool) -> None:
+def _check_targets(image: bytes | None, words: _Words) -> None:
+    only = words["print_digest_only"]
     if only and image is not None:
         raise UsageError("--print-digest-only writes no image: leave IMAGE out")
     if not only and image is None:
         raise UsageError("no IMAGE to write", hint="name one, or use --print-digest-only")
-    if image == _STDIO and (as_json or print_digest):
+    if image == _STDIO and (words["as_json"] or words["print_digest"]):
         raise UsageError("the image itself goes to standard output: it cannot hold a digest or a report as well")
+
+
+def _check_objects(context: click.Context, words: _Words) -> None:
+    about_objects = {"verity", "sync", "object_mode", "cache_dir", "no_cache", "lock_timeout"}
+    if not words["stores"] and (asked := given(context, about_objects)):
+        raise UsageError(f"{', '.join(asked)} is about objects: add --store")
+    if words["no_cache"] and given(context, {"cache_dir"}):
+        raise UsageError("--no-cache and --cache-dir contradict each other")
 
 
 def _summary(report: BuildReport) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,14 +14,20 @@ from cfstools.api.diff import DiffOptions, DiffReport, SideReport
 from cfstools.api.diff import diff as run_diff
 from cfstools.api.expect import BuildChoice
 from cfstools.api.expect import expect as run_expect
-from cfstools.cli.output import print_json, print_line, print_lines
-from cfstools.cli.params import PATH, examples, json_option
+from cfstools.cli.network_options import NetworkWords, network_options, registries_of
+from cfstools.cli.output import print_json, print_line, print_lines, size_text
+from cfstools.cli.params import PATH, examples, json_option, store_option
+from cfstools.cli.remote_stores import stores_elsewhere
 from cfstools.cli.session import Session
-from cfstools.cli.text import size_text
 from cfstools.errors import CheckFailed, UsageError
 from cfstools.text import counted
 from cfstools.tree.diff import Aspect
 from cfstools.verity import Algorithm, ObjectId
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cfstools.oci.registry.reference import RegistryOptions
 
 _STDIO = b"-"
 _FORMAT = "format"
@@ -55,6 +62,7 @@ def _parse_ignore(ctx: click.Context, param: click.Parameter, value: tuple[str, 
 )
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH, required=False)
+@store_option("Objects here need not be fetched, and are read where digests cannot be compared.")
 @click.option("--summary", is_flag=True, help="Leave out the lines of single names.")
 @click.option(
     "--ignore",
@@ -75,21 +83,22 @@ def _parse_ignore(ctx: click.Context, param: click.Parameter, value: tuple[str, 
     help="Say which options of `build` make an image of A with this digest; there is no B.",
 )
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@network_options
 @json_option
-@click.pass_obj
 @click.pass_context
 def diff(
     ctx: click.Context,
-    session: Session,
     *,
     a: bytes,
     b: bytes | None,
+    stores: list[bytes],
     summary: bool,
     ignore: frozenset[str],
     algorithm: str | None,
     expect: str | None,
     threads: int | None,
     as_json: bool,
+    **network: Unpack[NetworkWords],
 ) -> None:
     """Say what changed from A to B, each an image or any source that `build` takes.
 
@@ -103,16 +112,19 @@ def diff(
 
     With --expect and no B, images of A are made in every way `build` knows, in memory, until one has the digest.
     """
+    session: Session = ctx.obj
+    registries = registries_of(ctx, network, a, b or b"")
     if expect is not None:
-        if b is not None or summary or ignore or algorithm is not None:
-            raise UsageError("--expect is about A alone: it takes no B, --summary, --ignore or --hash")
-        found = _expect(session, a, expect, threads, as_json=as_json)
+        if b is not None or stores or summary or ignore or algorithm is not None:
+            raise UsageError("--expect is about A alone: it takes no B, --store, --summary, --ignore or --hash")
+        found = _expect(session, a, expect, threads, registries, as_json=as_json)
         ctx.exit(0 if found else CheckFailed.exit_code)
     if b is None:
         raise UsageError("nothing to compare A with", hint="name B, or give a digest with --expect")
     report = run_diff(
         a,
         b,
+        stores=stores_elsewhere(stores, network),
         options=DiffOptions(
             algorithm=None if algorithm is None else Algorithm(algorithm),
             ignore=frozenset(_IGNORABLE[name] for name in ignore - {_FORMAT}),
@@ -120,6 +132,7 @@ def diff(
         ),
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer if _STDIO in (a, b) else None,
+        registries=registries,
         progress=session.progress(),
     )
     if as_json:
@@ -135,12 +148,21 @@ def diff(
         ctx.exit(CheckFailed.exit_code)
 
 
-def _expect(session: Session, a: bytes, digest: str, threads: int | None, *, as_json: bool) -> bool:
+def _expect(
+    session: Session,
+    a: bytes,
+    digest: str,
+    threads: int | None,
+    registries: RegistryOptions | None,
+    *,
+    as_json: bool,
+) -> bool:
     report = run_expect(
         a,
-        ObjectId.parse(digest).digest,
+        ObjectId.parse(digest),
         threads=threads or len(os.sched_getaffinity(0)),
         stdin=sys.stdin.buffer if a == _STDIO else None,
+        registries=registries,
         progress=session.progress(),
     )
     choices = [_choice_text(choice) for choice in report.choices]

@@ -10,7 +10,8 @@ from cfstools.api.digest import digest as compute
 from cfstools.cli.output import print_json_lines, print_line, write_lines
 from cfstools.cli.params import PATH, examples, json_lines_option, zero_option
 from cfstools.cli.session import Session
-from cfstools.errors import UsageError, shown_path
+from cfstools.errors import UsageError
+from cfstools.text import shown_path
 from cfstools.verity import Algorithm, ObjectId, Params, formatted_digest
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Unpack
 
 import click
 
 from cfstools import api
 from cfstools.api.cat import cat as read_file
-from cfstools.cli.output import print_json
+from cfstools.cli.output import print_json, size_text
 from cfstools.cli.params import PATH, examples, json_option, store_option, xattr_policy
+from cfstools.cli.remote_stores import StoreNetworkWords, readable_stores, store_network_options
 from cfstools.cli.session import Session
-from cfstools.cli.text import size_text
 from cfstools.errors import UsageError
 from cfstools.text import counted
 
@@ -40,6 +41,7 @@ from cfstools.text import counted
 @click.option("--sync", is_flag=True, help="Have all on stable storage before DIR appears.")
 @click.option("--shared", is_flag=True, help="As root, extract also where other users may write.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@store_network_options
 @json_option
 @click.pass_obj
 def extract(
@@ -60,6 +62,7 @@ def extract(
     shared: bool,
     threads: int | None,
     as_json: bool,
+    **network: Unpack[StoreNetworkWords],
 ) -> None:
     """Extract IMAGE to the directory DIR, which must not exist or must be empty.
 
@@ -79,7 +82,7 @@ def extract(
     report = api.extract(
         image,
         directory,
-        stores=stores,
+        stores=readable_stores(stores, network),
         options=api.ExtractOptions(
             contents=_copy_mode(reflink=reflink, hardlink=hardlink, copy=copy),
             xattrs=xattr_policy(skip=skip_xattrs, user=user_xattrs),
@@ -115,7 +118,7 @@ def _summary(report: api.ExtractReport) -> str:
         counted(report.files, "file"),
         counted(report.symlinks, "symlink"),
         counted(report.special_files, "special file"),
-        counted(report.hard_links, "further name"),
+        counted(report.hard_links, "hard link"),
     ]
     sizes = [
         f"{size_text(report.bytes_copied)} copied",
@@ -129,12 +132,13 @@ def _summary(report: api.ExtractReport) -> str:
 @click.argument("image", type=PATH)
 @click.argument("path", type=PATH)
 @store_option("Take the contents from here; may be given again.")
-def cat(*, image: bytes, path: bytes, stores: list[bytes]) -> None:
+@store_network_options
+def cat(*, image: bytes, path: bytes, stores: list[bytes], **network: Unpack[StoreNetworkWords]) -> None:
     """Print the contents of the file at PATH in IMAGE.
 
     Symbolic links are followed inside the image. Nothing is printed before the whole was compared with the image.
     """
     stream = sys.stdout.buffer
-    for piece in read_file(image, path, stores=stores):
+    for piece in read_file(image, path, stores=readable_stores(stores, network)):
         stream.write(piece)
     stream.flush()

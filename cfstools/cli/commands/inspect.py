@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 import click
 
 from cfstools import api
-from cfstools.api.envelopes import PlacedSignature
+from cfstools.cli.network_options import NetworkWords, network_options, registries_of
 from cfstools.cli.oci_options import platform_of, platform_option
-from cfstools.cli.output import print_json, print_lines
+from cfstools.cli.output import print_json, print_lines, size_text
 from cfstools.cli.params import PATH, examples, json_option
 from cfstools.cli.session import Session
-from cfstools.cli.text import size_text
-from cfstools.errors import UsageError, shown_path
+from cfstools.errors import UsageError
 from cfstools.formats.base import Region
 from cfstools.report import Json
+from cfstools.signing.files import PlacedSignature
 from cfstools.text import counted
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from cfstools.oci.registry.reference import RegistryOptions
     from cfstools.sources.oci_describe import ImageDescription
 
 _ROOT = b"/"
@@ -34,16 +37,25 @@ _ROOT = b"/"
         "mkcfs inspect image.cfs --layout",
         "mkcfs inspect image.cfs --json",
         "mkcfs inspect oci-archive:app.tar",
+        "mkcfs inspect docker://registry.example/app:2",
     )
 )
 @click.argument("image", metavar="IMAGE", type=PATH)
 @click.option("--tree", type=PATH, is_flag=False, flag_value=_ROOT, metavar="[PATH]", help="List the names below PATH.")
 @click.option("--layout", is_flag=True, help="Name every byte range of the image.")
 @platform_option
+@network_options
 @json_option
-@click.pass_obj
+@click.pass_context
 def inspect(
-    session: Session, *, image: bytes, tree: bytes | None, layout: bool, platform: str | None, as_json: bool
+    context: click.Context,
+    *,
+    image: bytes,
+    tree: bytes | None,
+    layout: bool,
+    platform: str | None,
+    as_json: bool,
+    **network: Unpack[NetworkWords],
 ) -> None:
     """Say what IMAGE is and what it holds.
 
@@ -53,12 +65,9 @@ def inspect(
 
     With --json, --tree has the members of `ls --json-lines` for each of its `names`, and --layout has `regions`.
     """
+    registries = registries_of(context, network, image)
     if tree is not None and layout:
         raise UsageError("--tree and --layout are two different answers: ask for one")
-    if (tree is not None or layout) and api.is_container_image(image):
-        option = "--layout" if tree is None else "--tree"
-        hint = "`mkcfs build` makes one of a container image"
-        raise UsageError(f"{option} needs a composefs image", subject=shown_path(image), hint=hint)
     if tree is not None:
         if as_json:
             print_json(api.tree_report(image, tree).to_dict())
@@ -70,20 +79,22 @@ def inspect(
         else:
             print_lines(_layout_text(image))
     else:
-        _summary(session, image, platform, as_json=as_json)
+        _summary(context.obj, image, platform, registries, as_json=as_json)
 
 
-def _summary(session: Session, image: bytes, platform: str | None, *, as_json: bool) -> None:
-    described = api.describe_source(
+def _summary(
+    session: Session, image: bytes, platform: str | None, registries: RegistryOptions | None, *, as_json: bool
+) -> None:
+    report = api.describe_source(
         image,
         platform=platform_of(platform),
         stdin=sys.stdin.buffer,
         scratch=os.environb.get(b"TMPDIR") or None,
+        registries=registries,
         progress=session.progress(),
     )
-    for warning in described.warnings if described else ():
+    for warning in () if isinstance(report, api.InspectReport) else report.warnings:
         session.warn(warning)
-    report = described or api.inspect(image)
     if as_json:
         print_json(report.to_dict())
     elif isinstance(report, api.InspectReport):
@@ -156,12 +167,14 @@ def _report_text(report: api.InspectReport) -> list[str]:
         ("sha256", report.sha256),
         ("size", f"{info.size} bytes ({size_text(info.size)})"),
         ("inodes", f"{sum(info.inodes.values())}: {kinds}"),
-        ("links", f"{counted(info.hard_links, 'further name')} by hard links"),
+        ("links", counted(info.hard_links, "hard link")),
         ("inline", f"{counted(info.inline_files, 'file')}, {size_text(info.inline_bytes)}"),
         ("external", f"{counted(info.external_files, 'file')}, {size_text(info.external_bytes)}"),
         ("objects", f"{info.objects}, {size_text(info.object_bytes)}; {shared}"),
         ("xattrs", f"{entries}, used {counted(info.xattr_references, 'time')}"),
     ]
+    if info.located_files:
+        rows.append(("in blobs", f"{counted(info.located_files, 'file')}, {size_text(info.located_bytes)}"))
     rows += [("signature", _signature_text(signature)) for signature in report.signatures] or [("signature", "none")]
     if info.appended:
         rows.append(("appended", f"{counted(info.appended, 'byte')} behind the image"))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import click
 
 from cfstools.api import listing as api
 from cfstools.cli.output import print_json_lines, write_lines
 from cfstools.cli.params import PATH, examples, json_lines_option, store_option, zero_option
-from cfstools.errors import UsageError, shown_path
+from cfstools.cli.remote_stores import StoreNetworkWords, readable_stores, store_network_options
+from cfstools.errors import UsageError
 from cfstools.formats.escape import escape
+from cfstools.text import shown_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +75,7 @@ def dump(*, images: tuple[bytes, ...], filters: tuple[bytes, ...], as_json: bool
 @_filter
 @click.option("--missing", is_flag=True, help="Only objects that are in none of the stores.")
 @store_option("A store to look in; may be given again.")
+@store_network_options
 @zero_option
 @json_lines_option
 def objects(
@@ -83,6 +86,7 @@ def objects(
     stores: list[bytes],
     zero: bool,
     as_json: bool,
+    **network: Unpack[StoreNetworkWords],
 ) -> None:
     """List the objects that the IMAGEs need, each once, in byte order.
 
@@ -94,7 +98,7 @@ def objects(
         raise UsageError("--missing needs a store to look in", hint="add --store DIR")
     if stores and not missing:
         raise UsageError("--store only has a meaning with --missing")
-    payloads = api.objects(images, filters=filters, missing_from=stores if missing else None)
+    payloads = api.objects(images, filters=filters, missing_from=readable_stores(stores, network) if missing else None)
     if as_json:
         print_json_lines(api.ObjectReport(payload=shown_path(payload)).to_dict() for payload in payloads)
     else:

@@ -1,18 +1,18 @@
-"""``mkcfs store fsck``, ``mkcfs store gc`` and ``mkcfs store stat``."""
+"""``mkcfs store fsck``, ``mkcfs store gc``, ``mkcfs store push`` and ``mkcfs store stat``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import click
 
-from cfstools.cli.output import print_json, print_line, print_lines
-from cfstools.cli.params import PATH, STORE, examples, json_option
+from cfstools.cli.output import print_json, print_line, print_lines, size_text
+from cfstools.cli.params import PATH, STORE, GroupedCommand, examples, json_option, store_option
+from cfstools.cli.remote_stores import StoreNetworkWords, network_of, readable_stores, store_network_options
 from cfstools.cli.session import Session
-from cfstools.cli.text import size_text
-from cfstools.cli.waiting import Duration, lock_timeout_option, no_wait_option, waiting
+from cfstools.cli.store_options import Duration, lock_timeout_option, no_wait_option, waiting
 from cfstools.errors import CheckFailed, UsageError
 from cfstools.text import counted
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cfstools.api.store_fsck import StoreFsckReport
     from cfstools.api.store_gc import StoreGcReport
     from cfstools.api.store_stat import StoreStatReport
-    from cfstools.store.usage import StoreUsage
+    from cfstools.store.care.usage import StoreUsage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ def _store_option(function: F) -> F:
 
 @click.group()
 def store() -> None:
-    """Care for an object store: check it, collect garbage, count."""
+    """Care for an object store: check it, collect garbage, count, push its objects."""
 
 
 @store.command(
@@ -50,7 +50,7 @@ def store() -> None:
     type=PATH,
     multiple=True,
     metavar="DIR",
-    help="With --repair: look for good contents in this store or directory tree; repeatable.",
+    help="With --repair: look for good contents in this store, directory tree or store over a network; repeatable.",
 )
 @click.option("--remove-damaged", is_flag=True, help="Remove damaged objects (that could not be replaced).")
 @click.option("--remove-temporaries", is_flag=True, help="Remove what killed writers left behind; part of --repair.")
@@ -58,6 +58,7 @@ def store() -> None:
     "--measure", is_flag=True, help="Take the kernel's word for files with fs-verity instead of reading them."
 )
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@store_network_options
 @lock_timeout_option
 @no_wait_option
 @json_option
@@ -75,6 +76,7 @@ def fsck(
     lock_timeout: float | None,
     no_wait: bool,
     as_json: bool,
+    **network: Unpack[StoreNetworkWords],
 ) -> None:
     """Check the contents of every object, and list whatever else is wrong in a store.
 
@@ -83,14 +85,14 @@ def fsck(
     problems remain.
     """
     from cfstools.api.store_fsck import fsck as run
-    from cfstools.store.repair import RepairOptions
+    from cfstools.store.care.repair import RepairOptions
 
     if donors and not repair:
         raise UsageError("--from says where --repair finds contents: it does nothing alone")
     options = RepairOptions(
         replace=repair,
         sync="auto",
-        donors=donors,
+        donors=readable_stores(donors, network),
         remove_damaged=remove_damaged,
         remove_temporaries=repair or remove_temporaries,
     )
@@ -243,6 +245,56 @@ def _print_gc(report: StoreGcReport, *, verbose: bool) -> None:
     if report.passed_over:
         lines.append(f"passed over {counted(len(report.passed_over), 'file')} that are no images")
     print_line(f"{report.store}: {', '.join(lines)}")
+
+
+@store.command(
+    cls=GroupedCommand,
+    short_help="Send objects to another store.",
+    epilog=examples(
+        "mkcfs store push --store ./objects /mnt/objects",
+        "mkcfs store push --store ./objects s3://bucket/images/objects image.cfs",
+    ),
+)
+@store_option("Send objects of this store; of several, the first that has an object counts.")
+@click.argument("place", type=PATH)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1, type=PATH)
+@store_network_options
+@lock_timeout_option
+@json_option
+@click.pass_obj
+def push(
+    session: Session,
+    *,
+    stores: list[bytes],
+    place: bytes,
+    images: tuple[bytes, ...],
+    lock_timeout: float | None,
+    as_json: bool,
+    **network: Unpack[StoreNetworkWords],
+) -> None:
+    """Send the objects of the IMAGEs, or all, to the store at PLACE, as far as it lacks them.
+
+    PLACE is a directory, or a URL of s3, gs, az or file; as a store, --store reads it. Each object is compared with its
+    digest on the way.
+    """
+    from cfstools.api.store_push import SendOptions, push_objects
+
+    if not stores:
+        raise UsageError("the objects have to come from somewhere: add --store")
+    sources = readable_stores([*stores, place], network)[:-1]
+    report = push_objects(
+        sources,
+        place,
+        images,
+        options=SendOptions(connections=network["connections"], waiting=waiting(session, lock_timeout)),
+        network=network_of(network["ca_file"], network["connections"]),
+        progress=session.progress(),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        what = f"{report.objects_sent:,} of {report.objects:,} objects sent"
+        print_line(f"{report.place}: {what}, {size_text(report.bytes_sent)} of {size_text(report.bytes)}")
 
 
 @store.command(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 import click
 
 from cfstools.api.verify import Outcome, VerifyReport
 from cfstools.api.verify import verify as run_verify
 from cfstools.cli.output import print_json, print_line
-from cfstools.cli.params import PATH, examples, json_option, store_option
+from cfstools.cli.params import PATH, examples, json_option, public_keys, store_option
+from cfstools.cli.remote_stores import StoreNetworkWords, readable_stores, store_network_options
 from cfstools.cli.session import Session
 from cfstools.errors import CheckFailed, UsageError
 from cfstools.linux.files import raise_fd_limit
 from cfstools.signing import KeyState, Verdict
 from cfstools.text import counted
 from cfstools.verity import ObjectId
-
-if TYPE_CHECKING:
-    from cfstools.signing.keys import PublicKey
 
 _SHOWN_WARNINGS = 10
 
@@ -44,6 +42,7 @@ _SHOWN_WARNINGS = 10
 @click.option("--deep/--shallow", default=True, help="Check the contents of objects (default), or that they are there.")
 @click.option("--canonical", is_flag=True, help="Also check that a careful writer would have made the same bytes.")
 @click.option("-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Worker threads (default: all CPUs).")
+@store_network_options
 @json_option
 @click.pass_context
 def verify(
@@ -60,6 +59,7 @@ def verify(
     canonical: bool,
     threads: int | None,
     as_json: bool,
+    **network: Unpack[StoreNetworkWords],
 ) -> None:
     """Check IMAGE: its signature or digest, its structure, and every object it needs.
 
@@ -73,11 +73,11 @@ def verify(
     raise_fd_limit()  # each thread holds some objects open
     report = run_verify(
         image,
-        keys=_load_keys(keys),
+        keys=public_keys(keys),
         threshold=threshold or 1,
         signature=signature,
         digest=_expected(digest, digest_file, image),
-        stores=stores,
+        stores=readable_stores(stores, network),
         deep=deep,
         canonical=canonical,
         threads=threads or len(os.sched_getaffinity(0)),
@@ -97,21 +97,13 @@ def verify(
         ctx.exit(CheckFailed.exit_code)
 
 
-def _load_keys(paths: tuple[bytes, ...]) -> list[PublicKey]:
-    if not paths:
-        return []
-    from cfstools.api.keys import read_public_key
-
-    return [read_public_key(path) for path in paths]
-
-
-def _expected(digest: str | None, digest_file: bytes | None, image: bytes) -> bytes | None:
+def _expected(digest: str | None, digest_file: bytes | None, image: bytes) -> ObjectId | None:
     if digest is not None and digest_file is not None:
         raise UsageError("--digest and --digest-file contradict each other")
     if digest is not None:
-        return ObjectId.parse(digest).digest
+        return ObjectId.parse(digest)
     if digest_file is not None:
-        from cfstools.api.digest_file import read_digest_file
+        from cfstools.verity.files import read_digest_file
 
         return read_digest_file(digest_file, image)
     return None

@@ -1,16 +1,19 @@
-"""How long a verb waits for others that use a store, and time spans."""
+"""Options about stores: how new objects are stored, and how long a verb waits for others that use one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from cfstools.cli.params import MODE
 from cfstools.cli.session import Session
-from cfstools.errors import UsageError, shown_path
-from cfstools.store.waiting import Waiting
+from cfstools.errors import UsageError
+from cfstools.store.base import FsVerity, Sync
+from cfstools.store.locking import Waiting
+from cfstools.text import shown_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,7 +23,7 @@ else:  # generic only in newer versions of click
     _Float = click.ParamType
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"([0-9]{1,9})([smhd]?)")
+_DURATION = r"([0-9]{1,9})([smhd]?)"
 
 
 class Duration(_Float):
@@ -32,7 +35,7 @@ class Duration(_Float):
         """Seconds of ``90``, ``90s``, ``15m``, ``1h`` or ``2d``."""
         if isinstance(value, float):
             return value
-        match = _DURATION.fullmatch(value)
+        match = re.fullmatch(_DURATION, value)
         if match is None:
             self.fail(f"{value!r} is no time span: 90s, 15m, 1h, 2d", param, ctx)
         return float(int(match[1]) * _SECONDS[match[2]])
@@ -63,3 +66,31 @@ def waiting(session: Session, lock_timeout: float | None, *, no_wait: bool = Fal
         session.note(f"mkcfs: {shown_path(store)}: waiting for other processes that use the store{more}")
 
     return Waiting(timeout=0.0 if no_wait else lock_timeout, on_wait=tell)
+
+
+new_object_options = (
+    click.option(
+        "--verity",
+        type=click.Choice(get_args(FsVerity)),
+        default="auto",
+        show_default=True,
+        help="Turn on fs-verity for new objects: where the file system has it (auto), or else fail (require).",
+    ),
+    click.option(
+        "--sync",
+        type=click.Choice(get_args(Sync)),
+        default="auto",
+        show_default=True,
+        help="Bring new objects to stable storage in batches, object by object, whichever is faster (auto), or not at "
+        "all (none: for stores that end with the job; a power cut may leave objects that are not whole).",
+    ),
+    click.option(
+        "--object-mode",
+        type=MODE,
+        default="0644",
+        show_default=True,
+        metavar="OCTAL",
+        help="Permissions of new objects.",
+    ),
+)
+"""How new objects are stored; they arrive as ``verity``, ``sync`` and ``object_mode``."""

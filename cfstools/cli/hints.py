@@ -1,14 +1,55 @@
-"""What a path that was refused has to do with symbolic links, and what to do about it."""
+"""What the command says below the line of an error: the remedies it advises, and the symbolic links in the way."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from cfstools.errors import CfsError, shown_path
+from cfstools.errors import CfsError, Phrase, Remedy
+from cfstools.text import shown_path
 
 # What the kernel answers of a link that leads nowhere or in a circle, or that is not to be followed.
 _OF_LINKS = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EEXIST})
+
+OPTIONS = {
+    Remedy.ALLOW_DUPLICATES: "--allow-duplicates",
+    Remedy.ATTACH: "--attach",
+    Remedy.BUILD: "`mkcfs build`",
+    Remedy.AUTHORITIES: "--ca-file FILE",
+    Remedy.EXTRACT: "`mkcfs extract`",
+    Remedy.FORGET: "--forget IMAGE",
+    Remedy.FORGET_MISSING: "--forget-missing",
+    Remedy.FSCK: "mkcfs store fsck",
+    Remedy.KEEP: "--keep",
+    Remedy.KEEP_DIRS: "--keep-dir",
+    Remedy.LAYER_STORES: "--store or -o basedir=",
+    Remedy.MAX_ENTRIES: "--max-entries",
+    Remedy.MAX_RATIO: "--max-ratio",
+    Remedy.MAX_UNPACKED: "--max-unpacked",
+    Remedy.MAX_WINDOW: "--max-window",
+    Remedy.METHOD_FUSE: "--method fuse",
+    Remedy.MIRRORS: "--from",
+    Remedy.NO_DEVICES: "--skip-devices",
+    Remedy.NO_IMAGES: "--no-image",
+    Remedy.NO_OWNERS: "--no-owner",
+    Remedy.NO_XATTRS: "--skip-xattrs",
+    Remedy.ONE_THREAD: "--threads 1",
+    Remedy.PLAIN_HTTP: "--plain-http",
+    Remedy.PLATFORM: "--platform os/arch",
+    Remedy.REMOVE_SIGNATURES: "`mkcfs sign --remove`",
+    Remedy.REQUIRE_VERITY: "--verity require",
+    Remedy.RUN: "`mkcfs run`",
+    Remedy.SHARED: "--shared",
+    Remedy.STORES: "--store",
+    Remedy.STORE_PUSH: "`mkcfs store push`",
+    Remedy.USER_XATTRS: "--user-xattrs",
+    Remedy.VERIFY: "`mkcfs verify`",
+}
+
+
+def spelled(text: str) -> str:
+    """*text* of an error with options and verbs of the command where the library names parameters and functions."""
+    return text.spelled(OPTIONS) if isinstance(text, Phrase) else text
 
 
 def link_hint(error: CfsError) -> str | None:
