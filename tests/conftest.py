@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import hypothesis
 import pytest
 
 from cfstools import native
-from tests import requirements
+from tests import own_temporary, requirements
 from tests.coverage_floors import CoverageFloors
 from tests.reference import Reference
+
+pytest_plugins = ["tests.users"]
 
 hypothesis.settings.register_profile(
     "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
@@ -28,7 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads where temporary files shall be
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell ignores it for what runs in its background, and commands that tests interrupt would ignore it too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        config.option.basetemp = own_temporary.claim(config)
     if config.getoption("--pure"):
         native.use("pure")
         os.environ["MKCFS_NATIVE"] = "pure"
@@ -85,6 +94,16 @@ def pure() -> Iterator[None]:
     """The native functions in Python, for tests that put something in the place of what these call."""
     before = native.IMPLEMENTATION
     native.use("pure")
+    yield
+    native.use(before)
+
+
+@pytest.fixture
+def native_in_use(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The native functions, whatever was chosen, in commands too; a test may change that, and then all is as before."""
+    before = native.IMPLEMENTATION
+    native.use("native")
+    monkeypatch.delenv("MKCFS_NATIVE", raising=False)
     yield
     native.use(before)
 

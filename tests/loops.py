@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from tests.requirements import need_command, need_mounts
 
 _SIZE = 320 << 20
+_PATIENCE = 60
 _EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
 UUID = "01234567-89ab-4def-8123-456789abcdef"
 
@@ -62,7 +65,39 @@ def mounted(source: Path | str, kind: str, options: str = "rw", *, place: Path |
     is_image = Path(source).is_file()
     words = ["-o", f"{options},loop" if is_image else options]
     subprocess.run(["mount", "-t", kind, *words, source, place], check=True, capture_output=True)
+    said = subprocess.run(["findmnt", "-n", "-o", "SOURCE", "-M", place], check=True, capture_output=True, text=True)
+    device = Path(said.stdout.strip().partition("[")[0])  # of btrfs, findmnt names the subvolume as well
     try:
         yield place
     finally:
         subprocess.run(["umount", place], check=True)
+        if device.is_block_device():
+            _await_release(device, Path(source) if is_image else None)
+
+
+def _await_release(device: Path, image: Path | None) -> None:
+    """Wait until the kernel let go of the file system on *device*, a loop device for *image* or one that stays.
+
+    Whoever made a mount namespace meanwhile has a copy of the mount, and keeps the file system until the namespace
+    ends: what is then written to the image is not what the next mount shows.
+    """
+    until = time.monotonic() + _PATIENCE
+    while _is_held(device, image):
+        assert time.monotonic() < until, f"{device} is still in use in another mount namespace"
+        time.sleep(0.02)
+
+
+def _is_held(device: Path, image: Path | None) -> bool:
+    if image is not None:  # the device goes with its last mount, and may be another's by now
+        try:
+            backing = Path(f"/sys/block/{device.name}/loop/backing_file").read_text().rstrip("\n")
+        except OSError:
+            return False
+        return backing == str(image.resolve())
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False

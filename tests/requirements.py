@@ -18,6 +18,8 @@ from tests import reference
 REPOSITORY = reference.REPOSITORY
 REQUIRE_ALL = os.environ.get("CI") == "true" or bool(os.environ.get("CFSTOOLS_REQUIRE_ALL"))
 
+NEEDS_GO = pytest.mark.may_skip("needs a tool that is built where there is Go")
+
 
 def missing(reason: str) -> NoReturn:
     """End the test because something is not there: a failure in CI, else a skip."""
@@ -53,9 +55,43 @@ def need_mounts(*file_systems: str) -> None:
             missing(f"needs {name} in the kernel")
 
 
+def need_fuse_for_users() -> None:
+    """Go on only where users can mount by fusermount3; /dev/fuse itself is opened for them by ``tests.users``."""
+    need_mounts("fuse")
+    need_command("fusermount3")
+
+
+def need_overlay_for_users() -> None:
+    """Go on only where the kernel's overlay takes data-only layers from users (Linux 6.16).
+
+    Tried with mount(8), so that a wrong answer of ours fails tests instead of skipping them.
+    """
+    need_mounts("overlay")
+    script = (
+        "mount -t tmpfs tmpfs /mnt; cd /mnt; mkdir top data merged;"
+        "mount -t overlay -o userxattr,ro,lowerdir=/mnt/top::/mnt/data overlay merged"
+    )
+    # As root of a user namespace that is not the first; --setgroups and maps are written by unshare.
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script]
+    probe = subprocess.run(command, capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        missing(f"needs an overlay with data layers for users (Linux 6.16): {probe.stderr.strip()}")
+
+
 def debian_root(kind: str) -> Path:
     """Return the Debian root of this kind, making it if this is the first use."""
     try:
         return reference.debian_root(kind)
     except reference.RootUnavailable as error:
         missing(str(error))
+
+
+def go_tool(name: str) -> Path:
+    """Return the program of this name that tools/go-tool builds, building it if this is the first use.
+
+    Go and its modules are never required: who asks needs the mark ``may_skip`` (:data:`NEEDS_GO`).
+    """
+    made = subprocess.run([REPOSITORY / "tools" / "go-tool", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(made.stderr.strip() or f"tools/go-tool cannot build {name}")
+    return Path(made.stdout.strip())

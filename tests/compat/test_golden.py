@@ -10,9 +10,9 @@ import pytest
 
 from cfstools import verity
 from cfstools.errors import FormatError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_reader import read_image
-from cfstools.formats.dump import parse_dump, print_dump
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import print_dump
+from tests.formats.images import read_image, write_image
 from tests.reference import Reference
 from tests.requirements import REPOSITORY
 

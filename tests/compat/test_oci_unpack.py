@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from cfstools.formats.composefs import write_image
-from cfstools.oci.choices import Mapping
-from cfstools.oci.select import Choice
+from cfstools.oci.mapping import OciMapping
+from cfstools.oci.select import Selector
 from cfstools.sources.oci import OciTree, read_oci
 from cfstools.sources.oci_containers import open_images
 from cfstools.sources.oci_request import Form, OciOptions
 from cfstools.tree.filters import split_hardlinks, use_epoch
 from cfstools.verity import digest_bytes
 from tests import requirements
+from tests.formats.images import write_image
 from tests.oci.making import link, member, tar
 from tests.reference import Reference
 
-PLAIN = OciOptions(mapping=Mapping.PLAIN)
+PLAIN = OciOptions(mapping=OciMapping.PLAIN)
 ROOT = member("./", mode=0o755)
 CAPABILITY = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
@@ -35,7 +35,7 @@ def run(*words: str | Path, **options: Any) -> bytes:
 
 def read(form: Form | None, path: Path, name: str | None = None, options: OciOptions = PLAIN) -> OciTree:
     with open_images(form, [os.fsencode(path)]) as container:
-        return read_oci(container, choice=Choice(name=name), options=options)
+        return read_oci(container, selector=Selector(name=name), options=options)
 
 
 def umoci_image(where: Path, layers: Sequence[bytes]) -> Path:

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cfstools.errors import FormatError, ImageError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_reader import read_image
-from cfstools.formats.dump import parse_dump, print_dump
-from cfstools.formats.listing import ls_lines, object_sizes
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import ls_text, print_dump
 from cfstools.tree.model import Directory, External, RegularFile
+from cfstools.tree.objects import payload_sizes
 from cfstools.tree.walk import iter_inodes
 from tests.compat.boundaries import boundary_dump
 from tests.compat.disk import make_tree
 from tests.compat.stores import store_of
+from tests.formats.images import read_image, write_image
 from tests.mkcfs import mkcfs
 from tests.reference import Reference
 from tests.strategies import trees
@@ -67,8 +67,8 @@ def test_random_trees(reference: Reference, tmp_path: Path, versions: tuple[int,
         if shows_a_reader_quirk(tree):
             return
         assert b"".join(print_dump(again)) == place.with_suffix(".dump").read_bytes()
-        assert b"".join(ls_lines(again)) == place.with_suffix(".ls").read_bytes()
-        objects = b"".join(payload + b"\n" for payload in sorted(object_sizes(again, {})))
+        assert b"".join(ls_text(again)) == place.with_suffix(".ls").read_bytes()
+        objects = b"".join(payload + b"\n" for payload in sorted(payload_sizes(again, {})))
         assert objects == place.with_suffix(".objects").read_bytes()
 
     compare()

@@ -12,18 +12,20 @@ from pathlib import Path
 
 from cfstools import native
 from cfstools.errors import CfsError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_check import check_composefs, check_every_rule
-from cfstools.formats.composefs_info import image_info
-from cfstools.formats.composefs_reader import TreeReader, read_ordinary
-from cfstools.formats.dump import dump_text, parse_dump, print_dump
+from cfstools.formats.composefs.check import check_every_rule
+from cfstools.formats.composefs.reader import TreeReader, read_native
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import dump_text, print_dump
 from cfstools.formats.erofs.reader import Image
+from cfstools.formats.registry import open_image
 from cfstools.native import _pure
-from cfstools.sources.inodes import InodeReader, Place
+from cfstools.sources.inodes import InodeReader, SourceRoot
 from cfstools.tree import NO_XATTRS, RegularFile, Symlink
+from cfstools.tree.objects import sizes_of_packed
 from cfstools.tree.xattrs import XattrPolicy
 from cfstools.verity import Algorithm, Params
-from cfstools.verity.descriptor import descriptor
+from cfstools.verity.merkle import descriptor
+from tests.formats.images import findings_of, write_image
 
 _ALGORITHMS = (("sha256", 64), ("sha512", 128))
 _ARENA = 1 << 18
@@ -69,24 +71,29 @@ def hashing(data: bytes) -> None:
 def reading(data: bytes) -> None:
     """An image read natively is what Python reads, is printed alike, and has the findings of a check of every rule."""
     disk = Image(data, allow_tail=True)
-    tree = read_ordinary(disk)
+    tree = read_native(disk)
     if native.IMPLEMENTATION == "pure":
         return
+    packed = open_image(data, allow_tail=True).packed_objects()
     if tree is None:
+        assert packed is None
         raise CfsError("left to Python, which other targets try")
     before = native.IMPLEMENTATION
     native.use("pure")
     try:
         reader = TreeReader(disk)
         lines = list(print_dump(reader.read()))
-        info = image_info(data, allow_tail=True)
+        info = open_image(data, allow_tail=True).facts()
+        objects = open_image(data, allow_tail=True).objects()
     finally:
         native.use(before)
     assert tree.algorithm is reader.algorithm
+    assert open_image(data, allow_tail=True).objects() == objects
+    assert packed is None or sizes_of_packed(packed) == objects
     assert list(print_dump(tree.root)) == lines
     assert b"".join(dump_text(tree.root)) == b"".join(lines)
-    assert image_info(data, allow_tail=True) == info
-    assert check_composefs(data, allow_tail=True) == check_every_rule(data, allow_tail=True)
+    assert open_image(data, allow_tail=True).facts() == info
+    assert findings_of(data, allow_tail=True) == check_every_rule(data, allow_tail=True)
 
 
 def files(data: bytes) -> None:
@@ -104,7 +111,7 @@ def files(data: bytes) -> None:
     plain = [name.replace(b"\0", b"") for name in names]
     _look(top, plain)
     _digest_files(taken, top, store, names)
-    _match_stamps(taken, store)
+    _merge_records(taken)
     _check_objects(taken, store)
     _digest_spans(taken, store)
     _write_files(taken, store)
@@ -112,7 +119,7 @@ def files(data: bytes) -> None:
 
 
 def _look(top: int, names: list[bytes]) -> None:
-    inodes = InodeReader(Place(b""), policy=XattrPolicy.ALL, use_epoch=False)
+    inodes = InodeReader(SourceRoot(b""), policy=XattrPolicy.ALL, use_epoch=False)
     maker = inodes.maker(1)
     pure = _pure.stat_names(top, names, True, b"", maker)
     for name, ours, theirs in zip(names, native.stat_names(top, names, True, b"", maker), pure, strict=True):
@@ -170,19 +177,16 @@ def _digest_files(taken: Taken, top: int, store: int, names: list[bytes]) -> Non
     assert read(native.digest_files) == read(_pure.digest_files)
 
 
-def _match_stamps(taken: Taken, store: int) -> None:
+def _merge_records(taken: Taken) -> None:
     """Records of a cache that are anything: out of order, cut, of any size."""
-    stamps = [(1, taken.number() % 4, taken.number() % 4, 7, 8) for _ in range(taken.number() % 6)]
     size = 8 * (taken.number() % 10)
     runs: list[bytes] = []
     for _ in range(2):
         records = b""
         for _ in range(taken.number() % 6):
-            fields = (taken.number() % 4, taken.number() % 4, 7, 8, taken.number())
+            fields = (taken.number() % 4, taken.number() % 4, 7, 8, taken.number(), 0)
             records += native.KNOWN_RECORD.pack(*fields) + taken.piece(size).ljust(size, b"\0")
         runs.append(records + taken.piece(taken.number() % 105 if taken.number() % 4 == 0 else 0))
-    words = (stamps, runs[0], 1, size, taken.number() % 5, store, _NO_PREFIXES)
-    assert native.match_stamps(*words) == _pure.match_stamps(*words)
     oldest = taken.number()
     assert native.merge_records(runs[0], runs[1], size, oldest) == _pure.merge_records(runs[0], runs[1], size, oldest)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import tarfile
 from collections.abc import Callable
 from functools import cache
@@ -13,13 +15,27 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from cfstools import native
 from cfstools.errors import CfsError
-from cfstools.formats.composefs import write_image
-from cfstools.formats.dump import parse_dump
-from cfstools.formats.overlay import HIDING_NAMES
+from cfstools.formats.composefs.overlay_xattrs import HIDING_NAMES
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.mount.lazy.trace import Touch, format_trace
+from cfstools.oci.descriptor import Digest
+from cfstools.oci.layer import LayerReport
+from cfstools.oci.layer_record import LayerRecord
+from cfstools.oci.pushed.documents import describe
+from cfstools.oci.pushed.layout import IMAGE_PART, MANIFEST, MapLayer, MapObject, RangesRow
+from cfstools.oci.pushed.map import ObjectMap
+from cfstools.oci.pushed.metadata import Parts, pack_metadata
+from cfstools.oci.pushed.ranges import RangeTable
+from cfstools.oci.pushed.referrers import bundle_artifact, envelope_artifact
 from cfstools.signing import ImageDigests, make_statement, sign_envelope
 from cfstools.signing.keys import PrivateKey
-from cfstools.store.kept import KeptImage, kept_text
+from cfstools.store.care.kept import KeptImage, kept_text
+from cfstools.streams.decompress import Compression
+from cfstools.tree.model import Device, Directory, External, Fifo, Leaf, RegularFile, Symlink
+from cfstools.verity import object_path
+from tests.formats.images import write_image
 from tests.formats.tar import tarbytes
+from tests.fuzz.mount_targets import KNOWN
 from tests.fuzz.trust import Trusting
 from tests.oci import making
 from tests.signing import test_key_forms
@@ -57,10 +73,23 @@ def made(target: str) -> list[bytes]:
         "envelope": _envelopes,
         "keys": _keys,
         "record": _record,
+        "access": _access,
+        "answer": _answer,
+        "remembered": _remembered,
+        "pushed": _pushed,
+        "trace": _traces,
+        "requests": _requests,
         "hashing": lambda: plain,
         "files": lambda: [*plain, (b"\x10\x27" + b"z" * 10_000) * 4 + b"\1\6d/file" * 30],
     }
     return makers[target]()
+
+
+def _traces() -> list[bytes]:
+    known = sorted(KNOWN)
+    touches = [Touch(digest, 7 * place) for place, digest in enumerate(known)]
+    lines = [digest.hex().encode() for digest in known] + [object_path(digest) for digest in known]
+    return [format_trace(bytes(32), touches), format_trace(bytes(32), []), b"\n".join(lines)]
 
 
 def _dumps() -> list[bytes]:
@@ -113,6 +142,93 @@ def _envelopes() -> list[bytes]:
 def _record() -> list[bytes]:
     images = [KeptImage(b"/srv/a b%\n.cfs", bytes(range(32)), 4096), KeptImage(b"/x", bytes(32), 0)]
     return [kept_text([]), kept_text(images), kept_text(images)[:-1], b"mkcfs images 1\n" + b"\n" * 50]
+
+
+def _answer() -> list[bytes]:
+    heads = [
+        "206\nContent-Range: bytes 3-8/20\n\nabcdef",
+        '206\nContent-Length: 6\nContent-Range: bytes 3-8/*\nETag: "x"\n\nabcdef',
+        "200\n\n" + "x" * 40,
+        '200-\nTransfer-Encoding: chunked\nWarning: 299 - "old"\n\nwhole',
+        "302\nLocation: https://cdn.example/x?sig=1\n\n",
+        "307\nLocation: //127.1:80/../x\n\n",
+        "429\nRetry-After: Sat, 28 Nov 2026 20:01:30 GMT\nDate: Sat, 28 Nov 2026 20:00:00 GMT\n\n",
+        '403\nContent-Type: application/json\nWWW-Authenticate: Basic\n\n{"errors":[{"code":"A","message":"b"}]}',
+        "200\nContent-Length: 5\nContent-Length: 6\n\nabcdef",
+        "200\nContent-Encoding: gzip\nLast-Modified: x\n\nabcdef",
+    ]
+    return [head.encode() for head in heads]
+
+
+def _requests() -> list[bytes]:
+    """Each kind of request for each kind of node, and all that mount and read a tree one after the other."""
+    reading = struct.pack("=2Q2IQ2I", 0, 0, 8192, 0, 0, 0, 0)
+    bodies = {1: b"leaf\0", 15: reading, 22: struct.pack("=2I", 400, 0) + b"user.a\0", 23: bytes(8), 28: reading}
+    bodies |= {26: struct.pack("=5I44x", 7, 45, 1 << 17, 0xFFFFFFFF, 0), 36: struct.pack("=Q", 2), 44: reading}
+
+    def request(number: int, node: int) -> bytes:
+        body = bodies.get(number, bytes(16))
+        return struct.pack("=2I2Q4I", 40 + len(body), number, number * 2, node, 0, 0, 0, 0) + body
+
+    session = b"".join(request(number, node) for number in (26, 3, 1, 44, 5, 15, 22, 23, 17) for node in range(1, 8))
+    return [session, *(request(number, 1) for number in range(1, 54)), session[:-3]]
+
+
+def _access() -> list[bytes]:
+    auth = base64.b64encode(b"me:s3cret").decode()
+    texts = [
+        "docker://reg.example:5000/team/app:1@sha256:" + "0" * 64,
+        'Bearer realm="https://a.example/t?a=b",service="s\\"x", Basic realm=x\nNegotiate YWJj==',
+        json.dumps(
+            {"auths": {"https://reg.example/v1/": {"auth": auth}}, "credsStore": "x", "credHelpers": {"b": "y"}}
+        ),
+        json.dumps({"auths": {"reg.example/team": {"identitytoken": "t"}, "docker.io": {}}}),
+        json.dumps({"ServerURL": "x", "Username": "<token>", "Secret": "t", "token": "t", "expires_in": 60}),
+        '[[registry]]\nprefix = "*.example"\nlocation = "a.example/b"\n[[registry.mirror]]\nlocation = "c.example"\n',
+    ]
+    return [*(text.encode() for text in texts), *_JSON]
+
+
+def _remembered() -> list[bytes]:
+    inodes: list[tuple[bytes, Directory | Leaf | bytes]] = [
+        (b"usr", Directory(mode=0o40755, xattrs={b"user.a": b"b"})),
+        (b"usr/a", RegularFile(mode=0o100644, size=100, content=External(bytes(32), object_path(bytes(32))))),
+        (b"usr/b", RegularFile(mode=0o104755, uid=5, gid=6, mtime_sec=-1, mtime_nsec=7, size=3, content=b"abc")),
+        (b"usr/c", Symlink(mode=0o120777, target=b"a")),
+        (b"usr/d", Fifo(mode=0o010600)),
+        (b"usr/e", Device(mode=0o020666, rdev=259)),
+        (b"usr/f", b"usr/a"),
+    ]
+    report = LayerReport(
+        path="p",
+        media_type=None,
+        compression="gzip",
+        digest="sha256:0",
+        size=1,
+        diff_id="sha256:1",
+        uncompressed_size=2,
+        members=7,
+    )
+    found = [LayerRecord(report, [("where", "what")], 1, inodes[:count]).pack() for count in (0, 3, 7)]
+    return [data for data in found if data is not None]
+
+
+def _pushed() -> list[bytes]:
+    layer = MapLayer(bytes(32), 1000)
+    rows = [MapObject(10 * number, 10, 0, bytes(6)) for number in range(3)]
+    packed = ObjectMap(image=bytes(32), digest_size=32, layers=(layer,), objects=rows).pack()
+    layers = [pack_metadata(Parts(image=b"i" * 300, map=b"m"), kind) for kind in (Compression.ZSTD, Compression.GZIP)]
+    (envelope, *_) = _envelopes()
+    subject = describe(MANIFEST, b"")._replace(digest=Digest("sha256", "0" * 64))
+    artifacts = [envelope_artifact(envelope, subject, "urn:x"), bundle_artifact(envelope, subject, "urn:x")]
+    return [
+        packed,
+        RangeTable(piece=1 << 18, rows=[RangesRow(number, bytes(4), number) for number in range(3)]).pack(),
+        *(places[IMAGE_PART].encode() + b"\n" + blob for blob, places in layers),
+        *(artifact.data for artifact in artifacts),
+        artifacts[1].blobs[1][1],
+        *_JSON,
+    ]
 
 
 def _keys() -> list[bytes]:

@@ -18,24 +18,28 @@ from cfstools.api.build import BuildOptions, build
 from cfstools.errors import CfsError, PassphraseNeeded
 from cfstools.formats.base import PlanOptions, Severity
 from cfstools.formats.canonical import canonical_difference
-from cfstools.formats.composefs import write_image
-from cfstools.formats.composefs_check import check_composefs
-from cfstools.formats.composefs_reader import TreeReader, read_image
-from cfstools.formats.dump import parse_dump, print_dump
+from cfstools.formats.composefs.as_written import restore_primary_names
+from cfstools.formats.composefs.reader import TreeReader
+from cfstools.formats.dump.parse import parse_dump
+from cfstools.formats.dump.print import print_dump
 from cfstools.formats.erofs.reader import Image
-from cfstools.formats.primary_names import restore_primary_names
 from cfstools.formats.registry import COMPOSEFS
 from cfstools.formats.tar import TarReader
 from cfstools.oci.manifest import parse_config, parse_index, parse_manifest
 from cfstools.signing import ImageDigests, judge, parse_envelope
 from cfstools.signing.keys import PrivateKey, PublicKey, load_private_key, load_public_key
 from cfstools.sources.oci_request import OciOptions, OciRequest
-from cfstools.store.kept import kept_text, parse_kept
+from cfstools.store.care.kept import kept_text, parse_kept
 from cfstools.streams.limits import DecompressionLimits, TarLimits
 from cfstools.tree import Directory
 from cfstools.verity import Algorithm
 from tests.bounds import bounded
+from tests.formats.images import findings_of, read_image, write_image
+from tests.fuzz.fuse_targets import FUSE_TARGETS
+from tests.fuzz.mount_targets import MOUNT_TARGETS
 from tests.fuzz.native_targets import encoding, files, hashing, reading
+from tests.fuzz.registry_targets import REGISTRY_TARGETS
+from tests.fuzz.transport_targets import TRANSPORT_TARGETS
 from tests.fuzz.trust import Trusting
 
 Target = Callable[[bytes], None]
@@ -67,7 +71,7 @@ def guarded(target: Target, data: bytes, *, watchdog: bool = True) -> bool:
 
 def image(data: bytes) -> None:
     """An image is read, and every name in it printed, if and only if the check finds no error in it."""
-    findings = check_composefs(data, allow_tail=True)
+    findings = findings_of(data, allow_tail=True)
     wrong = [one for one in findings if one.severity is Severity.ERROR]
     assert all("\n" not in str(one) for one in findings)
     try:
@@ -89,9 +93,11 @@ def canonical(data: bytes) -> None:
     restore_primary_names(disk, root)
     algorithm = reader.algorithm or Algorithm.SHA256
     version = disk.header.composefs_version
-    difference = canonical_difference(COMPOSEFS, memoryview(data), root, PlanOptions(algorithm, version, version))
+    difference = canonical_difference(
+        COMPOSEFS, memoryview(data), root, PlanOptions(algorithm=algorithm, min_version=version, max_version=version)
+    )
     assert difference is None or "\n" not in difference
-    if difference and not any(one.severity is Severity.ERROR for one in check_composefs(data)):
+    if difference and not any(one.severity is Severity.ERROR for one in findings_of(data)):
         again = write_image(root, min_version=version, max_version=version, algorithm=algorithm)
         assert _lines(read_image(again)) == lines
 
@@ -197,21 +203,27 @@ def record(data: bytes) -> None:
     assert all(image.path.startswith(b"/") and b"\0" not in image.path for image in images)
 
 
-TARGETS: dict[str, Target] = {
-    function.__name__: function
-    for function in (
-        image,
-        canonical,
-        reading,
-        dump,
-        tar,
-        layer,
-        documents,
-        envelope,
-        keys,
-        hashing,
-        files,
-        encoding,
-        record,
-    )
-}
+TARGETS: dict[str, Target] = (
+    {
+        function.__name__: function
+        for function in (
+            image,
+            canonical,
+            reading,
+            dump,
+            tar,
+            layer,
+            documents,
+            envelope,
+            keys,
+            hashing,
+            files,
+            encoding,
+            record,
+        )
+    }
+    | REGISTRY_TARGETS
+    | TRANSPORT_TARGETS
+    | MOUNT_TARGETS
+    | FUSE_TARGETS
+)

@@ -1,0 +1,1 @@
+"""Mounts for everyone: what crosses the methods, as real users of the machine."""

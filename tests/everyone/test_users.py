@@ -1,0 +1,88 @@
+"""The users that other tests run as are what they claim to be."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+from tests.users import User
+
+SUBORDINATE = "exec setpriv --reuid 77 --clear-groups sh -c 'printf ready; sleep 1002; :'"
+STATUS = (
+    "import re; print(dict(re.findall(r'(Cap\\w+|NoNewPrivs|Uid|Groups):\\t(.*)', open('/proc/self/status').read())))"
+)
+
+
+def test_an_ordinary_user(user: User) -> None:
+    entry = pwd.getpwnam(user.account.name)
+    assert (entry.pw_uid, entry.pw_gid) == (user.uid, user.gid)
+    status = eval(user.run(sys.executable, "-c", STATUS).stdout)
+    assert status["Uid"].split() == [str(user.uid)] * 4
+    assert status["Groups"].strip() in {"", str(user.gid)}
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "0"  # or fusermount3 and newuidmap get no rights
+    assert user.mkcfs("--version").stdout.startswith(b"mkcfs")
+    assert user.run("mkcfs", "--version").stdout.startswith(b"mkcfs")
+    assert user.shell("touch a && pwd && stat -c %u a").stdout.decode().split() == [str(user.home), str(user.uid)]
+    assert user.run("cat", "/etc/shadow", check=False).code == 1
+
+
+def test_ranges_of_subordinate_ids(user: User) -> None:
+    if shutil.which("newuidmap"):
+        assert sum(count for _, count in user.account.ranges) >= 65_536
+        assert user.run("unshare", "--user", "--map-auto", "--map-root-user", "id", "-u").stdout == b"0\n"
+
+
+def test_a_stranger_is_kept_out(user: User, stranger: User) -> None:
+    assert user.uid != stranger.uid
+    (user.temporary / "secret").write_bytes(b"")
+    assert stranger.run("ls", user.temporary, check=False).code == 2
+    assert stranger.run("touch", stranger.temporary / "own").code == 0
+
+
+def test_the_fuse_device_opens_and_closes(user: User) -> None:
+    device = Path("/dev/fuse").stat() if Path("/dev/fuse").exists() else None
+    opening = [sys.executable, "-c", "import os; os.open('/dev/fuse', os.O_RDWR)"]
+    assert user.run(*opening, check=False).code == 0
+    user.place.close_fuse()
+    assert b"Permission denied" in user.run(*opening, check=False).stderr
+    user.place.open_fuse()
+    assert user.run(*opening, check=False).code == 0
+    after = Path("/dev/fuse").stat() if Path("/dev/fuse").exists() else None
+    assert (device and device.st_mode) == (after and after.st_mode)
+
+
+def test_mounts_are_of_the_place(user: User) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    user.place.root("mount", "-t", "tmpfs", "tmpfs", user.home)
+    assert user.place.new_mounts() == [f"tmpfs {user.home}"]
+    assert user.run("findmnt", "-no", "FSTYPE", user.home).stdout == b"tmpfs\n"
+    assert Path("/proc/self/mountinfo").read_text() == before
+    user.place.root("umount", user.home)
+    assert user.place.new_mounts() == []
+
+
+def test_processes_are_found_and_ended(user: User) -> None:
+    user.shell("sleep 1000 & setsid sleep 1001 &")
+    assert len(user.processes()) == 2
+    if user.account.ranges:
+        started = user.start("unshare", "--user", "--map-auto", "--map-root-user", "sh", "-c", SUBORDINATE, stdout=PIPE)
+        assert started.stdout is not None
+        assert started.stdout.read(5) == b"ready"
+        assert any(line.startswith("sh -c printf ready") for line in user.processes().values())
+    user.end_processes()
+    assert user.processes() == {}
+    if user.account.ranges:
+        started.communicate()
+
+
+def test_files_given_are_the_users_own(user: User, tmp_path: Path) -> None:
+    (user.home / "given").mkdir()
+    (user.home / "given" / "link").symlink_to("/etc/passwd")
+    user.give(user.home / "given")
+    assert (user.home / "given" / "link").lstat().st_uid == user.uid
+    assert os.stat("/etc/passwd").st_uid == 0
