@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import walk_calls
 from benchmarks.runner import MKCFS, Job, Target, set_aside
 from tests.reference import Reference
 
@@ -37,7 +38,12 @@ def jobs(reference: Reference, label: str, source: Path, scratch: Path, targets:
         pure=True,
     )
     yield Job(name=f"{label}, nothing changed", ours=ours, theirs=theirs, target=targets.rebuild, pure=True)
+    floor = walk_calls.calls("status", source, scratch / "ours")
+    yield Job(name=f"{label}, nothing changed / system calls of two processes", ours=ours, theirs=floor)
     yield digest_only(reference, label, source, targets.digest)
+    digest = [*BUILD, "--print-digest-only", str(source)]
+    floor = walk_calls.calls("read", source)
+    yield Job(name=f"{label}, --print-digest-only / system calls of two processes", ours=digest, theirs=floor)
 
 
 def cold(

@@ -11,9 +11,11 @@ import random
 import shlex
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import zstandard
 
 from benchmarks import inputs
 from benchmarks.runner import MKCFS, Job, Target, set_aside
@@ -22,6 +24,7 @@ from tests.reference import Reference
 
 _POOL = 8 << 20
 _PIECE = 8 << 10
+_COPIED = 1 << 20
 
 
 def jobs(reference: Reference, scratch: Path, *, size: int) -> Iterator[Job]:
@@ -51,8 +54,11 @@ def jobs(reference: Reference, scratch: Path, *, size: int) -> Iterator[Job]:
     )
 
 
-def image(size: int) -> Path:
-    """Return a directory with a gzip image of *size* bytes, uncompressed: ``layout/``, and ``image.tar`` of it."""
+def image(size: int, compression: str = "gzip") -> Path:
+    """Return a directory with an image of *size* bytes, uncompressed: ``layout/``, and ``image.tar`` of it.
+
+    The layers are the same whatever the compression, which is one of ``COMPRESSIONS``.
+    """
 
     def make(place: Path) -> None:
         layers = place / "layers"
@@ -63,12 +69,12 @@ def image(size: int) -> Path:
             _application_layer(file, inputs.debian(), size - base)
         with (layers / "3").open("wb") as file:
             _last_layer(file)
-        _layout(place / "layout", [layers / name for name in "123"])
+        write_layout(place / "layout", [layers / name for name in "123"], compression)
         shutil.rmtree(layers)
         with tarfile.open(place / "image.tar", "w") as archive:
             archive.add(place / "layout", arcname=".")
 
-    return inputs.cached(f"oci-{size}", make)
+    return inputs.cached(f"oci-{size}" if compression == "gzip" else f"oci-{size}-{compression}", make)
 
 
 def _base_layer(file: BinaryIO, root: Path) -> int:
@@ -118,7 +124,9 @@ def _streamed(pair: tuple[tarfile.TarInfo, bytes]) -> tuple[tarfile.TarInfo, Bin
     return pair[0], io.BytesIO(pair[1])
 
 
-def _layout(place: Path, layers: list[Path]) -> None:
+def write_layout(place: Path, layers: list[Path], compression: str = "gzip") -> None:
+    """Write an OCI layout with an image of these tar files, compressed as COMPRESSIONS has it."""
+    suffix, compress = COMPRESSIONS[compression]
     blobs = place / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -131,12 +139,10 @@ def _layout(place: Path, layers: list[Path]) -> None:
     for layer in layers:
         diff_ids.append("sha256:" + _file_digest(layer))
         packed = place / "packed"
-        with layer.open("rb") as plain, packed.open("wb") as file, gzip.GzipFile("", "wb", 6, file, 0) as compressed:
-            shutil.copyfileobj(plain, compressed, 1 << 20)
+        with layer.open("rb") as plain, packed.open("wb") as file:
+            compress(plain, file)
         digest = _file_digest(packed)
-        stored.append(
-            {"mediaType": making.LAYER + "+gzip", "digest": f"sha256:{digest}", "size": packed.stat().st_size}
-        )
+        stored.append({"mediaType": making.LAYER + suffix, "digest": f"sha256:{digest}", "size": packed.stat().st_size})
         packed.rename(blobs / digest)
     rootfs = {"type": "layers", "diff_ids": diff_ids}
     config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
@@ -146,6 +152,27 @@ def _layout(place: Path, layers: list[Path]) -> None:
     entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
     (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+
+
+def _gzip(plain: BinaryIO, packed: BinaryIO) -> None:
+    with gzip.GzipFile("", "wb", 6, packed, 0) as compressed:
+        shutil.copyfileobj(plain, compressed, _COPIED)
+
+
+def _zstd(plain: BinaryIO, packed: BinaryIO) -> None:
+    zstandard.ZstdCompressor(level=3).copy_stream(plain, packed)
+
+
+def _plain(plain: BinaryIO, packed: BinaryIO) -> None:
+    shutil.copyfileobj(plain, packed, _COPIED)
+
+
+COMPRESSIONS: dict[str, tuple[str, Callable[[BinaryIO, BinaryIO], None]]] = {
+    "gzip": ("+gzip", _gzip),
+    "zstd": ("+zstd", _zstd),
+    "plain": ("", _plain),
+}
+"""How layers are compressed: the end of their media type, and what does it."""
 
 
 def _file_digest(path: Path) -> str:

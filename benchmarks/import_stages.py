@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import build_oci
-from benchmarks.runner import MKCFS, Job
+from benchmarks.runner import MKCFS, Job, Limit
 from cfstools.formats.tar import TarReader
 from cfstools.oci.files import DirectoryFiles
 from cfstools.oci.images import layout_images
@@ -24,7 +24,9 @@ def jobs(size: int) -> Iterator[Job]:
         command = [sys.executable, "-m", "benchmarks.import_stages", stage, str(layout)]
         yield Job(name=f"{label}, {stage}, one thread", ours=command)
     yield Job(
-        name=f"{label}, build --print-digest-only", ours=[*MKCFS, "build", f"oci:{layout}", "--print-digest-only"]
+        name=f"{label}, build --print-digest-only",
+        ours=[*MKCFS, "build", f"oci:{layout}", "--print-digest-only"],
+        target=Limit(1.6, 1.3),
     )
 
 

@@ -6,12 +6,15 @@ cache, then A B A B …, and each ratio is that of two medians.
 
 from __future__ import annotations
 
+import marshal
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +65,31 @@ class Job:
     pure: bool = False
 
 
+class Figure(NamedTuple):
+    """What was counted or measured, in a unit, and what it may be at most."""
+
+    value: float
+    unit: str
+    limit: float | None = None
+
+
+class Count(NamedTuple):
+    """Something that is not compared but counted: requests, bytes, memory."""
+
+    name: str
+    measure: Callable[[], Figure]
+
+
+Row = list[str]
+
+
+class Rows(NamedTuple):
+    """Several rows that are measured together; ``measure`` gets the number of turns."""
+
+    name: str
+    measure: Callable[[int], Iterable[Row]]
+
+
 @dataclass(kw_only=True)
 class Result:
     """The runs of all sides."""
@@ -84,25 +112,31 @@ def set_aside(*paths: Path) -> None:
     os.sync()
 
 
+@cache
+def _spawner() -> subprocess.Popen[bytes]:
+    """The process that starts commands; it ends with this one."""
+    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("spawner.py"))]
+    return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def run_once(command: Command, extra: Mapping[str, str] | None = None) -> Measured:
     """Run a command to its end, with *extra* in its environment and its output thrown away."""
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
     environment = {**os.environ, **(extra or {})}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed command is compiled
-    start = time.perf_counter()
-    child = os.posix_spawnp(command[0], list(command), environment, file_actions=quiet)
-    _, status, usage = os.wait4(child, 0)
-    wall = time.perf_counter() - start
+    words = [os.fsencode(word) for word in command]
+    spawner = _spawner()
+    assert spawner.stdin is not None
+    assert spawner.stdout is not None
+    marshal.dump((words, {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}), spawner.stdin)
+    spawner.stdin.flush()
+    status, wall, cpu, peak, written = marshal.load(spawner.stdout)
     if status != 0:
-        raise RuntimeError(f"{b' '.join(map(os.fsencode, command)).decode()} failed")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_oublock * 512)
+        raise RuntimeError(f"{b' '.join(words).decode()} failed")
+    return Measured(wall, cpu, peak * 1024, written * 512)
 
 
 def build_image(source: Path | str, image: Path, *options: str) -> None:
-    """Build an image that jobs read.
-
-    In a process of its own: a command's peak memory counts from that of the process that starts it.
-    """
+    """Build an image that jobs read."""
     run_once([*MKCFS, "build", *options, str(source), str(image)])
 
 
