@@ -3,13 +3,16 @@
 #   make demo        build, inspect and verify the image of a real root file system
 #   make test        the whole suite with coverage and its floors (ARGS='tests/store -k sync': a part, without)
 #   make check       format, lint, types, import layers, spelling, manual pages
+#   make test-pure   the rooms with native functions once more, without these (no slow tests)
 #   make compat      only the comparison with the reference tools and the kernel
 #   make test-lower  a quick run over the lowest supported versions of the dependencies
 #   make fuzz        inputs for every parser, guided by what they reach; FUZZ_SECONDS=60 for each
-#   make vm          fs-verity for real: builds, mounts and tampering in a virtual machine whose kernel enforces it
+#   make vm          fs-verity for real, and mounts without root: tampering in virtual machines with two kernels
+#                    (ARGS=users for one of them: verity, old-users, users)
 #   make bench       ours against the reference tools (ARGS=--quick for a short run)
 #   make sanitize    the native functions under AddressSanitizer and UBSan, warnings as errors
 #   make man         the manual pages, man/*.1, from the commands
+#   make layout      the constants of the formats for C, cfstools/native/layout.h, from the Python modules
 #   make wheel       the source archive and the wheel, in dist/
 #   make clean       remove what these targets made, but not the Debian roots in /var/cache/cfstools-tests
 
@@ -25,12 +28,14 @@ PIP := -m pip --disable-pip-version-check --quiet
 # A path instead of a finder: the finder would be loaded, and timed, with every start of the command.
 LINKED := --config-settings editable_mode=compat
 WORKERS ?= auto
-# The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal.
+# The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal, urllib3 and obstore.
 LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/project tests/signing \
-	tests/streams/test_decompress.py tests/streams/test_readers.py)
+	tests/streams/test_decompress.py tests/streams/test_readers.py tests/transport tests/oci/pushed/test_layer.py)
+# The rooms that call native functions.
+PURE_TESTS = tests/formats tests/store tests/sources tests/oci tests/api
 ARGS ?=
 
-.PHONY: help demo test check compat test-lower bench fuzz sanitize vm man wheel clean environment
+.PHONY: help demo test check compat test-pure test-lower bench fuzz sanitize vm man layout wheel clean environment
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +73,10 @@ test: $(READY)
 compat: $(READY)
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/compat $(ARGS)
 
+test-pure: $(READY)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --pure -m 'not slow and not reference and not kernel' \
+		$(PURE_TESTS) $(ARGS)
+
 test-lower: $(LOWER_READY)
 	@$(LOWER)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow and not reference and not kernel' \
 		$(LOWER_TESTS) $(ARGS)
@@ -79,6 +88,7 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 	@$(BIN)/python -m tools.manual --check
+	@$(BIN)/python -m tools.native_layout --check
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -90,10 +100,13 @@ fuzz: $(FUZZ_READY)
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 vm: $(READY)
-	@$(BIN)/python -m tests.vm.machine
+	@$(BIN)/python -m tests.vm.machine $(ARGS)
 
 man: $(READY)
 	@$(BIN)/python -m tools.manual
+
+layout: $(READY)
+	@$(BIN)/python -m tools.native_layout
 
 wheel: $(READY)
 	@$(BIN)/python $(PIP) install build

@@ -15,29 +15,67 @@ from pathlib import Path
 import click
 
 from cfstools import __version__
-from cfstools.cli.app import VERBS, mkcfs
+from cfstools.cli.app import VERBS
 from cfstools.cli.params import GENERAL, grouped_options
+from cfstools.cli.verbs import mkcfs
 from cfstools.errors import exit_codes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = REPOSITORY / "man"
 
 EVERY: frozenset[str] = frozenset()
+_NETWORK = frozenset({"build", "diff", "inspect", "mount", "plan", "pull", "push", "run"})
 # Variable to what it does and the verbs that read it (EVERY: all of them).
+_READING = frozenset({"cat", "diff", "extract", "mount", "objects", "plan", "pull", "push", "run", "store", "verify"})
+_PROXIED = _READING | _NETWORK
+_STORAGE = "The URL of object storage that is not Amazon's; of the three the one with the longest name counts."
 ENVIRONMENT: Mapping[str, tuple[str, frozenset[str]]] = {
+    "AWS_ENDPOINT": (_STORAGE, _READING),
+    "AWS_ENDPOINT_URL": (_STORAGE, _READING),
+    "AWS_ENDPOINT_URL_S3": (_STORAGE, _READING),
     "CFS_PARSE_STRICT": ("If set, refuse lenient dump texts, as --strict does.", frozenset({"build"})),
-    "HOME": ("The digest cache is in .cache/cfstools below it, except for root.", frozenset({"build"})),
+    "CONTAINERS_REGISTRIES_CONF": (
+        "The configuration of registries and their mirrors, instead of registries.conf and its drop-ins.",
+        _NETWORK,
+    ),
+    "DOCKER_CONFIG": (
+        "The directory of docker's config.json, which may hold credentials for registries.",
+        _NETWORK,
+    ),
+    "HOME": (
+        "Below it are credentials for registries (.config/containers, .docker) and the digest cache (.cache/cfstools).",
+        _NETWORK,
+    ),
+    "HTTPS_PROXY": ("The proxy for https, also in small letters.", _PROXIED),
+    "HTTP_PROXY": ("The proxy for http, also in small letters.", _PROXIED),
     "MKCFS_CACHE_DIR": ("The directory of the digest cache; --cache-dir wins.", frozenset({"build"})),
     "MKCFS_NATIVE": ("Which hot loops to use: native, pure or auto (the default); for comparisons.", EVERY),
-    "MKCFS_PASSPHRASE": ("The passphrase of the private key.", frozenset({"build", "keygen", "sign"})),
+    "MKCFS_PASSPHRASE": ("The passphrase of the private key.", frozenset({"build", "keygen", "push", "sign"})),
     "NO_COLOR": ("If set and not empty, progress bars have no colour.", EVERY),
+    "NO_PROXY": (
+        "Hosts that are reached without a proxy, also in small letters.",
+        _PROXIED,
+    ),
+    "NOTIFY_SOCKET": ("Where the service manager is told that the mount is there.", frozenset({"mount"})),
+    "REGISTRY_AUTH_FILE": (
+        "The only file with credentials for registries; --authfile wins.",
+        _NETWORK,
+    ),
     "TMPDIR": (
         "The directory for temporary files: parts of container images while they are read, mounts while they are made.",
-        frozenset({"build", "inspect", "mount"}),
+        frozenset({"build", "inspect", "mount", "plan", "pull", "push", "run"}),
     ),
     "XDG_CACHE_HOME": (
         "If it is an absolute path, the digest cache is in cfstools below it, except for root.",
         frozenset({"build"}),
+    ),
+    "XDG_CONFIG_HOME": (
+        "If it is an absolute path, containers below it has credentials, certificates and mirrors of registries.",
+        _NETWORK,
+    ),
+    "XDG_RUNTIME_DIR": (
+        "If it is an absolute path, containers/auth.json below it has credentials for registries.",
+        _NETWORK,
     ),
 }
 
@@ -54,12 +92,17 @@ RELATED: Mapping[str, tuple[str, ...]] = {
     "mkcfs-digest": ("mkcfs-verify", "fsverity"),
     "mkcfs-extract": ("mkcfs-cat", "mkcfs-mount"),
     "mkcfs-cat": ("mkcfs-extract", "mkcfs-ls"),
-    "mkcfs-mount": ("mkcfs-umount", "mkcfs-verify", "mount"),
+    "mkcfs-mount": ("mkcfs-umount", "mkcfs-run", "mkcfs-verify", "mount"),
     "mkcfs-umount": ("mkcfs-mount", "umount"),
+    "mkcfs-run": ("mkcfs-mount", "mkcfs-extract", "unshare", "bwrap"),
+    "mkcfs-push": ("mkcfs-pull", "mkcfs-build", "mkcfs-sign"),
+    "mkcfs-pull": ("mkcfs-push", "mkcfs-plan", "mkcfs-verify", "mkcfs-mount", "mkcfs-store-gc"),
+    "mkcfs-plan": ("mkcfs-pull", "mkcfs-diff", "mkcfs-objects"),
     "mkcfs-diff": ("mkcfs-build", "mkcfs-inspect"),
-    "mkcfs-store": ("mkcfs-store-fsck", "mkcfs-store-gc", "mkcfs-store-stat"),
+    "mkcfs-store": ("mkcfs-store-fsck", "mkcfs-store-gc", "mkcfs-store-push", "mkcfs-store-stat"),
     "mkcfs-store-fsck": ("mkcfs-store", "mkcfs-verify"),
     "mkcfs-store-gc": ("mkcfs-store", "mkcfs-objects"),
+    "mkcfs-store-push": ("mkcfs-push", "mkcfs-store-fsck", "mkcfs-objects"),
     "mkcfs-store-stat": ("mkcfs-store", "mkcfs-store-gc"),
     "mkcfs-completion": (),
 }
@@ -201,7 +244,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _option(option: click.Option) -> str:
-    names = ", ".join(_bold(name) for name in [*option.opts, *option.secondary_opts])
+    # Short names first, as in the help. Older versions of click give those of --help in any order.
+    names = ", ".join(_bold(name) for name in [*sorted(option.opts, key=_is_long), *option.secondary_opts])
     if (option.is_flag and option.metavar is None) or option.count:
         return names
     if isinstance(option.type, click.Choice):
@@ -209,6 +253,10 @@ def _option(option: click.Option) -> str:
         return f"{names} {choices}"
     assert option.metavar, option.name
     return f"{names} \\fI{_escaped(option.metavar)}\\fR"
+
+
+def _is_long(name: str) -> bool:
+    return name.startswith("--")
 
 
 def _option_text(option: click.Option) -> str:
