@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -76,7 +77,7 @@ class DigestCache(Closable):
         self._root_fd = root_fd
         self._lock = threading.Lock()
         self._minute = time.time_ns() // _MINUTE_NS
-        self._made: list[bytes] = []
+        self._made = bytearray()
         self._records: Records | None = None
         self._settled: int | None = None
         self._singles = 0
@@ -242,13 +243,13 @@ class DigestCache(Closable):
 
     def _add(self, entries: Iterable[tuple[Stamp, bytes, bool]]) -> None:
         pack = native.KNOWN_RECORD.pack
-        made = []
+        made = bytearray()
         # A ctime that was in the past when the walk began tells of attributes too: they were looked at later.
         limit = self._opened - RACY_NS
         for stamp, digest, is_bare in entries:
             bare = self._bare if is_bare and stamp.ctime_ns < limit else 0
             with suppress(struct.error):  # a number does not fit into a record
-                made.append(pack(*stamp[1:], self._minute, bare) + digest)
+                made += pack(*stamp[1:], self._minute, bare) + digest
         with self._lock:
             self._made += made
 
@@ -274,14 +275,24 @@ class DigestCache(Closable):
         if not cache_files.is_credible(highest, clock):
             return  # the clock was set back while this build ran
         digest_size, size = self._shelf.algorithm.digest_size, self._shelf.record_size
-        made = b"".join(self._made)
-        limit = max(_LAST, 2 * (self.hits + len(self._made)))
-        data = native.merge_records(old.data, made, digest_size, max(self._minute - _KEEP, 0))
+        limit = max(_LAST, 2 * (self.hits + len(self._made) // size))
+        data = native.merge_records(old.data, self._made, digest_size, max(self._minute - _KEEP, 0))
+        del old  # as the new ones, it may be as large as the result
+        self._made.clear()
         if len(data) > limit * size:
-            times = sorted(memoryview(data).cast("I")[8 :: size // 4])
-            data = native.merge_records(data, made, digest_size, times[-limit * 3 // 4])
-        data = data[: cache_files.MAX_RECORDS * size]
-        cache_files.write(self._directory, self._shelf, Records(highest, memoryview(data)))
+            data = native.merge_records(data, b"", digest_size, _oldest_kept(data, size, limit * 3 // 4))
+        records = memoryview(data)[: cache_files.MAX_RECORDS * size]
+        cache_files.write(self._directory, self._shelf, Records(highest, records))
+
+
+def _oldest_kept(data: bytes, size: int, least: int) -> int:
+    """The latest time since which at least *least* of the records of *size* bytes were seen."""
+    seen = Counter(memoryview(data).cast("I")[8 :: size // 4])  # KNOWN_RECORD
+    for minute in sorted(seen, reverse=True):
+        least -= seen[minute]
+        if least <= 0:
+            return minute
+    return 0
 
 
 def _written_back(file: _File, open_file: Callable[[_File], int]) -> bool:
