@@ -175,13 +175,14 @@ def _base(elsewhere: Elsewhere, place: bytes, options: PushOptions, stack: ExitS
         return None, None
     wanted = place if options.base == AUTO else options.base
     try:
-        content, pushed = stack.enter_context(elsewhere.pushed(wanted, options.platform))
+        is_here = wanted == place
+        content, pushed = stack.enter_context(elsewhere.pushed(wanted, options.platform, mirrors=not is_here))
         if (doubt := _check_base(content, pushed, options.keys)) is not None:
             return None, doubt
         root = open_image(pushed.data).tree()
         places = object_places(pushed, object_sizes(root))
         # A registry took the manifest of this place only after its layers; those of another have to be copied.
-        return Base(pushed=pushed, places=places, root=root, content=None if wanted == place else content), None
+        return Base(pushed=pushed, places=places, root=root, content=None if is_here else content), None
     except NotFound:
         if options.base != AUTO:
             raise

@@ -134,12 +134,15 @@ class Elsewhere(Closable):
             yield store_objects(stack.enter_context(open_files(directory, self._network)), rules=self._rules)
 
     @contextmanager
-    def pushed(self, place: bytes, platform: Platform | None = None) -> Iterator[tuple[Content, PushedImage]]:
+    def pushed(
+        self, place: bytes, platform: Platform | None = None, *, mirrors: bool = True
+    ) -> Iterator[tuple[Content, PushedImage]]:
         """The pushed image at *place*, and the content that its blobs are in.
 
+        Without *mirrors* it is there, not only in one of them.
         Raises ``UsageError`` for what is no place of images, ``NotPushed`` for another image, ``NetworkError``, …
         """
-        with self._images(place) as (images, selector), naming(place):
+        with self._images(place, mirrors=mirrors) as (images, selector), naming(place):
             try:
                 image = read_pushed(images.content, images.image(selector._replace(platform=platform)))
             except NotPushed as error:
@@ -148,10 +151,10 @@ class Elsewhere(Closable):
             yield images.content, image
 
     @contextmanager
-    def _images(self, place: bytes) -> Iterator[tuple[OciImages, Selector]]:
+    def _images(self, place: bytes, *, mirrors: bool = True) -> Iterator[tuple[OciImages, Selector]]:
         if place.startswith(REGISTRY):
             reference = parse_image_reference(os.fsdecode(place))
-            yield OciImages(self.registries.content(reference), "docker"), Selector()
+            yield OciImages(self.registries.content(reference, mirrors=mirrors), "docker"), Selector()
             return
         found = _reference(place)
         with open_images(found.form, [found.path], scratch=self._scratch) as container:

@@ -34,7 +34,7 @@ from cfstools.oci.pushed.map import ObjectMap
 from cfstools.oci.pushed.metadata import Parts, pack_metadata
 from cfstools.oci.pushed.ranges import RangeTable
 from cfstools.oci.pushed.source import ObjectPlace, PushedImage
-from cfstools.oci.sink import Advance, BlobSink
+from cfstools.oci.sink import BlobSink
 from cfstools.progress import SILENT, Progress, running_stage
 from cfstools.streams.buffered import Read
 from cfstools.streams.readers import HashingReader
@@ -221,27 +221,30 @@ class _Publishing:
             bodies.insert(0, (layers[-1], new[1]))
         if base is not None and base.content is not None:
             bodies[:0] = [(layer, BlobBody(base.content, layer)) for layer in base.pushed.layers]
-        with running_stage(self._means.progress, "push", sum(body.size for _, body in bodies), "B") as stage:
-            for descriptor, body in bodies:
-                self._put(descriptor, body, stage.advance)
         data = make_manifest(bodies[-1][0], [*layers, metadata], self._annotations(root))
         manifest = describe(MANIFEST, data)._replace(platform=self._options.platform)
-        self._sink.finish(manifest, data)
+        # A base in the same place is there with all that it names.
+        if base is None or base.content is not None or base.pushed.manifest.digest != manifest.digest:
+            self._put_all(bodies, manifest, data)
         return Published(
             manifest=manifest,
             data=data,
             layers=len(layers),
             delta=base is not None,
             layer_bytes=new[0].size if new is not None else 0,
-            sent=self._sent + len(data),
+            sent=self._sent,
             size=sum(layer.size for layer in layers) + len(blob) + len(config) + len(data),
             fallback=fallback,
             notes=self._notes + (new[0].notes if new is not None else ()),
         )
 
-    def _put(self, descriptor: Descriptor, body: Body, advance: Advance) -> None:
-        if self._sink.put(descriptor, body, advance):
-            self._sent += body.size
+    def _put_all(self, bodies: Sequence[tuple[Descriptor, Body]], manifest: Descriptor, data: bytes) -> None:
+        with running_stage(self._means.progress, "push", sum(body.size for _, body in bodies), "B") as stage:
+            for descriptor, body in bodies:
+                if self._sink.put(descriptor, body, stage.advance):
+                    self._sent += body.size
+        self._sink.finish(manifest, data)
+        self._sent += len(data)
 
     def _parts(self, layers: Sequence[Descriptor], places: Sequence[MapObject], ranges: Sequence[RangesRow]) -> Parts:
         packed = ObjectMap(

@@ -92,9 +92,12 @@ class Registries(Closable):
         """Close all connections."""
         self.http.close()
 
-    def content(self, reference: ImageReference) -> RegistryContent:
-        """An image to read, from mirrors first. Raises :class:`OciError` if registries.conf blocks it."""
-        places = endpoints(self._entries, reference)
+    def content(self, reference: ImageReference, *, mirrors: bool = True) -> RegistryContent:
+        """An image to read, from *mirrors* first; without them from where :meth:`writable` writes.
+
+        Raises :class:`OciError` if registries.conf blocks it.
+        """
+        places = endpoints(self._entries, reference)[0 if mirrors else -1 :]
         repositories = [self._repository(place, reference) for place in places]
         return RegistryContent(repositories, reference, connections=self._options.network.connections)
 
