@@ -13,6 +13,9 @@ GROUP_BYTES = 8 << 20
 MAX_AHEAD = 8 << 20
 """Larger objects are not read ahead."""
 
+_NEAR = 256
+"""A reader who goes back by at most so many objects goes through a directory from its end."""
+
 
 class Order:
     """The objects in *sizes*, sizes by digest in the order of the tree. Thread-safe."""
@@ -22,6 +25,8 @@ class Order:
         self._lock = threading.Lock()
         self._wanted: list[Iterator[bytes]] = []
         self._ahead: set[bytes] = set()
+        self._last = -1  # the place of the object asked about last
+        self._step = 1  # or -1: which way the reader goes
         self._pending: bytes | None = None  # did not fit into the last group
 
     @cached_property
@@ -33,20 +38,24 @@ class Order:
         return {digest: place for place, digest in enumerate(self._digests)}
 
     def following(self, digest: bytes, count: int, *, missed: bool) -> list[bytes]:
-        """So many objects behind one in the tree, without large ones, and without those named before.
+        """So many objects behind one on a reader's way, without large ones, and without those named before.
 
-        For one that was *missed*, or that was named itself and now is half of the way behind.
+        For one that was *missed*, or that was named itself and now is half of the way behind. The way is that of the
+        tree, or its reverse: tmpfs, and so what users mount over it, lists directories from their end since Linux 6.14.
         """
+        if not count:
+            return []
         with self._lock:
-            if not count or not (missed or digest in self._ahead):
-                return []
             place = self._places[digest]
-            names = [
-                one
-                for one in self._digests[place + 1 : place + 1 + count]
-                if self._sizes[one] <= MAX_AHEAD and one not in self._ahead
-            ]
-            if not missed and len(names) < -(-count // 2):
+            if place != self._last:
+                self._step = -1 if 0 < self._last - place <= _NEAR else 1
+                self._last = place
+            if not (missed or digest in self._ahead):
+                return []
+            onward = slice(place + 1, place + 1 + count)
+            window = self._digests[onward] if self._step > 0 else self._digests[max(place - count, 0) : place][::-1]
+            names = [one for one in window if self._sizes[one] <= MAX_AHEAD and one not in self._ahead]
+            if not missed and len(names) < -(-len(window) // 2):
                 return []
             self._ahead.update(names)
             return names

@@ -448,6 +448,18 @@ def test_objects_are_read_ahead_in_the_order_of_the_tree(store: DirectoryStore) 
     assert lazy.counters.misses == 2
 
 
+def test_objects_are_read_ahead_from_the_end_of_a_directory(store: DirectoryStore) -> None:
+    objects = make_objects(5, *range(1, 100))
+    place = Place(objects)
+    digests = list(objects)
+    with filler(place, objects=objects, store=store, options=QUICK._replace(readahead=8)) as lazy:
+        read_whole(lazy, digests[50])
+        wait_for(lambda: lazy.counters.objects == 9)
+        read_whole(lazy, digests[49])
+        wait_for(lambda: lazy.counters.objects == 18)
+    assert set(place.asked) == {object_name(digest) for digest in digests[41:59]}
+
+
 def test_large_objects_are_not_read_ahead(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cfstools.mount.lazy.order.MAX_AHEAD", 1000)
     objects = make_objects(6, 10, 2000, 20, 30)
