@@ -302,11 +302,14 @@ class Filler(Closable):
 
     def _behind(self) -> Job | None:
         """The next job that nobody waits for."""
-        group = self._order.next_group()
-        return self._group(Urgency.BEHIND, group) if group else None
+        number, group = self._order.next_group()
+        return self._group(Urgency.BEHIND, group, number) if group else None
 
-    def _group(self, urgency: Urgency, digests: Sequence[bytes]) -> Job:
-        """A job that splits a group into what is fetched together, and does the first part itself."""
+    def _group(self, urgency: Urgency, digests: Sequence[bytes], number: int | None = None) -> Job:
+        """A job that splits a group into what is fetched together, and does the first part itself.
+
+        With a *number*, until the round of that number is forgotten.
+        """
 
         def run() -> None:
             missing = [digest for digest in digests if not self._has(digest, self._sizes[digest])]
@@ -315,15 +318,17 @@ class Filler(Closable):
             groups = self._fetcher.groups({digest: self._sizes[digest] for digest in missing})
             for group in groups[1:]:
                 try:
-                    self._crew.add(urgency, partial(self._calm_fetch, urgency, group))
+                    self._crew.add(urgency, partial(self._calm_fetch, group, number))
                 except StoreError:
                     return
-            self._calm_fetch(urgency, groups[0])
+            self._calm_fetch(groups[0], number)
 
         return run
 
-    def _calm_fetch(self, urgency: Urgency, digests: Sequence[bytes]) -> None:
+    def _calm_fetch(self, digests: Sequence[bytes], number: int | None) -> None:
         """Fetch what nobody waits for, unless that keeps failing."""
+        if number is not None and self._order.is_forgotten(number):
+            return
         claimed = self._claim(digest for digest in digests if not self._has(digest, self._sizes[digest]))
         if not claimed:
             return
@@ -331,17 +336,19 @@ class Filler(Closable):
         for digest in claimed:
             if self._large.has(digest):
                 self._large.fetch_rest(digest, lambda: not self._crew.is_stopped)
-        if urgency is Urgency.BEHIND:
-            self._judge(came=len(claimed) - len(errors), failed=len(errors))
+        if number is not None:
+            self._judge(number, came=len(claimed) - len(errors), failed=len(errors))
 
-    def _judge(self, *, came: int, failed: int) -> None:
-        """Stop fetching what nobody waits for once that keeps failing."""
+    def _judge(self, number: int, *, came: int, failed: int) -> None:
+        """Stop fetching what nobody waits for once that keeps failing; what was forgotten meanwhile does not count."""
         with self._lock:
+            if self._order.is_forgotten(number):
+                return
             self._in_a_row = 0 if came else self._in_a_row + failed
             if self._in_a_row < MAX_FAILURES:
                 return
             self._in_a_row = 0
-        is_more = self._order.forget()
+            is_more = self._order.forget()
         if self._crew.clear(Urgency.BEHIND) or is_more:
             self._log(f"nothing more is fetched ahead: {MAX_FAILURES} failures in a row")
 

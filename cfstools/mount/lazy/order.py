@@ -28,6 +28,7 @@ class Order:
         self._last = -1  # the place of the object asked about last
         self._step = 1  # or -1: which way the reader goes
         self._pending: bytes | None = None  # did not fit into the last group
+        self._round = 0  # how often what was added was forgotten
 
     @cached_property
     def _digests(self) -> list[bytes]:
@@ -70,10 +71,15 @@ class Order:
         with self._lock:
             had = bool(self._wanted) or self._pending is not None
             self._wanted, self._pending = [], None
+            self._round += 1
             return had
 
-    def next_group(self) -> Sequence[bytes]:
-        """The next objects that were added; none at the end."""
+    def is_forgotten(self, number: int) -> bool:
+        """Whether the groups of this round are fetched no more."""
+        return number != self._round
+
+    def next_group(self) -> tuple[int, Sequence[bytes]]:
+        """The number of this round and the next objects that were added; none at the end."""
         with self._lock:
             group: dict[bytes, None] = {}
             room = GROUP_BYTES
@@ -84,7 +90,7 @@ class Order:
                     break
                 group[digest] = None
                 room -= size
-            return list(group)
+            return self._round, list(group)
 
     def _next(self) -> bytes | None:
         if self._pending is not None:
