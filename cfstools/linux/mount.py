@@ -292,6 +292,11 @@ def fd_path(fd: int) -> bytes:
     return b"/proc/self/fd/%d" % fd
 
 
+def source_path(fd: int) -> bytes:
+    """As :func:`fd_path`, for the list of mounts: whoever looks up ``self`` from there finds a file of its own."""
+    return b"/proc/%b/fd/%d" % (os.readlink(b"/proc/self"), fd)
+
+
 def _configure_loop(device: int, fd: int, size: int) -> None:
     flags = _LO_READ_ONLY_AUTOCLEAR
     try:

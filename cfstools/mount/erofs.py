@@ -32,7 +32,7 @@ def mount_erofs(image_fd: int, directory_fd: int, *, size: int, idmap_fd: int | 
     """
     how = kernel_mount(image_fd)
     try:
-        _mount(linux.fd_path(image_fd), directory_fd, how=how, idmap_fd=idmap_fd)
+        _mount(linux.source_path(image_fd), directory_fd, how=how, idmap_fd=idmap_fd)
     except OSError as error:
         # Before Linux 6.12, and for files that have no page cache of their own kind.
         if error.errno != errno.ENOTBLK:

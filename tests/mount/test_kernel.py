@@ -361,6 +361,16 @@ def test_acls(place: Path) -> None:
         kernel_mount(directory_fd)
 
 
+def test_no_other_program_takes_the_mount_for_its_own_file(place: Path) -> None:
+    """mkfs.btrfs, for one, looks up the sources of all mounts, and refuses a file that it finds to be one."""
+    (place / "shown").mkdir()
+    with opened(place / "image", place / "shown") as (fd, directory_fd):
+        assert not mount_erofs(fd, directory_fd, size=(place / "image").stat().st_size)
+        mounted_here = linux.mounted_at(bytes(place / "shown"))
+        assert mounted_here is not None
+        subprocess.run(["test", mounted_here.source, "-ef", place / "image"], check=True)
+
+
 def test_rights() -> None:
     assert isinstance(cannot("try", PermissionError(1, "Operation not permitted")), Unsupported)
     assert isinstance(cannot("try", PermissionError(13, "Permission denied")), CfsError)
