@@ -28,6 +28,9 @@ PIP := -m pip --disable-pip-version-check --quiet
 # A path instead of a finder: the finder would be loaded, and timed, with every start of the command.
 LINKED := --config-settings editable_mode=compat
 WORKERS ?= auto
+# How often a test that failed is run again; CI does so once.
+RERUNS ?= 0
+PYTEST = -m pytest -q -n $(WORKERS) --reruns $(RERUNS)
 # The tests of what stands on a dependency: click and tqdm, cryptography, zstandard and isal, urllib3 and obstore.
 LOWER_TESTS = $(wildcard tests/cli/test_app.py tests/cli/test_help.py tests/project tests/signing \
 	tests/streams/test_decompress.py tests/streams/test_readers.py tests/transport tests/oci/pushed/test_layer.py)
@@ -68,17 +71,17 @@ demo: $(READY)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(if $(ARGS),$(ARGS),--cov --cov-report= --coverage-floors)
+	@$(BIN)/python $(PYTEST) --dist worksteal $(if $(ARGS),$(ARGS),--cov --cov-report= --coverage-floors)
 
 compat: $(READY)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/compat $(ARGS)
+	@$(BIN)/python $(PYTEST) --dist worksteal tests/compat $(ARGS)
 
 test-pure: $(READY)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --pure -m 'not slow and not reference and not kernel' \
+	@$(BIN)/python $(PYTEST) --dist worksteal --pure -m 'not slow and not reference and not kernel' \
 		$(PURE_TESTS) $(ARGS)
 
 test-lower: $(LOWER_READY)
-	@$(LOWER)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow and not reference and not kernel' \
+	@$(LOWER)/bin/python $(PYTEST) -m 'not slow and not reference and not kernel' \
 		$(LOWER_TESTS) $(ARGS)
 
 check: $(READY)

@@ -14,6 +14,7 @@ from cfstools import native
 from tests import own_temporary, requirements
 from tests.coverage_floors import CoverageFloors
 from tests.reference import Reference
+from tests.second_tries import SecondTries
 
 pytest_plugins = ["tests.users"]
 
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MKCFS_NATIVE"] = "pure"
     if config.getoption("--coverage-floors") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(CoverageFloors())
+    config.pluginmanager.register(SecondTries())
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
