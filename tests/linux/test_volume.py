@@ -186,6 +186,15 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock_offset() is not None
 
 
+def test_the_clock_of_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others ran for two seconds between readings: an offset that much less would be a clock that was set back."""
+    since_boot = iter([100, 102, 102, 102, 102, 103])
+    now = iter([1100, 1102, 1103])
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: next(since_boot) * 10**9)
+    monkeypatch.setattr(time, "time_ns", lambda: next(now) * 10**9)
+    assert clock_offset() == 1000 * 10**9
+
+
 def test_numbers_that_are_no_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The id becomes part of a file's name."""
     for answer in (b"", b"../../etc/passwd", b"0" * 36, b"01234567-89ab-cdef-0123-456789abcdef\n/"):
