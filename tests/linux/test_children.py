@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from cfstools.linux import children
+from tests import processes
 
 
 def started(words: list[bytes], environment: dict[bytes, bytes]) -> int:
@@ -55,9 +55,12 @@ def test_the_environment_is_the_one_given() -> None:
 
 
 def test_signals_are_passed_on_and_end_the_child() -> None:
+    here, others = threading.get_ident(), processes.children()
+
     def send() -> None:
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGUSR2)
+        processes.until(lambda: processes.children() > others)
+        # To this thread: others of the test run do not hold it back, and would end it.
+        signal.pthread_kill(here, signal.SIGUSR2)
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     thread = threading.Thread(target=send)
