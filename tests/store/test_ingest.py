@@ -13,9 +13,10 @@ import pytest
 
 from cfstools.errors import CfsError, Exhausted, InputError, SourceChanged, StoreError, UsageError
 from cfstools.store import DirectoryStore, MemoryBlobs, StoreWriter, stamp
-from cfstools.store.write.ingest import ingest
+from cfstools.store.write.ingest import _Run, ingest
 from cfstools.tree import Content, Directory, External, HardLink, RegularFile, Stamp, Symlink, Unread
 from cfstools.verity import Algorithm, Params, digest_bytes, object_path
+from tests.processes import until
 from tests.store.conftest import assert_whole, names_in
 
 
@@ -229,13 +230,23 @@ def test_the_first_error_in_tree_order_is_raised(tmp_path: Path, threads: int) -
         assert str(caught.value) == "the 0205: cannot open: No such file or directory"
 
 
-def test_an_error_cancels_the_rest(tmp_path: Path) -> None:
+def test_an_error_cancels_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree_of({b"%04d" % number: bytes(100) for number in range(2000)}, tmp_path / "source")
     blobs = Files(tmp_path / "source")
     (tmp_path / "source" / "0000").unlink()
+    known = threading.Event()
+    stop = _Run.stop
+
+    def noted(run: _Run, position: int, failure: BaseException | None = None) -> None:
+        stop(run, position, failure)
+        known.set()
+
+    # However the threads run: the second half is not read before the error is known.
+    blobs.before = lambda path: None if path.name < "1000" else until(known.is_set)
+    monkeypatch.setattr(_Run, "stop", noted)
     with pytest.raises(InputError):
         ingest(root, blobs, None, threads=2)
-    assert len(blobs.opened) < 1000
+    assert len([path for path in blobs.opened if path >= b"1000"]) <= 2
 
 
 def test_errors_of_the_store_come_through(store: DirectoryStore, tmp_path: Path) -> None:
