@@ -11,6 +11,7 @@ import pytest
 from cfstools.linux import mount as linux
 from cfstools.linux import namespaces
 from cfstools.linux.namespaces import IdMap, IdRange
+from tests.descriptors import descriptors
 from tests.inside import inside
 from tests.processes import children
 
@@ -51,12 +52,12 @@ def test_mounts_stay_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("helper", ["/bin/false", "/nonexistent"])
 def test_a_helper_that_fails_leaves_nothing(helper: str) -> None:
     own = namespaces.one_id((0, 0))._replace(helpers=(os.fsencode(helper), os.fsencode(helper)))
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     others = children()
     with pytest.raises(OSError):
         namespaces.spawn(own, lambda: 0)
     assert children() <= others
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert descriptors() <= before
 
 
 def test_what_the_kernel_refuses_is_the_error() -> None:

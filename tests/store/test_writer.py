@@ -23,6 +23,7 @@ from cfstools.store.write import publisher
 from cfstools.store.write.scratch import Scratch
 from cfstools.store.write.stream import SMALL
 from cfstools.verity import DEFAULT, Algorithm, Params, digest_bytes, object_path
+from tests.descriptors import descriptors
 from tests.store.conftest import assert_whole, listing, names_in
 
 # The same in each run: now and then, digests of random data would share the directory of another test object.
@@ -41,9 +42,9 @@ def deferred(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
-    assert len(os.listdir("/proc/self/fd")) <= before + 300  # the store's own prefixes
+    assert len(descriptors() - before) <= 300  # the store's own prefixes
 
 
 def source(tmp_path: Path, data: bytes, name: str = "source") -> int:
