@@ -235,6 +235,25 @@ def test_the_clock_was_set_back(file: Path, directory: int) -> None:
     assert not file.exists()
 
 
+def test_what_nobody_replaced_is_not_read_again(file: Path, directory: int) -> None:
+    first = cache_files.read(directory, SHELF, CLOCK)
+    assert first is not None
+    assert cache_files.read(directory, SHELF, CLOCK + 5, first) is first
+    assert cache_files.read(directory, SHELF, CLOCK, Records(CLOCK, first.data)) is not first, "of no known file"
+    cache_files.write(directory, SHELF, Records(CLOCK, memoryview(DATA[:-72])))
+    second = cache_files.read(directory, SHELF, CLOCK, first)
+    assert second is not None
+    assert bytes(second.data) == DATA[:-72]
+    file.unlink()
+    assert cache_files.read(directory, SHELF, CLOCK, second) is None
+
+
+def test_what_was_read_is_dropped_when_the_clock_was_set_back(file: Path, directory: int) -> None:
+    first = cache_files.read(directory, SHELF, CLOCK)
+    assert cache_files.read(directory, SHELF, CLOCK - 2 * 10**9, first) is None
+    assert not file.exists()
+
+
 def test_a_write_that_fails_leaves_the_old_file(file: Path, directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -270,7 +270,7 @@ class DigestCache(Closable):
         clock = clock_offset()
         if clock is None:
             return
-        old = cache_files.read(self._directory, self._shelf, clock) or _NOTHING
+        old = cache_files.read(self._directory, self._shelf, clock, self._records) or _NOTHING
         highest = max(old.clock, self._clock, self._records.clock if self._records else _NEVER)
         if not cache_files.is_credible(highest, clock):
             return  # the clock was set back while this build ran

@@ -50,6 +50,10 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+Version = tuple[int, ...]
+"""Inode number, size, mtime and ctime of a file, whose contents are never changed in place."""
+
+
 class Shelf(NamedTuple):
     """The key of a cache file: volume and digest algorithm."""
 
@@ -69,10 +73,14 @@ class Shelf(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Records as ``native.merge_records`` takes them, and the largest clock offset at which one of them was made."""
+    """Records as ``native.merge_records`` takes them, and the largest clock offset at which one of them was made.
+
+    *version* is that of the file that they were read from (:func:`version_of`).
+    """
 
     clock: int
     data: memoryview[int]
+    version: Version | None = None
 
 
 def open_directory(path: bytes) -> int | None:
@@ -100,11 +108,14 @@ def _is_ours(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
 
 
-def read(directory: int, shelf: Shelf, clock: int) -> Records | None:
+def read(directory: int, shelf: Shelf, clock: int, before: Records | None = None) -> Records | None:
     """Read the records of *shelf*; ``None`` if there are no valid ones. *clock* is the clock offset now.
 
-    Raises ``OSError``.
+    *before* are those read earlier, which are not read again if nobody replaced them. Raises ``OSError``.
     """
+    version = version_of(directory, shelf.name)
+    if before is not None and version is not None and before.version == version and is_credible(before.clock, clock):
+        return before
     data = read_own(directory, shelf.name, _HEADER.size, _HEADER.size + MAX_RECORDS * shelf.record_size)
     if data is None:
         return None
@@ -119,7 +130,16 @@ def read(directory: int, shelf: Shelf, clock: int) -> Records | None:
         # The clock was set back: files may have changed at times that occurred before, so drop the records for good.
         os.unlink(shelf.name, dir_fd=directory)
         return None
-    return Records(made, records)
+    return Records(made, records, version)
+
+
+def version_of(directory: int, name: bytes) -> Version | None:
+    """The version of a file; ``None`` if there is none. Raises ``OSError``."""
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_credible(made: int, clock: int) -> bool:
@@ -232,5 +252,6 @@ __all__ = [
     "open_directory",
     "read",
     "read_own",
+    "version_of",
     "write",
 ]
