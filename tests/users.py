@@ -40,7 +40,7 @@ _PREFIX = "cfst"  # names are PREFIX-PID-NUMBER
 _IDS = 65_536
 _FUSE = os.makedev(10, 229)
 _FURTHER = itertools.count(2)  # the fixtures have the first two
-_PATIENCE = 20.0  # seconds for what must happen, but not at once
+_PATIENCE = 60.0  # seconds for what must happen, but not at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Place:
         os.mknod(self._device, stat.S_IFCHR | 0o600, _FUSE)
         os.chmod(self._device, 0o666)
         script = "\n".join(
-            [*_uncover(top), _bind(self._device, Path("/dev/fuse")), "echo ready", "exec sleep infinity"]
+            [_leave(top), *_uncover(top), _bind(self._device, Path("/dev/fuse")), "echo ready", "exec sleep infinity"]
         )
         # Killed with this process, so that a run that is killed leaves no namespace.
         with_us = ["setpriv", "--pdeathsig", "KILL"]
@@ -382,6 +382,22 @@ def _run(command: list[bytes], environment: dict[str, str], stdin: bytes, check:
 def _compile() -> None:
     """Compile the package, as installing it does: users may not write here, and would compile it with each command."""
     compileall.compile_dir(requirements.REPOSITORY / "cfstools", quiet=2)
+
+
+def _leave(top: Path) -> str:
+    """Return a shell line that takes off, in this namespace only, what other tests of this run have mounted.
+
+    Its copies would keep their file systems, and the processes that serve these, for as long as the namespace lives.
+    """
+    own = shlex.quote(f"{os.path.realpath(top.parent.parent)}/")
+    # The escapes of mountinfo are not quite those of printf.
+    return f"""
+        awk -v own={own} 'index($5, own) == 1 {{ print $5 }}' /proc/self/mountinfo | tac | sed 's/\\\\/\\\\0/g' |
+        while read -r where; do
+            # A mount goes by itself when another test removes its directory.
+            umount --internal-only --no-canonicalize --lazy "$(printf %b "$where")" 2>/dev/null || :
+        done
+    """
 
 
 def _uncover(top: Path) -> Iterator[str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
 
-from tests.users import User
+from tests import requirements
+from tests.mounts import mounts_below, unmount_below
+from tests.users import Place, User
 
 SUBORDINATE = "exec setpriv --reuid 77 --clear-groups sh -c 'printf ready; sleep 1002; :'"
 STATUS = (
@@ -57,13 +60,29 @@ def test_the_fuse_device_opens_and_closes(user: User) -> None:
 
 
 def test_mounts_are_of_the_place(user: User) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
     user.place.root("mount", "-t", "tmpfs", "tmpfs", user.home)
     assert user.place.new_mounts() == [f"tmpfs {user.home}"]
     assert user.run("findmnt", "-no", "FSTYPE", user.home).stdout == b"tmpfs\n"
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert mounts_below(user.home.parent) == []
     user.place.root("umount", user.home)
     assert user.place.new_mounts() == []
+
+
+def test_mounts_of_other_tests_do_not_stay_in_the_place(tmp_path: Path) -> None:
+    requirements.need_mounts()
+    tmp_path.chmod(0o711)
+    top, other = tmp_path / "place", tmp_path / "a 1\\b"
+    top.mkdir()
+    other.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", other], check=True)
+    try:
+        place = Place(top)
+        seen = place.mounts()
+        place.close()
+        assert mounts_below(tmp_path) == [bytes(other)]
+    finally:
+        unmount_below(tmp_path)
+    assert [line for line in seen if str(tmp_path) in line] == []
 
 
 def test_processes_are_found_and_ended(user: User) -> None:
