@@ -72,10 +72,10 @@ def mounted(source: Path | str, kind: str, options: str = "rw", *, place: Path |
     finally:
         subprocess.run(["umount", place], check=True)
         if device.is_block_device():
-            _await_release(device, Path(source) if is_image else None)
+            await_release(device, Path(source) if is_image else None)
 
 
-def _await_release(device: Path, image: Path | None) -> None:
+def await_release(device: Path, image: Path | None = None) -> None:
     """Wait until the kernel let go of the file system on *device*, a loop device for *image* or one that stays.
 
     Whoever made a mount namespace meanwhile has a copy of the mount, and keeps the file system until the namespace

@@ -13,15 +13,15 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cfstools.verity import digest_bytes
-from tests import requirements
+from tests import loops, requirements
 from tests.mkcfs import unmeasured
+from tests.processes import until
 
 MIB = 1 << 20
 FIBMAP = 1
@@ -56,6 +56,7 @@ class Disk:
         (block,) = struct.unpack("i", place)
         assert block > 0
         subprocess.run(["umount", self.place], check=True)
+        loops.await_release(Path(self._device))
         self._mount("ro")
         os.truncate(self.backing, block * 4096)
         with file.open("rb") as opened, pytest.raises(OSError, match="Input/output error"):
@@ -180,6 +181,15 @@ def test_a_store(disk: Disk, mkcfs: Mkcfs, tmp_path: Path) -> None:
     assert not (tmp_path / "tree").exists()
 
 
+def has_read(pid: int) -> int:
+    """How many bytes a process has read since it was started; 0 once it has ended."""
+    try:
+        counters = Path(f"/proc/{pid}/io").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return int(counters.split()[1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("implementation", ["native", "pure"])
 @pytest.mark.parametrize("threads", ["1", "3"])
@@ -199,11 +209,11 @@ def test_signals_end_the_hashing_of_a_large_file(
         env={**unmeasured(), "MKCFS_NATIVE": implementation},
         stderr=subprocess.PIPE,
     ) as child:
-        time.sleep(1.5)
-        assert child.poll() is None
-        child.send_signal(number)
         try:
-            _, said = child.communicate(timeout=30)
+            until(lambda: has_read(child.pid) > 256 * MIB or child.poll() is not None)
+            assert child.poll() is None
+            child.send_signal(number)
+            _, said = child.communicate(timeout=60)
         finally:
             child.kill()
     assert (child.returncode, said) == (130, b"mkcfs: interrupted\n")
