@@ -160,7 +160,8 @@ def test_a_server_that_is_killed_breaks_nothing(place: Path, method: str, lazy: 
             for _ in range(chance.randrange(1, 20)):
                 digest.update(os.read(reading.stdout.fileno(), 10_000))
             if kill < 4 and (server := server_of(pid)) is not None:
-                os.kill(server, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # the one killed before, which its keeper has collected meanwhile
+                    os.kill(server, signal.SIGKILL)
         digest.update(reading.communicate()[0])
         assert reading.returncode == 0
         assert digest.hexdigest() == wanted
@@ -330,12 +331,12 @@ def test_words_that_the_helper_does_not_take(place: Path, arguments: list[str]) 
 def test_the_helper_enters_a_namespace(place: Path) -> None:
     done = as_helper(
         place,
-        "unshare --mount --propagation private sleep 30 >/dev/null 2>&1 & HOLDER=$!\n"
-        "sleep 1\n"
+        "unshare --mount --propagation private sleep infinity >/dev/null 2>&1 & HOLDER=$!\n"
+        "trap 'kill $HOLDER' EXIT\n"
+        'until [ "$(cat /proc/$HOLDER/comm)" = sleep ]; do sleep 0.05; done\n'  # it is in its namespace
         "/usr/sbin/mount.mkcfs image mnt -N $HOLDER -o basedir=store\n"
         "! findmnt -n mnt\n"
         "cat /proc/$HOLDER/root/$PWD/mnt/etc/conf\n"
-        "kill $HOLDER\n"
         "! /usr/sbin/mount.mkcfs image mnt -N /nowhere -o basedir=store\n",
     )
     assert (done.returncode, done.stdout) == (0, "text\n"), done.stderr
