@@ -47,6 +47,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecondTries())
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of a run without native functions what chooses them itself: it is the same in the run with them."""
+    if config.getoption("--pure"):
+        config.hook.pytest_deselected(items=[item for item in items if _chooses_native(item)])
+        items[:] = [item for item in items if not _chooses_native(item)]
+
+
+def _chooses_native(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    chosen = item.callspec.params.get("each_implementation") if hasattr(item, "callspec") else None
+    return chosen == "native" or "native_in_use" in item.fixturenames
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root"):
         requirements.need_root()
