@@ -318,7 +318,7 @@ def test_closed_pipe_is_no_error_message(tmp_path: Path) -> None:
     assert process.stderr is not None
     process.stdout.read(10)
     process.stdout.close()
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -343,7 +343,7 @@ def test_interrupted_build_leaves_nothing_half_written(number: signal.Signals, t
         time.sleep(0.01)  # before it builds, it may not yet listen to signals
     time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     if process.returncode != 0:  # it may have been quicker than the signal
         assert process.returncode == 130
         assert said.decode().splitlines() == ["mkcfs: interrupted"]

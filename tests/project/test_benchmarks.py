@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +37,9 @@ def test_both_sides_run_in_turns() -> None:
     assert made == [0]
     row = results.cells(result, "2000-01-01")
     assert len(row) == len(results.COLUMNS)
-    assert float(row[3].removesuffix("×")) > 1
+    assert min(run.wall for run in result.theirs) >= 0.3
+    ours, theirs = (statistics.median(run.wall for run in side) for side in (result.ours, result.theirs))
+    assert float(row[3].removesuffix("×")) == pytest.approx(theirs / ours, abs=0.01)
     assert row[4:7] == ["1.5×", "2×", "goal"]
     assert len(results.line(row).split()) == len(row)
 
@@ -161,11 +164,11 @@ def test_lazy_mounts_are_compared_or_have_a_limit_in_seconds(
 
 def test_what_is_done_below_a_mount_is_timed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 5000)
-    begun = time.monotonic() - 5
+    begun = time.monotonic() - 10_000  # which none of these count, however slow the machine is
     command = mounts.acting(begun, tmp_path, ["find", "tar", "grep"])
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert len(found) == 3
-    assert all(0 < seconds < 5 and work < 5 for seconds, work in found)
+    assert all(0 < seconds < 10_000 and work < 10_000 for seconds, work in found)
 
 
 def test_modules_are_counted(tmp_path: Path) -> None:
