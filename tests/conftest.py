@@ -37,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores it for what runs in its background, and commands that tests interrupt would ignore it too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # So does nohup(1) for its command, which still has to outlive the terminal.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         config.option.basetemp = own_temporary.claim(config)
     if config.getoption("--pure"):
