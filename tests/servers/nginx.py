@@ -10,7 +10,7 @@ from pathlib import Path
 from cfstools.transport import url
 from cfstools.transport.url import Url
 from tests.requirements import need_command
-from tests.servers.ports import free_port, wait_for_port
+from tests.servers.ports import own_port, wait_for_port
 
 _CONFIGURATION = """
 daemon off;
@@ -41,16 +41,18 @@ def nginx(root: Path, work: Path, *, certificate: tuple[Path, Path] | None = Non
     need_command("nginx")
     work.mkdir(parents=True, exist_ok=True)
     work.chmod(0o755)
-    port = free_port()
     if certificate is not None:
         more += f" ssl_certificate {certificate[0]}; ssl_certificate_key {certificate[1]};"
-    text = _CONFIGURATION.format(work=work, port=port, root=root, tls=" ssl" if certificate else "", more=more)
-    (work / "nginx.conf").write_text(f"user root;{text}", encoding="utf-8")
-    words = ["nginx", "-e", str(work / "error.log"), "-p", str(work), "-c", str(work / "nginx.conf")]
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, process)
-        yield url.parse(f"{'https' if certificate else 'http'}://127.0.0.1:{port}/")
-    finally:
-        process.terminate()
-        process.wait()
+    with own_port() as port:
+        text = _CONFIGURATION.format(work=work, port=port, root=root, tls=" ssl" if certificate else "", more=more)
+        (work / "nginx.conf").write_text(f"user root;{text}", encoding="utf-8")
+        words = ["nginx", "-e", str(work / "error.log"), "-p", str(work), "-c", str(work / "nginx.conf")]
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for_port(port, process)
+            yield url.parse(f"{'https' if certificate else 'http'}://127.0.0.1:{port}/")
+        finally:
+            process.terminate()
+            process.wait()

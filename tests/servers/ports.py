@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# The kernel gives none of these to who asks for any port, nor to who connects.
+_PORTS = range(20_000, 30_000)
 
 
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A port that nobody listens on but who got it from here; no other test has it meanwhile, in any process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as claim:
+        yield next(port for port in random.sample(_PORTS, len(_PORTS)) if _claimed(claim, port))
+
+
+def _claimed(claim: socket.socket, port: int) -> bool:
+    """Take the port of the same number for datagrams, which stands for this one while a server starts and ends."""
+    with suppress(OSError):
+        socket.create_server(("127.0.0.1", port)).close()
+        claim.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:

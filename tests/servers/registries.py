@@ -16,9 +16,9 @@ from typing import Any
 from tests.requirements import go_tool, need_command
 from tests.servers.tokens import ISSUER, SERVICE, TokenServer
 
-_LISTENING = re.compile(rb"listening on 127\.0\.0\.1:([0-9]+)")
-_ADDRESS = re.compile(rb"127\.0\.0\.1:([0-9]+)")
-_STARTING = 20.0
+_LISTENING = re.compile(rb"listening on 127\.0\.0\.1:([0-9]+)[^0-9]")  # the whole number: a line may be half written
+_ADDRESS = re.compile(rb"127\.0\.0\.1:([0-9]+)[^0-9]")
+_STARTING = 60.0
 
 
 @contextmanager

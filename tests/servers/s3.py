@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cfstools.transport.cloud import CloudOptions
 from tests.requirements import go_tool
-from tests.servers.ports import free_port, wait_for_port
+from tests.servers.ports import own_port, wait_for_port
 
 KEY, SECRET, BUCKET = "access-key", "secret-of-the-test", "bucket"
 
@@ -51,20 +51,10 @@ def versitygw(directory: Path) -> Iterator[Storage]:
     program = go_tool("versitygw")
     bucket = directory / "data" / BUCKET
     bucket.mkdir(parents=True)
-    port = free_port()
-    words = [
-        str(program),
-        "--port",
-        f"127.0.0.1:{port}",
-        "--access",
-        KEY,
-        "--secret",
-        SECRET,
-        "posix",
-        str(directory / "data"),
-    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    with (directory / "log").open("wb") as log:
+    with own_port() as port, (directory / "log").open("wb") as log:
+        listening = ["--port", f"127.0.0.1:{port}", "--access", KEY, "--secret", SECRET]
+        words = [str(program), *listening, "posix", str(directory / "data")]
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             wait_for_port(port, process)

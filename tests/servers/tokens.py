@@ -133,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # all that a client opens at once
     tokens: TokenServer
 
 
