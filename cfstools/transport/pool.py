@@ -236,7 +236,6 @@ class Pool:
         self._proxies = proxies
         self._patience = patience
         self._clock = clock
-        self._timeout = urllib3.Timeout(connect=patience.connect, read=patience.read)
         self._pools: OrderedDict[Origin, urllib3.HTTPConnectionPool] = OrderedDict()
         self._lock = Lock()
         self._sockets: WeakSet[Socket] = WeakSet()
@@ -257,7 +256,7 @@ class Pool:
                     retries=_NO_RETRIES,
                     redirect=False,
                     assert_same_host=False,
-                    timeout=self._timeout,
+                    timeout=urllib3.Timeout(connect=self._patience.connect, read=self._patience.read),
                     preload_content=False,
                     decode_content=False,
                     enforce_content_length=True,

@@ -12,7 +12,7 @@ import pytest
 from cfstools.errors import NetworkError, NoTls, TransientError
 from cfstools.transport import url
 from cfstools.transport.http import Http, Request
-from cfstools.transport.pool import Patience, Pool
+from cfstools.transport.pool import Pool
 from cfstools.transport.proxies import NO_PROXIES, Proxies, parse_proxies
 from cfstools.transport.retry import Clock
 from cfstools.transport.tls import TlsFiles, context, read_authorities
@@ -33,7 +33,7 @@ def certificate(authority: Authority) -> tuple[str, str]:
 
 
 def get(url: Url, files: TlsFiles = TlsFiles(), proxies: Proxies = NO_PROXIES) -> bytes:  # noqa: B008
-    pool = Pool(tls=lambda _origin: files, proxies=proxies, patience=Patience(connect=5, read=5))
+    pool = Pool(tls=lambda _origin: files, proxies=proxies)
     http = Http(pool, clock=Clock(sleep=lambda _seconds: None))
     try:
         return http.document(Request(url), limit=1000).data
