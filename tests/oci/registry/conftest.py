@@ -219,17 +219,26 @@ def make_tree(path: Path, version: int) -> Path:
 
 
 class Made:
-    """Images of two versions in one store."""
+    """Images of two versions in one store, in a directory that has the trees as well."""
 
     def __init__(self, root: Path) -> None:
         self.store = root / "objects"
-        self.images = {}
-        for version in (1, 2):
-            image = root / f"v{version}.cfs"
-            mkcfs("build", make_tree(root / f"tree{version}", version), image, "--store", self.store)
-            self.images[version] = image
+        self.images = {version: root / f"v{version}.cfs" for version in (1, 2)}
+
+
+@pytest.fixture(scope="session")
+def _made(tmp_path_factory: pytest.TempPathFactory, cache_directory: Path) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    made = Made(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MKCFS_CACHE_DIR", str(cache_directory))
+        for version, image in made.images.items():
+            mkcfs("build", make_tree(root / f"tree{version}", version), image, "--store", made.store)
+    return root
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
+def made(_made: Path, tmp_path: Path) -> Made:
+    """They are a test's own: it may sign the images and damage the objects."""
+    subprocess.run(["cp", "-a", f"{_made}/.", str(tmp_path)], check=True)
     return Made(tmp_path)
