@@ -27,6 +27,15 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def sleeps(pid: int) -> bool:
+    """Whether no thread of a process has anything to do just now."""
+    try:
+        stats = [stat.read_text(encoding="ascii") for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread that has just ended
+        return False
+    return all(stat.rsplit(") ", 1)[1][0] == "S" for stat in stats)
+
+
 def children() -> set[int]:
     """The children of this process, ended ones that nobody waited for too."""
     return {

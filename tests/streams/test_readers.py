@@ -97,7 +97,7 @@ def test_not_more_than_a_few_pieces_are_read_ahead() -> None:
     stream.read(1)
     # One piece is in use, two wait, one is in the thread's hand.
     for _ in range(4):
-        assert reads.acquire(timeout=10)
+        assert reads.acquire(timeout=60)
     assert not reads.acquire(timeout=0.05)
     stream.close()
     assert reader_threads() == []

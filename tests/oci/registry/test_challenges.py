@@ -53,7 +53,7 @@ def test_bearer_goes_before_basic_which_needs_a_password() -> None:
 
 
 def test_hostile_headers_cost_little() -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     for header in (
         "Bearer " + "a=" * 50_000,
         'Bearer realm="' + "\\" * 99_999,
@@ -62,7 +62,7 @@ def test_hostile_headers_cost_little() -> None:
         "a" * 100_000,
     ):
         assert len(parse_challenges([header] * 3)) <= MAX_CHALLENGES
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 @given(st.lists(st.text(max_size=80), max_size=3))

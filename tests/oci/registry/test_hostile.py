@@ -267,7 +267,7 @@ def test_the_first_error_of_several_layers_ends_the_others() -> None:
 
 def test_three_layers_come_at_once() -> None:
     """Each answer waits until all three layers were asked for."""
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=60)
 
     def override(asked: Asked) -> Iterable[Part] | None:
         if asked.target.rpartition("/")[2] in one.layers:
