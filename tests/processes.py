@@ -1,10 +1,13 @@
-"""Processes that tests did not start themselves: whether they live, and waiting for what they do."""
+"""Processes that tests did not start themselves: whether they live, and waiting for what they do; late signals."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 _PATIENCE = 60
@@ -52,3 +55,13 @@ def server_of(keeper: int) -> int | None:
     except OSError:
         return None
     return int(children[-1]) if children else None
+
+
+def late(number: signal.Signals) -> int:
+    """A length for ``os.read`` that sends this process a signal when it is asked for.
+
+    That is after Python has looked for signals, and before it waits in the kernel: nothing of it is written in Python.
+    """
+    kill = partial(ctypes.CDLL(None).kill, os.getpid())
+    length: int = type("Late", (), {"__index__": staticmethod(partial(max, [int(number)], key=kill))})()
+    return length

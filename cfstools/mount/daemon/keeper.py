@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
-from typing import NoReturn
 
 from cfstools.errors import CfsError, Interrupted, NetworkError
 from cfstools.linux.children import fork
@@ -21,6 +20,7 @@ from cfstools.linux.files import close
 from cfstools.mount.daemon import messages
 from cfstools.mount.daemon.log import Log
 from cfstools.mount.daemon.service import WITHIN, Restarts, Serve, Turn
+from cfstools.mount.daemon.signals import WAKING, Signals, Stopped
 
 _STOPS = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
 _WAITED_FOR = _STOPS | {signal.SIGCHLD, signal.SIGUSR1}
@@ -35,10 +35,6 @@ class _End(IntEnum):
     FAILED = 1
     STOPPED = 2
     DEFECT = 70
-
-
-class _Stopped(BaseException):
-    """SIGTERM came to a server."""
 
 
 class Keeper:
@@ -60,6 +56,7 @@ class Keeper:
         self._restarts = Restarts()
         self._child = 0
         self._stop: signal.Signals | None = None
+        self._asked = False  # for counters, while there was no server
         self._mask: set[signal.Signals] = set()
         self._oom_score = 0
 
@@ -106,6 +103,9 @@ class Keeper:
             if self._rest(pause):
                 return 0
             self._child = self._fork(None)
+            if self._asked:
+                self._asked = False
+                os.kill(self._child, signal.SIGUSR1)
 
     def _wait(self) -> int:
         """Wait for the server; its exit code, negative for a signal. Other signals are answered meanwhile."""
@@ -140,7 +140,9 @@ class Keeper:
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
             found = signal.sigtimedwait(_WAITED_FOR, left)
-            if found is not None and found.si_signo in _STOPS:
+            if found is not None and found.si_signo == signal.SIGUSR1:
+                self._asked = True
+            elif found is not None and found.si_signo in _STOPS:
                 self._stop = signal.Signals(found.si_signo)
                 self._take_off()
                 return True
@@ -157,7 +159,6 @@ class Keeper:
     def _run(self, ready: int | None, keeper: int) -> int:
         """The life of a server, in its own process."""
         _set_oom_score(self._oom_score)
-        watched: list[Callable[[], str]] = []
 
         def answered() -> None:
             nonlocal ready
@@ -165,21 +166,17 @@ class Keeper:
                 messages.tell_ready(ready, keeper)
                 ready = None
 
-        def counters(*_signal: object) -> None:
-            for lines in watched:
-                self._log.say(lines())
-
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both, and the keeper decides
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGUSR1, counters)
         close_all(self._foreign - {ready})
-        turn = Turn(ready is None, answered, watched.append, self._log)
+        signals = Signals(self._log)
+        turn = Turn(ready is None, answered, signals.watch, self._log)
         code = _End.GONE
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
+            signals.handle()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR | {WAKING})
             self._serve(turn)
-        except _Stopped:
+        except Stopped:
             code = _End.STOPPED
         except CfsError as error:
             # Another place may answer again when the next server asks.
@@ -203,10 +200,6 @@ def close_all(descriptors: frozenset[int | None]) -> None:
     for fd in descriptors:
         if fd is not None:
             close(fd)
-
-
-def _stop(*_signal: object) -> NoReturn:
-    raise _Stopped
 
 
 def _how(code: int) -> str:

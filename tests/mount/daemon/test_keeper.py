@@ -14,7 +14,7 @@ from cfstools.errors import CfsError, Interrupted, StoreError, Unsupported
 from cfstools.mount.daemon.log import Log, log_to_file
 from cfstools.mount.daemon.service import Serve, Service, Turn
 from cfstools.mount.daemon.start import Started, start_in_background, start_in_foreground
-from tests.processes import alive, server_of, until
+from tests.processes import alive, late, server_of, until
 
 
 class Place:
@@ -43,11 +43,16 @@ class Place:
 
     def serve(self, turn: Turn) -> None:
         turn.watch(lambda: "counters")
+        length = 1
         try:
             self.note("resume" if turn.resume else "start")
             turn.ready()
-            while request := os.read(self.served, 1):
+            while request := os.read(self.served, length):
                 match request:
+                    case b"u":
+                        length = late(signal.SIGUSR1)
+                    case b"t":
+                        length = late(signal.SIGTERM)
                     case b"k":
                         os.kill(os.getpid(), signal.SIGKILL)
                     case b"e":
@@ -112,13 +117,14 @@ def test_it_ends_with_the_file_system(place: Place) -> None:
 def test_it_holds_nothing_of_the_caller(place: Place, tmp_path: Path) -> None:
     with (tmp_path / "ours").open("w") as ours, background(place) as started:
         os.set_inheritable(ours.fileno(), True)
-        for pid in (started.pid, server_of(started.pid)):
+        for pid, most in ((started.pid, 2), (server_of(started.pid), 3)):
             links = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
             pipes = {link for link in links if link.startswith("pipe:")}
             assert links - pipes == {"/dev/null", str(place.log_path)}
-            # The device, and in the keeper what says where the mount is; the pipe of readiness is closed.
+            # The device, what says where the mount is, and in the server what tells of signals. The pipe of readiness
+            # is closed.
             assert os.readlink(f"/proc/self/fd/{place.device}") in pipes
-            assert len(pipes) <= 2
+            assert len(pipes) <= most
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
@@ -182,6 +188,26 @@ def test_a_signal_before_there_is_a_mount_ends_it(place: Place) -> None:
 
 def test_counters_are_said(place: Place) -> None:
     with background(place) as started:
+        os.kill(started.pid, signal.SIGUSR1)
+        until(lambda: "counters" in place.log_path.read_text(encoding="utf-8"))
+
+
+def test_counters_are_said_by_a_server_that_is_about_to_wait(place: Place) -> None:
+    with background(place):
+        place.ask(b"u")
+        until(lambda: "counters" in place.log_path.read_text(encoding="utf-8"))
+
+
+def test_a_server_that_is_about_to_wait_can_be_ended(place: Place) -> None:
+    with background(place):
+        place.ask(b"t")
+        until(lambda: "the server ended with code 2" in place.log_path.read_text(encoding="utf-8"))
+
+
+def test_counters_are_said_once_there_is_a_server_again(place: Place) -> None:
+    with background(place) as started:
+        place.ask(b"kkkk")
+        until(lambda: "started again in 0.8 s" in place.log_path.read_text(encoding="utf-8"))
         os.kill(started.pid, signal.SIGUSR1)
         until(lambda: "counters" in place.log_path.read_text(encoding="utf-8"))
 
