@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.everyone.ways import USER_WAYS, Image, Way, shown
+from tests.processes import until
 from tests.users import User
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
@@ -63,7 +63,9 @@ def test_a_link_that_somebody_else_made_ends_nothing(user: User, stranger: User,
         assert target.startswith("/proc/")
         victim = user.start("sleep", "1000")
         try:
-            pid = next(pid for pid, line in user.processes().items() if line.startswith("sleep"))
+            # What is started becomes the user's own, and then the command, one after another in the same process.
+            pid = victim.pid
+            until(lambda: user.processes().get(pid, "").startswith("sleep"))
             for planted in (target.replace(target.split("/")[2], str(pid)), f"/proc/{pid}/root/tmp/.mkcfs-0000"):
                 link = stranger.home / "planted"
                 link.unlink(missing_ok=True)
@@ -73,7 +75,7 @@ def test_a_link_that_somebody_else_made_ends_nothing(user: User, stranger: User,
                 assert done.code == 1
                 assert victim.poll() is None
         finally:
-            os.kill(pid, signal.SIGKILL)
+            victim.kill()
             victim.wait()
 
 
