@@ -21,6 +21,7 @@ from cfstools.mount.layers import cannot
 from cfstools.mount.overlay import classic_options, mount_overlay, mount_overlay_classic
 from tests.compat.mounted import differences
 from tests.mounts import mounts_below
+from tests.processes import until
 
 pytestmark = pytest.mark.kernel
 
@@ -170,9 +171,8 @@ def test_a_loop_device(place: Path) -> None:
     linux.umount(bytes(place / "mnt"))
     # Other tests mount things as well.
     assert f" {place}/" not in Path("/proc/self/mountinfo").read_text()
-    deadline = time.monotonic() + 20
-    while subprocess.run(["losetup", device], capture_output=True, check=False).returncode == 0:
-        assert time.monotonic() < deadline, "the loop device stays"
+    attached = ["losetup", "--associated", str(image)]
+    until(lambda: not subprocess.run(attached, check=True, capture_output=True).stdout)
 
 
 def test_a_file_the_kernel_cannot_mount_gets_a_loop_device(place: Path) -> None:
