@@ -164,8 +164,13 @@ def lazy(server: FaultyServer, *more: str) -> Sequence[str]:
     return ("--lazy", server.address("objects"), "--readahead", "0", *more)
 
 
+def once(server: FaultyServer) -> Sequence[str]:
+    return lazy(server, "--attempts", "1")
+
+
 def impatient(server: FaultyServer) -> Sequence[str]:
-    return lazy(server, "--fetch-timeout", "2", "--attempts", "1")
+    """Where a server is silent and somebody has to wait for it."""
+    return [*once(server), "--fetch-timeout", "3"]
 
 
 def name_of(name: str) -> str:
@@ -226,7 +231,8 @@ def test_a_bad_source_is_an_io_error_and_tried_again(kind: str, made: Made, moun
     def fault(asked: Asked, data: bytes) -> Iterable[Part] | None:
         return FAULTS[kind](asked, data) if is_object(asked) and not mended else None
 
-    with served(made, fault) as server, mounter.mounted(made, *impatient(server)):
+    options = impatient if kind == "silent" else once
+    with served(made, fault) as server, mounter.mounted(made, *options(server)):
         mounter.assert_fails("dir/file20")
         mounter.assert_fails("dir/file20")
         assert not mounter.objects(), "something wrong was published"
@@ -277,7 +283,7 @@ def test_what_is_mapped_unread_has_the_right_bytes(made: Made, mounter: Mounter)
 
 
 def test_what_is_mapped_and_cannot_be_had_kills_who_reads_it(made: Made, mounter: Mounter) -> None:
-    with served(made, lambda _asked, _data: [reply(500)]) as server, mounter.mounted(made, *impatient(server)):
+    with served(made, lambda _asked, _data: [reply(500)]) as server, mounter.mounted(made, *once(server)):
         done = mounter.run(sys.executable, "-c", MAP, mounter.mnt / "library")
         assert done.code in (-signal.SIGBUS, 128 + signal.SIGBUS, 1), done
         assert not done.stdout
@@ -313,7 +319,7 @@ def test_wrong_leaves_and_wrong_parts_are_io_errors(made: Made, mounter: Mounter
             return [serve(damaged(data), asked)]
         return None
 
-    with served(made, fault) as server, mounter.mounted(made, *impatient(server)):
+    with served(made, fault) as server, mounter.mounted(made, *once(server)):
         mounter.assert_fails("large")
         leaves = False
         # All but the end of it is right.

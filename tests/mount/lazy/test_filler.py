@@ -243,6 +243,7 @@ def test_a_slow_source_is_an_error_at_the_deadline_and_may_come_later(store: Dir
             lazy.open(SMALL)
         assert lazy.counters.waiting == 0
         gate.set()
+        wait_for(lambda: lazy.counters.objects)
         assert read_whole(lazy, SMALL) == OBJECTS[SMALL]
     assert place.asked == {object_name(SMALL): 1}, "the fetch that was on its way was good enough"
 

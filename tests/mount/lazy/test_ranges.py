@@ -289,7 +289,9 @@ def test_a_slow_chunk_is_an_error_at_the_deadline(store: DirectoryStore) -> None
         gate, place.before = gated()  # type: ignore[assignment]
         with pytest.raises(StoreError, match="did not come within 1 s"):
             found.read(50 * CHUNK, 1)
+        before = lazy.counters.parts
         gate.set()
+        wait_for(lambda: lazy.counters.parts > before)
         assert found.read(50 * CHUNK, 1) == DATA[50 * CHUNK : 50 * CHUNK + 1]
         found.close()
 
