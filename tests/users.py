@@ -71,7 +71,7 @@ class Place:
         )
         # Killed with this process, so that a run that is killed leaves no namespace.
         with_us = ["setpriv", "--pdeathsig", "KILL"]
-        command = [*with_us, "unshare", "--mount", "--propagation", "slave", "sh", "-euc", script]
+        command = [*with_us, "unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n"

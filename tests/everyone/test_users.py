@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from subprocess import PIPE
 
@@ -83,6 +84,24 @@ def test_mounts_of_other_tests_do_not_stay_in_the_place(tmp_path: Path) -> None:
     finally:
         unmount_below(tmp_path)
     assert [line for line in seen if str(tmp_path) in line] == []
+
+
+def test_what_others_mount_later_is_not_in_the_place(tmp_path: Path) -> None:
+    """Also not where mounts of the machine are shared, as systemd has them."""
+    requirements.need_mounts()
+    tmp_path.chmod(0o711)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
+        subprocess.run(["mount", "-t", "tmpfs", "--make-shared", "tmpfs", shared], check=True)
+        try:
+            (Path(shared) / "later").mkdir()
+            place = Place(tmp_path)
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", Path(shared) / "later"], check=True)
+            new = place.new_mounts()
+            place.close()
+        finally:
+            unmount_below(Path(shared))
+            subprocess.run(["umount", shared], check=True)
+    assert new == []
 
 
 def test_processes_are_found_and_ended(user: User) -> None:
