@@ -220,7 +220,7 @@ def test_locks(store: DirectoryStore) -> None:
             thread = threading.Thread(target=wait)
             thread.start()
             assert not entered.wait(0.1)
-        thread.join(10)
+        thread.join(60)
         assert entered.is_set()
     assert os.listdir(store.path) == [".mkcfs-lock"]
 
