@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _chooses_native(item: pytest.Item) -> bool:
     assert isinstance(item, pytest.Function)
     chosen = item.callspec.params.get("each_implementation") if hasattr(item, "callspec") else None
-    return chosen == "native" or "native_in_use" in item.fixturenames
+    return chosen == "native" or "native_in_use" in item.fixturenames or item.get_closest_marker("both") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -26,7 +26,7 @@ pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=nowhere
 _, status, usage = os.wait4(pid, 0)
 print(status, usage.ru_maxrss)
 """
-pytestmark = pytest.mark.skipif(SANITIZED, reason="the sanitizer has memory of its own")
+pytestmark = [pytest.mark.both, pytest.mark.skipif(SANITIZED, reason="the sanitizer has memory of its own")]
 
 
 def empty() -> RegularFile:

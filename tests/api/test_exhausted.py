@@ -55,6 +55,7 @@ for name, call in calls.items():
 """
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("implementation", ["native", "pure"])
 def test_no_descriptor_left(tmp_path: Path, implementation: str) -> None:
     for place in ("source", "donor"):

@@ -505,6 +505,7 @@ def test_every_object_is_checked_once(place: Place) -> None:
     assert [count for _, count in named] == [3, 1, 1]
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("loops", ["auto", "pure"])
 def test_many_objects_in_threads(loops: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(lambda: native.use("auto"))
