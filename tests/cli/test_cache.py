@@ -47,14 +47,20 @@ def test_the_place_of_the_cache(
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Two files old enough to be remembered, one that images hold."""
+def new_source(tmp_path: Path) -> Path:
+    """Two files that are remembered once they are old enough, one that images hold."""
     place = tmp_path / "source"
     place.mkdir()
     for name, size in (("one", 100), ("two", 200), ("small", 10)):
         (place / name).write_bytes(bytes(size))
-    time.sleep(3.1)
     return place
+
+
+@pytest.fixture
+def source(new_source: Path) -> Path:
+    """The same, old enough."""
+    time.sleep(3.1)
+    return new_source
 
 
 def build(source: Path, *words: str | Path, **environment: str) -> tuple[int, str]:
@@ -78,14 +84,14 @@ def test_the_cache_by_option_and_by_variable(source: Path, tmp_path: Path) -> No
 
 @pytest.mark.root
 def test_a_user_without_options(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    new_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["build", str(source), str(tmp_path / "image.cfs"), "--store", str(tmp_path / "store"), "--json"]
+    words = ["build", str(new_source), str(tmp_path / "image.cfs"), "--store", str(tmp_path / "store"), "--json"]
     assert run(words) == 0  # so that all is imported, which the user may not read
     shutil.rmtree(tmp_path / "store")
     home = tmp_path / "home"
     home.mkdir()
-    for path in (tmp_path, home, source, *source.iterdir()):
+    for path in (tmp_path, home, new_source, *new_source.iterdir()):
         os.chown(path, 65534, 65534)
     time.sleep(3.1)
     monkeypatch.delenv("MKCFS_CACHE_DIR")

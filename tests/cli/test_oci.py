@@ -254,10 +254,10 @@ def test_warnings_name_layer_and_path(tmp_path: Path) -> None:
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    """A file of 600 MB in a layer must not be held in memory."""
+    """A file of 300 MB in a layer must not be held in memory."""
     sparse = tmp_path / "large"
     with sparse.open("wb") as file:
-        os.truncate(file.fileno(), 600_000_000)
+        os.truncate(file.fileno(), 300_000_000)
     # What getrusage says includes the peak of the process that started this one.
     program = (
         "import re, sys; from cfstools.cli.app import run; code = run(sys.argv[1:]); "

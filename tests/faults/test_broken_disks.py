@@ -131,7 +131,7 @@ def test_a_small_source_file(disk: Disk, mkcfs: Mkcfs, size: int) -> None:
 
 def test_an_image(disk: Disk, mkcfs: Mkcfs, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    for number in range(20_000):
+    for number in range(8_000):
         (tmp_path / f"source/{number}").touch()
     image = disk.place / "image.cfs"
     assert mkcfs("build", tmp_path / "source", image)[0] == 0
