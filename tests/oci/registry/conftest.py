@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from tests.servers.authority import Authority
 from tests.servers.registries import docker_registry, go_registry
 from tests.servers.tokens import TokenServer, token_server
 
+_FRESH = itertools.count()
 USER, PASSWORD = "tester", "correct horse s3cret"
 
 
@@ -186,6 +188,12 @@ def auth_file(path: Path, key: str, user: str = USER, password: str = PASSWORD) 
 def need(*commands: str) -> None:
     """Go on only with these commands."""
     need_command(*commands)
+
+
+@pytest.fixture
+def fresh() -> str:
+    """The beginning of names that no registry has anything under, not even of this test when it runs once more."""
+    return f"fresh{next(_FRESH)}"
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,14 @@ DSSE, BUNDLE = "application/vnd.in-toto+json", "application/vnd.dev.sigstore.bun
 
 @NEEDS_GO
 @pytest.mark.parametrize("kind", ["plain_registry", "referrers_registry"])
-def test_oras_lists_the_signatures(kind: str, made: Made, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_oras_lists_the_signatures(
+    kind: str, made: Made, tmp_path: Path, request: pytest.FixtureRequest, fresh: str
+) -> None:
     served: Served = request.getfixturevalue(kind)
     oras = go_tool("oras")
     mkcfs("keygen", tmp_path / "k", "--no-passphrase")
     mkcfs("sign", made.images[1], "--key", tmp_path / "k.key")
-    place = f"docker://{served.host}/copies/listed:1"
+    place = f"docker://{served.host}/{fresh}/copies/listed:1"
     report = push(made.images[1], made.store, place, "--sign-key", tmp_path / "k.key")
     words = [str(oras), "discover", "--plain-http", "--format", "json", place.removeprefix("docker://")]
     found = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
@@ -83,10 +85,12 @@ def test_a_registry_over_object_storage_is_asked_for_few_ranges(made: Made, tmp_
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_buildah_takes_it_as_a_base(plain_registry: Served, made: Made, compression: str, tmp_path: Path) -> None:
+def test_buildah_takes_it_as_a_base(
+    plain_registry: Served, made: Made, compression: str, tmp_path: Path, fresh: str
+) -> None:
     need_root()
     need_command("buildah")
-    place = f"docker://{plain_registry.host}/copies/base:{compression}"
+    place = f"docker://{plain_registry.host}/{fresh}/copies/base:{compression}"
     for version in (1, 2):
         push(made.images[version], made.store, place, "--compression", compression)
     storage = ["--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run"), "--storage-driver", "vfs"]

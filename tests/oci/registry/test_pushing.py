@@ -28,9 +28,9 @@ def pull(place: str, image: Path, store: Path, *words: str | Path) -> dict[str, 
     return report
 
 
-def test_what_is_pushed_is_pulled(each_registry: Served, made: Made, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled(each_registry: Served, made: Made, tmp_path: Path, fresh: str) -> None:
     words = access(each_registry, tmp_path)
-    place = f"docker://{each_registry.host}/pushed/app:1"
+    place = f"docker://{each_registry.host}/{fresh}/pushed/app:1"
     first = push(made.images[1], made.store, place, *words)
     assert not first["delta"]
     there, store = tmp_path / "there.cfs", tmp_path / "theirs"
@@ -60,12 +60,14 @@ def test_what_a_mirror_has_is_pushed_all_the_same(
     made: Made,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    fresh: str,
 ) -> None:
-    there, mirror = f"{plain_registry.host}/behind/app:1", f"{referrers_registry.host}/before"
+    there, mirror = f"{plain_registry.host}/{fresh}/behind/app:1", f"{referrers_registry.host}/{fresh}/before"
     first = push(made.images[1], made.store, f"docker://{mirror}/app:1")
     configuration = tmp_path / "registries.conf"
     configuration.write_text(
-        f'[[registry]]\nprefix = "reg.example/behind"\nlocation = "{plain_registry.host}/behind"\ninsecure = true\n'
+        f'[[registry]]\nprefix = "reg.example/behind"\nlocation = "{there.removesuffix("/app:1")}"\ninsecure = true\n'
         f'[[registry.mirror]]\nlocation = "{mirror}"\ninsecure = true\n',
         encoding="utf-8",
     )
@@ -78,12 +80,12 @@ def test_what_a_mirror_has_is_pushed_all_the_same(
     assert pulled["objects_fetched"] == pulled["objects"] > 0
 
 
-def test_signatures_travel(plain_registry: Served, made: Made, tmp_path: Path) -> None:
+def test_signatures_travel(plain_registry: Served, made: Made, tmp_path: Path, fresh: str) -> None:
     for name in ("ours", "other"):
         mkcfs("keygen", tmp_path / name, "--no-passphrase")
     key, other = tmp_path / "ours.pub", tmp_path / "other.pub"
     mkcfs("sign", made.images[1], "--key", tmp_path / "ours.key")
-    place = f"docker://{plain_registry.host}/pushed/signed:1"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/signed:1"
     assert len(push(made.images[1], made.store, place)["signatures"]) == 1
     there, store = tmp_path / "there.cfs", tmp_path / "theirs"
     done = mkcfs("pull", place, there, "--store", store, "--key", other, check=False)
@@ -95,9 +97,11 @@ def test_signatures_travel(plain_registry: Served, made: Made, tmp_path: Path) -
     mkcfs("verify", there, "--key", key, "--store", store)
 
 
-def test_signed_layers_are_only_those_signed_before(plain_registry: Served, made: Made, tmp_path: Path) -> None:
+def test_signed_layers_are_only_those_signed_before(
+    plain_registry: Served, made: Made, tmp_path: Path, fresh: str
+) -> None:
     mkcfs("keygen", tmp_path / "k", "--no-passphrase")
-    place = f"docker://{plain_registry.host}/pushed/layers:1"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/layers:1"
     push(made.images[1], made.store, place)
     signed = push(made.images[2], made.store, place, "--sign-key", tmp_path / "k.key")
     assert not signed["delta"]
@@ -110,9 +114,11 @@ def test_signed_layers_are_only_those_signed_before(plain_registry: Served, made
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-def test_a_copy_builds_the_same_image(plain_registry: Served, made: Made, compression: str, tmp_path: Path) -> None:
+def test_a_copy_builds_the_same_image(
+    plain_registry: Served, made: Made, compression: str, tmp_path: Path, fresh: str
+) -> None:
     need_command("skopeo")
-    place = f"docker://{plain_registry.host}/pushed/copied:{compression}"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/copied:{compression}"
     words = ["--compression", compression]
     push(made.images[1], made.store, place, *words)
     assert push(made.images[2], made.store, place, *words)["delta"]
@@ -151,8 +157,8 @@ def test_umoci_unpacks_it(made: Made, tmp_path: Path) -> None:
 
 
 @NEEDS_GO
-def test_crane_finds_it_valid(plain_registry: Served, made: Made) -> None:
-    place = f"docker://{plain_registry.host}/pushed/crane:1"
+def test_crane_finds_it_valid(plain_registry: Served, made: Made, fresh: str) -> None:
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/crane:1"
     for version in (1, 2):
         push(made.images[version], made.store, place, "--compression", "gzip")
     name = place.removeprefix("docker://")
@@ -169,10 +175,10 @@ pull_options = {{enable_partial_images = "true", use_hard_links = "false", ostre
 """
 
 
-def test_podman_pulls_it_partially(plain_registry: Served, made: Made, tmp_path: Path) -> None:
+def test_podman_pulls_it_partially(plain_registry: Served, made: Made, tmp_path: Path, fresh: str) -> None:
     need_root()
     need_command("podman")
-    place = f"docker://{plain_registry.host}/pushed/podman:1"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/podman:1"
     configuration = tmp_path / "storage.conf"
     configuration.write_text(_STORAGE.format(root=tmp_path), encoding="utf-8")
     environment = {**os.environ, "CONTAINERS_STORAGE_CONF": str(configuration)}
@@ -195,12 +201,12 @@ def test_podman_pulls_it_partially(plain_registry: Served, made: Made, tmp_path:
         shutil.rmtree(tmp_path / "graph", ignore_errors=True)
 
 
-def test_other_images_are_not_pulled(plain_registry: Served, layout: Path, tmp_path: Path) -> None:
+def test_other_images_are_not_pulled(plain_registry: Served, layout: Path, tmp_path: Path, fresh: str) -> None:
     done = mkcfs("pull", f"oci:{layout}", tmp_path / "there.cfs", "--store", tmp_path / "theirs", check=False)
     assert done.code == 1
     assert b"was not pushed by mkcfs" in done.stderr
     assert b"hint: `mkcfs build` makes an image of it" in done.stderr
-    place = f"docker://{plain_registry.host}/pushed/nothing"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/nothing"
     done = mkcfs("pull", place, tmp_path / "there.cfs", "--store", tmp_path / "theirs", check=False)
     assert done.code == 1
     assert b"no such image" in done.stderr
@@ -223,9 +229,11 @@ def test_an_image_without_its_objects_is_not_pushed(made: Made, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", ["repository", "layout"])
-def test_a_base_in_another_place_is_copied(target: str, plain_registry: Served, made: Made, tmp_path: Path) -> None:
-    first = f"docker://{plain_registry.host}/pushed/base:1"
-    place = f"docker://{plain_registry.host}/pushed/derived-{target}:1"
+def test_a_base_in_another_place_is_copied(
+    target: str, plain_registry: Served, made: Made, tmp_path: Path, fresh: str
+) -> None:
+    first = f"docker://{plain_registry.host}/{fresh}/pushed/base:1"
+    place = f"docker://{plain_registry.host}/{fresh}/pushed/derived-{target}:1"
     if target == "layout":
         place = f"oci:{tmp_path / 'layout'}:app"
     push(made.images[1], made.store, first)
