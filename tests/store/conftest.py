@@ -13,6 +13,7 @@ import pytest
 
 from cfstools.store import DirectoryStore
 from cfstools.verity import digest_bytes
+from tests.processes import until
 
 
 @pytest.fixture
@@ -80,5 +81,6 @@ def loop_mount(tmp_path: Path, kind: str, size: int, *options: str) -> Iterator[
     try:
         yield where
     finally:
-        subprocess.run(["umount", str(where)], check=True)
+        # A loop device on a file in it is said to be free a moment before the kernel has closed that file.
+        until(lambda: subprocess.run(["umount", str(where)], check=False).returncode == 0)
         image.unlink()
