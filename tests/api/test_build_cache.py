@@ -219,8 +219,8 @@ def move_ext4(path: Path) -> None:
         os.fsync(second.fileno())
         fcntl.ioctl(second, _EXT4_MOVE_EXT, struct.pack("=IIQQQQ", 0, file.fileno(), 0, 0, 1, 0))
         os.fsync(second.fileno())
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # only what was written back is let go of
     other.unlink()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cfstools.api.extract import CopyMode, ExtractOptions, extract_view
 from cfstools.errors import CfsError, InputError, StoreError
+from cfstools.linux.files import syncfs
 from cfstools.output.files import output_file
 from cfstools.output.removal import empty_directory, remove_file
 from cfstools.store import DirectoryStore, MemoryStore, StoreChain, StoreWriter
@@ -71,7 +72,9 @@ def fill(place: Path) -> None:
                 (kept / f"{size}-{number}").write_bytes(piece)
             except OSError:
                 break
-    os.sync()
+    fd = os.open(kept, os.O_RDONLY)
+    syncfs(fd)
+    os.close(fd)
     for number in range(10**6):
         try:
             (kept / f"{number:0200}").touch()
