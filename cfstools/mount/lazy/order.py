@@ -42,7 +42,7 @@ class Order:
         """So many objects behind one on a reader's way, without large ones, and without those named before.
 
         For one that was *missed*, or that was named itself and now is half of the way behind. The way is that of the
-        tree, or its reverse: tmpfs, and so what users mount over it, lists directories from their end since Linux 6.14.
+        tree, or its reverse: tmpfs, and so what users mount over it, lists directories from their end (Linux 6.18).
         """
         if not count:
             return []
