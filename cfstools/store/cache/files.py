@@ -75,7 +75,7 @@ class Shelf(NamedTuple):
 class Records(NamedTuple):
     """Records as ``native.merge_records`` takes them, and the largest clock offset at which one of them was made.
 
-    *version* is that of the file that they were read from (:func:`version_of`).
+    *version* is that of the file that they were read from.
     """
 
     clock: int
@@ -113,7 +113,7 @@ def read(directory: int, shelf: Shelf, clock: int, before: Records | None = None
 
     *before* are those read earlier, which are not read again if nobody replaced them. Raises ``OSError``.
     """
-    version = version_of(directory, shelf.name)
+    version = _version_of(directory, shelf.name)
     if before is not None and version is not None and before.version == version and is_credible(before.clock, clock):
         return before
     data = read_own(directory, shelf.name, _HEADER.size, _HEADER.size + MAX_RECORDS * shelf.record_size)
@@ -133,7 +133,7 @@ def read(directory: int, shelf: Shelf, clock: int, before: Records | None = None
     return Records(made, records, version)
 
 
-def version_of(directory: int, name: bytes) -> Version | None:
+def _version_of(directory: int, name: bytes) -> Version | None:
     """The version of a file; ``None`` if there is none. Raises ``OSError``."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -252,6 +252,5 @@ __all__ = [
     "open_directory",
     "read",
     "read_own",
-    "version_of",
     "write",
 ]
