@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import click
 
-from cfstools.cli.params import PATH, F
+from cfstools.cli.params import PATH, F, store_option
 from cfstools.errors import UsageError
 from cfstools.mount.choose import Check
 from cfstools.mount.inside.ids import IdChoice, Namespaces
 
-UPPER_OPTIONS = (
+STORE_OPTIONS = (
+    store_option("Take file contents from here; of several, the first that has an object counts."),
     click.option("--rw", is_flag=True, help="Take writes, which go to --upper."),
     click.option("--upper", type=PATH, metavar="DIR", help="Keep what is written here."),
     click.option("--work", type=PATH, metavar="DIR", help="Empty directory on the file system of --upper."),
@@ -27,7 +28,7 @@ _TOOLS = ("newuidmap", "newgidmap")
 
 
 def check_upper(*, rw: bool, upper: bytes | None, work: bytes | None) -> None:
-    """Raise UsageError for ``UPPER_OPTIONS`` that mean nothing together."""
+    """Raise UsageError for options of ``STORE_OPTIONS`` that mean nothing together."""
     if rw and (upper is None or work is None):
         raise UsageError("--rw needs --upper and --work: writes have to go somewhere")
     if upper is not None and not rw:

@@ -12,7 +12,7 @@ from cfstools import api
 from cfstools.cli.lazy_options import LazyWords, lazy_options, lazy_stores
 from cfstools.cli.mount_options import (
     CHECK_OPTION,
-    UPPER_OPTIONS,
+    STORE_OPTIONS,
     check_upper,
     expected_options,
     map_option,
@@ -20,7 +20,7 @@ from cfstools.cli.mount_options import (
     program,
 )
 from cfstools.cli.output import print_json
-from cfstools.cli.params import PATH, GroupedCommand, examples, json_option, option_group, public_keys, store_option
+from cfstools.cli.params import PATH, GroupedCommand, examples, json_option, option_group, public_keys
 from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.mount import HelperOptions, Layers, OverlayVerity, parse_options
@@ -64,10 +64,6 @@ class _MountCommand(GroupedCommand):
         return super().parse_args(ctx, [*settings, *args])
 
 
-_STORE_OPTIONS = (
-    store_option("Take file contents from here; of several, the first that has an object counts."),
-    *UPPER_OPTIONS,
-)
 _CHECK_OPTIONS = (
     *expected_options("Mount"),
     click.option(
@@ -112,7 +108,7 @@ _METHOD_OPTIONS = (
 )
 @click.argument("image", type=PATH)
 @click.argument("directory", metavar="DIR", type=PATH)
-@option_group("Store options", *_STORE_OPTIONS)
+@option_group("Store options", *STORE_OPTIONS)
 @option_group("Check options", *_CHECK_OPTIONS)
 @option_group("Method options", *_METHOD_OPTIONS)
 @lazy_options

@@ -12,14 +12,14 @@ from cfstools.cli.app import IGNORED_AT_START
 from cfstools.cli.lazy_options import LazyWords, lazy_options, lazy_stores
 from cfstools.cli.mount_options import (
     CHECK_OPTION,
-    UPPER_OPTIONS,
+    STORE_OPTIONS,
     check_upper,
     expected_options,
     map_option,
     namespaces_of,
 )
 from cfstools.cli.output import print_json, tell
-from cfstools.cli.params import PATH, GroupedCommand, examples, json_option, option_group, public_keys, store_option
+from cfstools.cli.params import PATH, GroupedCommand, examples, json_option, option_group, public_keys
 from cfstools.cli.session import Session
 from cfstools.errors import UsageError
 from cfstools.mount import Layers
@@ -80,10 +80,6 @@ _PLACE_OPTIONS = (
         "where the kernel lets users (Linux 6.16).",
     ),
 )
-_STORE_OPTIONS = (
-    store_option("Take file contents from here; of several, the first that has an object counts."),
-    *UPPER_OPTIONS,
-)
 _CHECK_OPTIONS = (
     *expected_options("Use"),
     click.option(
@@ -109,7 +105,7 @@ _CHECK_OPTIONS = (
 @click.argument("image", type=PATH)
 @click.argument("directory", metavar="[DIR]", type=PATH, required=False)
 @option_group("Namespace options", *_PLACE_OPTIONS)
-@option_group("Store options", *_STORE_OPTIONS)
+@option_group("Store options", *STORE_OPTIONS)
 @option_group("Check options", *_CHECK_OPTIONS)
 @lazy_options
 @click.option(
